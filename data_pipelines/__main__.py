@@ -1,0 +1,126 @@
+"""`python -m data_pipelines prepare FOLDER --out DIR` makes a corpus ready; `describe DIR` says what one holds."""
+
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from data_pipelines.audio import AudioError
+from data_pipelines.batch import SAMPLE_RATE
+from data_pipelines.corpora import CorpusError
+from data_pipelines.languages import name_of
+from data_pipelines.manifest import Manifest, ManifestError, Split
+from data_pipelines.prepare import QUARANTINE_NAME, PrepareError, prepare
+from data_pipelines.sources import ShardSource, SourceError, check_records
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Decode a corpus once, to shards of FLAC and a manifest that training reads. After a stop, it goes on."""
+
+    folder: tyro.conf.Positional[Path]
+    """The corpus: a folder with a table, or with audio under <language>/<corpus>/."""
+    out: Path
+    """The folder to write (made if need be)."""
+    table: Path | None = None
+    """Tab-separated, with a header: path, language; perhaps source, speaker, split, id, text, licence, n_samples.
+    Without it: manifest.tsv if the folder has one, else the folder's own structure."""
+    workers: int | None = None
+    """Processes; one a core by default. The result does not depend on it."""
+    clips_per_shard: int = 1000
+    """Clips in one shard file; more for corpora of millions (1 GB a shard is fine)."""
+    join_seconds: float = 4.0
+    """Training clips of one speaker are joined until they have this length; 0 (and --min-seconds 0) joins nothing."""
+    min_seconds: float = 2.0
+    """A speaker with less than this is repeated up to it; the shortest training length must not be longer."""
+    overwrite: bool = False
+    """Replace what was prepared there with another table or other options; shards that stay the same are kept."""
+
+    def run(self) -> None:
+        made = prepare(
+            self.folder,
+            out=self.out,
+            table=self.table,
+            workers=self.workers,
+            clips_per_shard=self.clips_per_shard,
+            join_seconds=self.join_seconds,
+            min_seconds=self.min_seconds,
+            overwrite=self.overwrite,
+        )
+        if not made.fresh:
+            print(f"{made.root} is already prepared; nothing to do")
+        _print_seconds(made.manifest)
+        tally = made.tally
+        print(
+            f"{tally.clips:,} clips, {tally.read / SAMPLE_RATE / 3600:.3f} h decoded -> "
+            f"{tally.utterances:,} utterances, {tally.written / SAMPLE_RATE / 3600:.3f} h written "
+            f"({tally.repeated / SAMPLE_RATE:.1f} s of it repeated), {tally.left_out / SAMPLE_RATE:.1f} s left out"
+        )
+        if made.rejected:
+            print(f"{len(made.rejected)} clips left out, listed in {made.root / QUARANTINE_NAME}:")
+            for reason, count in Counter(r.reason.split(":")[0].split(" (")[0] for r in made.rejected).most_common():
+                print(f"  {count:>6} {reason}")
+
+
+@dataclass(frozen=True)
+class Describe:
+    """Hours by language and split of a prepared corpus; with --check, every record is read and decoded."""
+
+    root: tyro.conf.Positional[Path]
+    """The prepared folder."""
+    check: bool = False
+    """Read every record and decode it: as slow as decoding, as sure as it gets."""
+
+    def run(self) -> None:
+        manifest = Manifest.load(self.root)
+        _print_seconds(manifest)
+        shards, fingerprint = len(manifest.shard_names), manifest.fingerprint[:16]
+        print(f"{len(manifest):,} utterances in {shards} shards, fingerprint {fingerprint}")
+        if self.check:
+            check_records(manifest)
+            source = ShardSource(manifest)
+            for i in range(len(manifest)):
+                source.read(i)
+            print("every record is whole")
+
+
+def _print_seconds(manifest: Manifest) -> None:
+    by_split = {split: manifest.seconds(split) for split in Split}
+    total = manifest.seconds()
+    corpora = Counter(language for language, _ in manifest.seconds(by=("language", "corpus")))
+    print(f"{'':<4} {'language':<24} {'corpora':>7} {'train':>9} {'dev':>9} {'test':>9}   (minutes)")
+    for code in sorted(total, key=lambda c: -total[c]):
+        minutes = [by_split[split].get(code, 0.0) / 60 for split in Split]
+        columns = " ".join(f"{value:>9,.2f}" for value in minutes)
+        print(f"{code:<4} {name_of(code)[:24]:<24} {corpora[code]:>7} {columns}")
+    minutes = [sum(by_split[split].values()) / 60 for split in Split]
+    print(f"{'all':<29} {len(manifest.corpora):>7} {' '.join(f'{value:>9,.2f}' for value in minutes)}")
+
+
+Verb = (
+    Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
+    | Annotated[Describe, tyro.conf.subcommand("describe", prefix_name=False)]
+)
+
+
+def main() -> int:
+    try:
+        tyro.cli(Verb, prog="python -m data_pipelines", description=__doc__).run()
+    except BrokenPipeError:  # `... | head`: whoever read has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except (CorpusError, PrepareError, ManifestError, SourceError, AudioError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""Bytes to mono float32 at 16 kHz, and the FLAC that shards hold.
+
+libsndfile decodes a file that was cut short without a word, and hands over what is left. Joined with a transcript or a
+length that was meant for the whole, that is a silent error, so what the container says of itself is checked here.
+"""
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import soxr
+
+from data_pipelines.batch import SAMPLE_RATE
+
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aif", ".aiff", ".au", ".w64"})
+SILENCE = 1e-4  # peak of -80 dB re full scale: three steps of int16
+MAX_SECONDS = 3600.0  # longer files need segmenting first; also bounds the memory that a hostile header can ask for
+_UNKNOWN_SIZE = 0xFFFFFFFF  # what streaming writers put into a RIFF header
+_INT16 = 32768.0
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+class AudioError(ValueError):
+    """A clip that cannot be used: `name` says which, `reason` why, `samples` its length at 16 kHz (0: unknown)."""
+
+    def __init__(self, name: str, reason: str, samples: int = 0):
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason, self.samples = name, reason, samples
+
+    def __reduce__(self):  # exceptions are rebuilt from their message otherwise, which loses the parts
+        return type(self), (self.name, self.reason, self.samples)
+
+
+class Decoded(NamedTuple):
+    """One clip: `waveform` [samples] float32 at 16 kHz, mono, and what its source was.
+
+    Attributes:
+        waveform: float32 [samples]; channels averaged, other rates resampled with soxr's HQ setting.
+        source_rate: Hz. source_frames: samples per channel at that rate. source_channels: how many there were.
+    """
+
+    waveform: np.ndarray
+    source_rate: int
+    source_frames: int
+    source_channels: int
+
+
+def decode(data: bytes | Path, *, name: str) -> Decoded:
+    """Decodes a whole file, given as bytes or as a path, to `waveform` [samples] float32 mono 16 kHz.
+
+    Raises AudioError naming the clip and the reason: missing or unreadable, truncated (fewer bytes or samples than the
+    header of a WAV, AIFF, AU, W64, FLAC or MP3 with a Xing header says; Ogg without its last page), damaged (an Ogg
+    page whose checksum is wrong), longer than `MAX_SECONDS`, zero length, not finite, silent (nothing further than
+    `SILENCE` from the mean). An MP3 without a Xing header cannot tell that it was cut.
+    """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        try:
+            data = Path(data).read_bytes()
+        except OSError as error:
+            raise AudioError(name, f"cannot be read ({error.strerror})") from error
+    if not data:
+        raise AudioError(name, "empty file")
+    data = bytes(data)
+    _check_whole(data, name)
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+            rate, announced, channels = sound.samplerate, sound.frames, sound.channels
+            limit = int(MAX_SECONDS * rate)
+            # Unknown lengths are announced as absurdly long ones: read up to the limit, then see whether more follows.
+            blocks = []
+            for block in sound.blocks(blocksize=1 << 20, frames=limit + 1, dtype="float32", always_2d=True):
+                blocks.append(block[:, 0].copy() if channels == 1 else block.mean(axis=1, dtype=np.float32))
+    except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
+        raise AudioError(name, f"unreadable ({_words(error)})") from error
+    source = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    frames = len(source)
+    if frames > limit:
+        raise AudioError(name, f"longer than {MAX_SECONDS:.0f} s: segment it first", int(MAX_SECONDS * SAMPLE_RATE))
+    if frames < announced < 1 << 62:
+        raise AudioError(name, f"truncated: {frames} of {announced} samples decode")
+    if frames == 0:
+        raise AudioError(name, "zero length")
+    if not np.isfinite(source).all():
+        raise AudioError(name, "not finite: has NaN or infinite samples", round(frames * SAMPLE_RATE / rate))
+    waveform = source if rate == SAMPLE_RATE else soxr.resample(source, rate, SAMPLE_RATE, quality="HQ")
+    if not len(waveform):
+        raise AudioError(name, "zero length at 16 kHz")
+    if float(np.abs(source - source.mean(dtype=np.float64)).max()) < SILENCE:
+        raise AudioError(name, f"silent: nothing above {20 * np.log10(SILENCE):.0f} dB re full scale", len(waveform))
+    return Decoded(np.ascontiguousarray(waveform, np.float32), rate, frames, channels)
+
+
+def encode_flac(waveform: np.ndarray) -> bytes:
+    """FLAC bytes (mono, 16 kHz, 16 bit) of `waveform` [samples]: float32 in [-1, 1], or int16, which is kept exactly.
+
+    Full scale is 32768, as when reading; what lies outside is clipped. The same samples give the same bytes.
+    """
+    if waveform.dtype != np.int16:
+        waveform = np.clip(np.rint(waveform * np.float32(_INT16)), -32768, 32767).astype(np.int16)
+    with io.BytesIO() as sink:
+        soundfile.write(sink, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+        return sink.getvalue()
+
+
+def decode_crop(flac: bytes, *, start: int = 0, samples: int | None = None) -> np.ndarray:
+    """float32 [samples] from sample `start` on, of FLAC bytes at 16 kHz mono; to the end where `samples` is None.
+
+    Seeks, so that a short crop of a long utterance costs little. Raises AudioError: unreadable, not 16 kHz mono, or the
+    crop reaches past the end.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(flac)) as sound:
+            if (sound.samplerate, sound.channels) != (SAMPLE_RATE, 1):
+                raise AudioError("FLAC", f"{sound.samplerate} Hz, {sound.channels} channels; expected 16000 Hz mono")
+            total = sound.frames
+            samples = total - start if samples is None else samples
+            if start < 0 or samples < 0 or start + samples > total:
+                raise AudioError("FLAC", f"crop {start}..{start + samples} of {total} samples")
+            if start:
+                sound.seek(start)
+            crop = sound.read(samples, dtype="int16")
+    except (soundfile.SoundFileError, RuntimeError) as error:
+        raise AudioError("FLAC", f"unreadable ({_words(error)})") from error
+    if len(crop) != samples:
+        raise AudioError("FLAC", f"truncated: {len(crop)} of {samples} samples decode")
+    return crop.astype(np.float32) / np.float32(_INT16)
+
+
+def _words(error: Exception) -> str:
+    """What libsndfile says, without the address of the object it read from: the same file gives the same words."""
+    return str(getattr(error, "error_string", error)).strip().rstrip(".")
+
+
+def _check_whole(data: bytes, name: str) -> None:
+    """Raises AudioError if the container says that more bytes should follow."""
+    announced = None
+    if data[:4] in (b"RIFF", b"RIFX", b"RF64") and data[8:12] == b"WAVE":
+        _check_wav(data, name)
+    elif data[:4] == b"OggS":
+        _check_ogg(data, name)
+    elif data[:4] == b"FORM" and len(data) >= 8:
+        announced = struct.unpack(">I", data[4:8])[0] + 7  # not counting a last pad byte, which some leave out
+    elif data[:4] == b".snd" and len(data) >= 12:
+        offset, size = struct.unpack(">II", data[4:12])
+        announced = offset + size if size != _UNKNOWN_SIZE else None
+    elif data[:4] == b"riff" and len(data) >= 24:  # Sony's W64: GUIDs instead of four letters, 64-bit sizes
+        announced = struct.unpack("<Q", data[16:24])[0]
+    elif data[:3] == b"ID3" or data[:1] == b"\xff":
+        announced = _mp3_bytes(data)
+    if announced is not None and announced > len(data):
+        raise AudioError(name, f"truncated: {len(data)} of {announced} bytes")
+
+
+def _mp3_bytes(data: bytes) -> int | None:
+    """The file's length by an MP3's Xing header, less the 1 % by which encoders get it wrong; None without one."""
+    start = 0
+    if data[:3] == b"ID3" and len(data) >= 10:  # ID3v2: its size is four times seven bits
+        start = 10 + sum((byte & 127) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
+    first = data[start : start + 64]  # the header stands 13 to 36 bytes into the first frame
+    place = max(first.find(b"Xing"), first.find(b"Info"))
+    if place < 0 or len(data) < start + place + 16:
+        return None
+    flags, _, size = struct.unpack(">III", data[start + place + 4 : start + place + 16])
+    return start + int(size * 0.99) if flags & 3 == 3 else None
+
+
+def _check_wav(data: bytes, name: str) -> None:
+    order = ">" if data[:4] == b"RIFX" else "<"
+    position, wide_size = 12, None
+    while position + 8 <= len(data):
+        kind, size = data[position : position + 4], struct.unpack(f"{order}I", data[position + 4 : position + 8])[0]
+        if kind == b"ds64" and position + 24 <= len(data):
+            wide_size = struct.unpack("<Q", data[position + 16 : position + 24])[0]
+        if kind == b"data":
+            if size == _UNKNOWN_SIZE and wide_size is None:
+                return  # written to a pipe: the length was never known
+            size = wide_size if size == _UNKNOWN_SIZE else size
+            left = len(data) - position - 8
+            if size > left:
+                raise AudioError(name, f"truncated: WAV of {size} data bytes has {left}")
+            return
+        position += 8 + size + size % 2
+    raise AudioError(name, "truncated: WAV without a data chunk")
+
+
+def _check_ogg(data: bytes, name: str) -> None:
+    """Walks the pages (RFC 3533, section 6): each whole and sound, none missing, the last one flagged as the last."""
+    position, sequence, ended = 0, {}, False
+    while position < len(data):
+        if data[position : position + 4] != b"OggS":
+            if ended and not data[position:].strip(b"\0"):
+                return  # padding after the end
+            raise AudioError(name, f"damaged: no Ogg page at byte {position}")
+        if position + 27 > len(data):
+            raise AudioError(name, "truncated: cut inside an Ogg page header")
+        flags, serial, number, checksum, segments = struct.unpack("<5xB8xIIIB", data[position : position + 27])
+        body = position + 27 + segments
+        end = body + sum(data[position + 27 : body])
+        if body > len(data) or end > len(data):
+            raise AudioError(name, "truncated: cut inside an Ogg page")
+        if _ogg_checksum(data[position : position + 22] + bytes(4) + data[position + 26 : end]) != checksum:
+            raise AudioError(name, f"damaged: checksum of Ogg page {number}")
+        if serial in sequence and number != sequence[serial] + 1:
+            raise AudioError(name, f"damaged: Ogg page {number} follows page {sequence[serial]}")
+        sequence[serial], ended, position = number, bool(flags & 4), end
+    if not ended:
+        raise AudioError(name, "truncated: Ogg without an end-of-stream page")
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """Ogg's CRC is zlib's with every bit order reversed, begun at 0 and not inverted (RFC 3533, section 6, field 7)."""
+    crc = zlib.crc32(page.translate(_REVERSED), 0xFFFFFFFF) ^ 0xFFFFFFFF
+    return int(f"{crc:032b}"[::-1], 2)

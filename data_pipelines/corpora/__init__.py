@@ -1,0 +1,54 @@
+"""One reader a corpus: a module whose `read(folder, ...)` lists clips without decoding them.
+
+`folder` reads any folder with a table or with <language>/<corpus> sub-folders. A reader for a named corpus gives the
+same `Listing`, and `prepare` takes it from there.
+"""
+
+from typing import NamedTuple
+
+from data_pipelines.manifest import Split
+
+
+class CorpusError(ValueError):
+    """A corpus that cannot be read at all: no folder, no table, a missing column, nothing in it."""
+
+
+class Clip(NamedTuple):
+    """One source file with what is known about it before it is decoded.
+
+    Attributes:
+        id: unique in the corpus. path: relative to the corpus folder, with "/".
+        language: ISO 639-3. corpus, speaker: as the source names them; an unknown speaker is "".
+        split: what it may be used for. text, licence: "" where unknown.
+        samples: what the source says its length is, at 16 kHz or at the file's own rate; None where it does not.
+        row: its line in the table (the header is line 1), or its place in the listing.
+        size: bytes of the file.
+    """
+
+    id: str
+    path: str
+    language: str
+    corpus: str
+    speaker: str
+    split: Split
+    text: str
+    licence: str
+    samples: int | None
+    row: int
+    size: int
+
+
+class Rejected(NamedTuple):
+    """One clip that was left out, and why; `samples` at 16 kHz where it could be decoded, else 0."""
+
+    path: str
+    row: int
+    reason: str
+    samples: int = 0
+
+
+class Listing(NamedTuple):
+    """What a reader found: usable `clips`, and what it had to leave out."""
+
+    clips: list[Clip]
+    rejected: list[Rejected]

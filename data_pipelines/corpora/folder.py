@@ -1,0 +1,175 @@
+"""A folder of audio with a tab-separated table, or without one as <language>/<corpus>/**.
+
+The table has a header line. Columns `path` (relative to the folder) and `language` are needed; `source` (or `corpus`),
+`speaker`, `split`, `id`, `text`, `licence` and `n_samples` are used where they are there, any other column is ignored.
+Quotes mean nothing: a field ends at a tab, a row at the end of the line.
+"""
+
+import hashlib
+import os
+import posixpath
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from data_pipelines.audio import AUDIO_SUFFIXES
+from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
+from data_pipelines.languages import UnknownLanguage, normalise
+from data_pipelines.manifest import Split
+
+TABLE_NAME = "manifest.tsv"
+NEEDED = ("path", "language")
+SPLITS = {
+    **{name: Split.TRAIN for name in ("train", "training")},
+    **{name: Split.DEV for name in ("dev", "valid", "validation", "val")},
+    **{name: Split.TEST for name in ("test", "eval")},
+}
+TRAIN_SHARE, DEV_SHARE = 80, 10  # percent, where the table has no split
+
+
+def read(folder: str | Path, *, table: str | Path | None = None) -> Listing:
+    """Lists the clips of a folder in the order of the table, without decoding any.
+
+    `table` is looked for in the folder, then as given; None takes the folder's manifest.tsv if it has one, else walks
+    <language>/<corpus>/**. Without a split, sentences are dealt out 80/10/10 by a hash of (language, text or else id),
+    so that a sentence never sits in two splits. Rows that cannot be used (a path outside of the folder or of no file,
+    a repeated id, a bad split or length) come back as rejected.
+
+    Raises CorpusError: no folder, no table, no such column, a row with another number of fields, not UTF-8, nothing
+    listed, or a language that ISO 639 does not know (a typo there would lose a whole language in silence).
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CorpusError(f"corpus folder {folder} does not exist")
+    if table is None and not (folder / TABLE_NAME).is_file():
+        rows = list(_walk(folder))
+        if not rows:
+            raise CorpusError(f"{folder} has neither {TABLE_NAME} nor audio files under <language>/<corpus>/")
+        where = str(folder)
+    else:
+        path = folder / (table or TABLE_NAME)
+        if not path.is_file():
+            path = Path(table)
+        if not path.is_file():
+            raise CorpusError(f"table {table} does not exist, neither in {folder} nor as given")
+        rows = list(_rows(path))
+        if not rows:
+            raise CorpusError(f"{path} lists no clips")
+        where = str(path)
+    codes = _languages(rows, where)
+    clips, rejected, seen = [], [], {}
+    for number, row in rows:
+        try:
+            clip = _clip(folder, number, row, codes)
+            if clip.id in seen:
+                raise _Unusable(f"id {clip.id!r} was already given in row {seen[clip.id]}")
+        except _Unusable as error:
+            rejected.append(Rejected(row["path"], number, str(error)))
+            continue
+        seen[clip.id] = number
+        clips.append(clip)
+    return Listing(clips, rejected)
+
+
+class _Unusable(Exception):
+    """Why one row is left out."""
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as lines:
+            header = lines.readline().rstrip("\r\n").split("\t")
+            for column in NEEDED:
+                if column not in header:
+                    raise CorpusError(f"{path} has no column {column!r}; its header is: {', '.join(header) or 'empty'}")
+            for number, line in enumerate(lines, start=2):
+                line = line.rstrip("\r\n")
+                if not line:
+                    continue
+                fields = line.split("\t")
+                if len(fields) != len(header):
+                    raise CorpusError(f"{path} row {number} has {len(fields)} fields, the header has {len(header)}")
+                yield number, dict(zip(header, fields, strict=True))
+    except UnicodeDecodeError as error:
+        raise CorpusError(f"{path} is not UTF-8: {error}") from error
+
+
+def _walk(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    paths, visited = [], set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in visited:  # a link that leads back up
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(parent))
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        inside = Path(parent).relative_to(folder).as_posix()
+        paths += [
+            f"{inside}/{name}" for name in files if Path(name).suffix.lower() in AUDIO_SUFFIXES and name[0] != "."
+        ]
+    for number, path in enumerate(sorted(paths), start=1):
+        parts = path.split("/")
+        yield number, {"path": path, "language": parts[0], "source": parts[1] if len(parts) > 2 else folder.name}
+
+
+def _languages(rows: list[tuple[int, dict[str, str]]], where: str) -> dict[str, str]:
+    first: dict[str, int] = {}
+    for number, row in rows:
+        first.setdefault(row["language"], number)
+    codes, problems = {}, []
+    for given, number in first.items():
+        try:
+            codes[given] = normalise(given)
+        except UnknownLanguage as error:
+            problems.append((number, error))
+    if problems:
+        more = "".join(f"; row {n}: {e}" for n, e in problems[1:5]) + ("; ..." if len(problems) > 5 else "")
+        number, error = problems[0]
+        raise CorpusError(f"{where} row {number}: {error}{more}") from error
+    return codes
+
+
+def _clip(folder: Path, number: int, row: dict[str, str], codes: dict[str, str]) -> Clip:
+    given = row["path"]
+    path = posixpath.normpath(given) if given else ""
+    if not path or path == "." or "\0" in path:
+        raise _Unusable("no path")
+    if posixpath.isabs(path) or path.split("/")[0] == "..":
+        raise _Unusable("the path leads out of the corpus folder")
+    try:
+        path.encode()
+        status = os.stat(os.path.join(folder, path))
+    except UnicodeEncodeError as error:
+        raise _Unusable("the file's name is not UTF-8: rename it") from error
+    except OSError as error:
+        raise _Unusable(f"no such file ({error.strerror})") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise _Unusable("not a file")
+    language, text = codes[row["language"]], row.get("text", "")
+    name = row.get("id") or path
+    declared = row.get("n_samples", "")
+    if declared and not re.fullmatch("[0-9]{1,15}", declared):
+        raise _Unusable(f"n_samples is {declared!r}, not a number")
+    split = row.get("split", "")
+    if split and split.lower() not in SPLITS:
+        raise _Unusable(f"split is {split!r}; known: {', '.join(SPLITS)}")
+    return Clip(
+        id=name,
+        path=path,
+        language=language,
+        corpus=row.get("source") or row.get("corpus") or folder.resolve().name,
+        speaker=row.get("speaker", ""),
+        split=SPLITS[split.lower()] if split else _split(language, text or name),
+        text=text,
+        licence=row.get("licence", ""),
+        samples=int(declared) if declared else None,
+        row=number,
+        size=status.st_size,
+    )
+
+
+def _split(language: str, sentence: str) -> Split:
+    percent = int(hashlib.sha256(f"{language}\t{sentence}".encode()).hexdigest(), 16) % 100
+    if percent < TRAIN_SHARE:
+        return Split.TRAIN
+    return Split.DEV if percent < TRAIN_SHARE + DEV_SHARE else Split.TEST

@@ -1,0 +1,375 @@
+"""The chain from a step number to a batch, spelled in one place.
+
+    step k ─ sampling ▶ length, utterances ─ crops ▶ start ─ sources ▶ clean ─ mixing ▶ noisy ─ units ▶ labels ▶ Batch k
+
+Batch k is a pure function of (corpus, configuration, k). Grain reads ahead, in threads and processes; it holds no state
+that matters, so a run is resumed with one integer, at any number of hosts, workers and threads.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import grain
+import numpy as np
+from absl import flags
+
+from data_pipelines import mixing
+from data_pipelines.batch import (
+    HOP,
+    NO_UNIT,
+    NO_UTTERANCE,
+    SAMPLE_RATE,
+    Batch,
+    check_batch,
+    num_frames,
+)
+from data_pipelines.crops import CropError, check_lengths, crop_start, windows
+from data_pipelines.manifest import Manifest, Split
+from data_pipelines.mixing import Interference, MixingConfig
+from data_pipelines.sampling import Draw, DrawConfig
+from data_pipelines.sources import NoiseFolder, ShardSource
+from data_pipelines.units import UnitStore
+
+STEPS = 1 << 62  # as good as infinite
+SECONDS_TOLERANCE = 0.01  # steps of different lengths may differ this much in audio
+
+
+class PipelineError(ValueError):
+    """A data configuration that cannot be run; the message names the field and what to change."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How training batches are made.
+
+    Attributes:
+        lengths: static lengths in samples, ascending. Every row of a step has the same one.
+        seconds_per_step: audio in one step, over all hosts; constant, whatever the length.
+        draw: balance of languages and corpora. mixing: what is mixed in; None mixes nothing.
+        seed: of everything random here.
+        workers: processes that make batches; 0 makes them in this one. threads: in each of them; 0 reads nothing ahead.
+        prefetch: batches made ahead.
+    """
+
+    lengths: tuple[int, ...] = (64_000, 128_000, 256_000)
+    seconds_per_step: float = 64.0
+    draw: DrawConfig = field(default_factory=DrawConfig)
+    mixing: MixingConfig | None = field(default_factory=MixingConfig)
+    seed: int = 0
+    workers: int = 0
+    threads: int = 2
+    prefetch: int = 4
+
+    def __post_init__(self):
+        check_lengths(self.lengths)
+        if not (math.isfinite(self.seconds_per_step) and self.seconds_per_step > 0):
+            raise PipelineError(f"seconds_per_step is {self.seconds_per_step}; it must be positive")
+        for name, least in (("seed", 0), ("workers", 0), ("threads", 0), ("prefetch", 1)):
+            if getattr(self, name) < least:
+                raise PipelineError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for length in self.lengths:
+            rows_per_step(length, cfg=self)
+
+
+def rows_per_step(length: int, *, cfg: DataConfig) -> int:
+    """Rows of a step of static length `length` samples, over all hosts.
+
+    Raises PipelineError if whole rows cannot keep `seconds_per_step` to within a percent.
+    """
+    wanted = cfg.seconds_per_step * SAMPLE_RATE / length
+    rows = round(wanted)
+    if rows < 1 or abs(rows / wanted - 1) > SECONDS_TOLERANCE:
+        raise PipelineError(
+            f"a step of {cfg.seconds_per_step:g} s would take {wanted:.3f} rows of length {length} "
+            f"({length / SAMPLE_RATE:g} s): choose lengths that divide seconds_per_step to within "
+            f"{SECONDS_TOLERANCE:.0%}, for instance seconds_per_step = {max(1, rows) * length / SAMPLE_RATE:g}"
+        )
+    return rows
+
+
+class LoadBatch(grain.transforms.Map):
+    """Step number k to Batch k, or to one host's rows of it.
+
+    Pickles as its arguments; each process opens the corpus and builds the draw for itself.
+    """
+
+    def __init__(self, cfg: DataConfig, manifest: Manifest, units: UnitStore | None, *, host: int = 0, hosts: int = 1):
+        self.cfg, self.manifest, self.units, self.host, self.hosts = cfg, manifest, units, host, hosts
+        self.rows = tuple(rows_per_step(length, cfg=cfg) for length in cfg.lengths)
+        _check_hosts(host, hosts)
+        for length, rows in zip(cfg.lengths, self.rows, strict=True):
+            if rows % hosts:
+                raise PipelineError(
+                    f"a step of length {length} has {rows} rows, which {hosts} hosts cannot share evenly: change "
+                    "seconds_per_step or lengths"
+                )
+        self.draw = Draw(manifest, lengths=cfg.lengths, rows=self.rows, cfg=cfg.draw, split=Split.TRAIN, seed=cfg.seed)
+        self.source = ShardSource(manifest)
+        noisy = cfg.mixing is not None and cfg.mixing.noise_folder is not None
+        self.noise = NoiseFolder(cfg.mixing.noise_folder) if noisy else None
+
+    def __deepcopy__(self, memo) -> "LoadBatch":  # Grain copies the chain for each worker; nothing in here changes
+        return self
+
+    def __reduce__(self):
+        return _load_batch, (self.cfg, self.manifest, self.units, self.host, self.hosts)
+
+    def map(self, element: int) -> Batch:
+        """Batch `element`: waveform [rows of this host, samples], the rest to match."""
+        step = int(element)
+        place, first_row = self.draw.step(step)
+        rows, samples = self.rows[place], self.cfg.lengths[place]
+        own = range(rows * self.host // self.hosts, rows * (self.host + 1) // self.hosts)
+        batch = _empty_batch(len(own), samples)
+        for at, row in enumerate(own):
+            utterance = self.draw.draw(place, first_row + row).utterance
+            # Everything random about a row comes from this one generator. Mixing is drawn last, so that two runs that
+            # differ in their mixing hear the same crops.
+            rng = np.random.default_rng([self.cfg.seed, step, row])
+            batch.seed[at] = rng.integers(1 << 32, dtype=np.uint32)
+            start = crop_start(int(self.manifest.samples[utterance]), length=samples, rng=rng)
+            batch.utterance[at], batch.start[at] = utterance, start
+            batch.language[at] = self.manifest.language[utterance]
+            waveform = self.source.read(utterance, start=start, samples=samples)
+            batch.waveform[at], batch.partner[at] = self._mixed(waveform, place, utterance, rng)
+            batch.valid[at] = True
+            if self.units is not None:
+                frames = num_frames(samples)
+                batch.units[at] = self.units.read(utterance, start_frame=start // HOP, frames=frames)
+        return check_batch(batch)
+
+    def _mixed(self, waveform: np.ndarray, place: int, utterance: int, rng: np.random.Generator) -> "_Mixed":
+        if self.cfg.mixing is None:
+            return _Mixed(waveform, NO_UTTERANCE)
+        samples = len(waveform)
+        plan = mixing.plan_mixture(rng, cfg=self.cfg.mixing, samples=samples)
+        partner = NO_UTTERANCE
+        if plan.kind is Interference.NONE:
+            return _Mixed(waveform, NO_UTTERANCE)
+        if plan.kind is Interference.SHAPED:
+            secondary = mixing.shaped_noise(rng, samples=samples)
+        elif plan.kind is Interference.RECORDED:
+            secondary = self.noise.read(rng, samples)
+        else:
+            voices = []
+            for _ in range(plan.voices):
+                other = self.draw.partner(place, of=utterance, rng=rng)
+                if other is None:  # nothing else has this length
+                    return _Mixed(waveform, NO_UTTERANCE)
+                start = crop_start(int(self.manifest.samples[other]), length=samples, rng=rng)
+                voices.append(self.source.read(other, start=start, samples=samples))  # from the corpus again: clean
+            secondary = voices[0] if plan.kind is Interference.SPEECH else mixing.babble(voices)
+            partner = other if plan.kind is Interference.SPEECH else NO_UTTERANCE
+        mixed = mixing.mix(
+            waveform,
+            secondary,
+            snr_db=plan.snr_db,
+            length=plan.length,
+            primary_start=plan.primary_start,
+            secondary_start=plan.secondary_start,
+        )
+        silent = mixing.interference_scale(waveform, secondary, snr_db=plan.snr_db) == 0
+        return _Mixed(mixed, NO_UTTERANCE if silent else partner)
+
+
+class _Mixed(NamedTuple):
+    waveform: np.ndarray
+    partner: int
+
+
+def train_dataset(
+    cfg: DataConfig, manifest: Manifest, units: UnitStore | None, *, host: int = 0, hosts: int = 1
+) -> grain.MapDataset:
+    """The training batches as a random-access dataset: element k is Batch k, or this host's rows of it.
+
+    Rows of host h of H are h*rows/H .. (h+1)*rows/H of the batch that one host alone would load. `units` None labels
+    every frame `NO_UNIT`. Raises PipelineError, SamplingError, CropError, SourceError for what cannot be run.
+    """
+    return grain.MapDataset.range(STEPS).map(LoadBatch(cfg, manifest, units, host=host, hosts=hosts))
+
+
+def train_batches(
+    cfg: DataConfig, manifest: Manifest, units: UnitStore | None, *, start: int = 0, host: int = 0, hosts: int = 1
+) -> "Batches":
+    """Batches `start`, `start` + 1, ... without end, read ahead; see `train_dataset`. Close it, or use it in a `with`.
+
+    `start` is all there is to resuming. Raises what `train_dataset` raises, before anything is read.
+    """
+    if start < 0:
+        raise PipelineError(f"start is {start}; the first batch is 0")
+    dataset = train_dataset(cfg, manifest, units, host=host, hosts=hosts)[start:]
+    return Batches(dataset, workers=cfg.workers, threads=cfg.threads, prefetch=cfg.prefetch)
+
+
+class Batches(Iterator[Batch]):
+    """An iterator over the batches of a dataset, made ahead in threads and, with `workers`, in processes.
+
+    The arrays belong to the caller. `close` stops threads and processes, and may be called more than once.
+    """
+
+    def __init__(self, dataset: grain.MapDataset, *, workers: int = 0, threads: int = 2, prefetch: int = 4):
+        ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch if threads else 0)
+        stream = dataset.to_iter_dataset(ahead)
+        if workers:
+            # Grain reads an absl flag when it starts a process, and fails in any program whose flags absl did not parse
+            # (grain issue #1355).
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()
+            share = max(1, prefetch // workers)
+            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=share))
+        self._shared = workers > 0
+        self._iterator = iter(stream)
+
+    def __next__(self) -> Batch:
+        if self._iterator is None:
+            raise StopIteration
+        batch = next(self._iterator)
+        # Arrays from a worker lie in memory that it shares and takes back.
+        return Batch(*(np.array(array) for array in batch)) if self._shared else batch
+
+    def close(self) -> None:
+        if self._iterator is not None:
+            self._iterator.close()
+            self._iterator = None
+
+    def __enter__(self) -> "Batches":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+
+class _HeldOut(NamedTuple):
+    """A planned batch: its static length, and (utterance, start, samples) of each row; missing rows become fillers."""
+
+    length: int
+    rows: list[tuple[int, int, int]]
+
+
+class LoadHeldOut(grain.transforms.Map):
+    """Batch number to a batch of held-out windows, padded to their static length. Draws nothing."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        units: UnitStore | None,
+        plan: Sequence[_HeldOut],
+        *,
+        rows_per_batch: int,
+        host: int = 0,
+        hosts: int = 1,
+    ):
+        self.manifest, self.units, self.plan = manifest, units, plan
+        self.rows_per_batch, self.host, self.hosts = rows_per_batch, host, hosts
+        self.source = ShardSource(manifest)
+
+    def map(self, element: int) -> Batch:
+        """Batch `element`: waveform [rows of this host, samples], zero where padded, and the rest to match."""
+        length, planned = self.plan[int(element)]
+        own = range(self.rows_per_batch * self.host // self.hosts, self.rows_per_batch * (self.host + 1) // self.hosts)
+        batch = _empty_batch(len(own), length)
+        for at, row in enumerate(own):
+            if row >= len(planned):
+                continue
+            utterance, start, samples = planned[row]
+            frames = num_frames(samples)
+            batch.waveform[at, :samples] = self.source.read(utterance, start=start, samples=samples)
+            batch.valid[at, :frames] = True
+            if self.units is not None:
+                labels = self.units.read(utterance, start_frame=start // HOP, frames=frames)
+                batch.units[at, :frames] = labels
+            batch.utterance[at], batch.start[at] = utterance, start
+            batch.language[at] = self.manifest.language[utterance]
+            # The same clip is masked in the same way wherever it lies and whatever is evaluated beside it.
+            batch.seed[at] = zlib.crc32(f"{self.manifest.id(utterance)}:{start}".encode())
+        return check_batch(batch)
+
+
+def eval_batches(
+    manifest: Manifest,
+    units: UnitStore | None,
+    rows: Sequence[int],
+    *,
+    lengths: Sequence[int],
+    rows_per_batch: int,
+    host: int = 0,
+    hosts: int = 1,
+    threads: int = 2,
+    prefetch: int = 4,
+) -> Batches:
+    """Each of the utterances `rows` (rows of the manifest) once, in batches of `rows_per_batch` rows over all hosts.
+
+    A clip is padded to the smallest static length that holds it, and `valid` marks its real frames; a longer one is cut
+    into windows whose frames tile its frames. Batches come by ascending length, clips in the order of `rows`; what is
+    left of a length is filled up with rows of `NO_UTTERANCE` without valid frames. Nothing is random, nothing is mixed;
+    `seed` depends on clip and window only.
+
+    Raises PipelineError: no rows, rows that the manifest does not have, rows that hosts cannot share. Raises CropError
+    naming a clip without a single frame.
+    """
+    lengths = check_lengths(lengths)
+    rows = np.asarray(rows, np.int64)
+    if rows.ndim != 1 or not len(rows):
+        raise PipelineError("no utterances to evaluate: is the split empty? (see the manifest's seconds by split)")
+    if not (0 <= rows.min() and rows.max() < len(manifest.samples)):
+        raise PipelineError(f"utterances {rows.min()}..{rows.max()} asked of a corpus of {len(manifest.samples)}")
+    _check_hosts(host, hosts)
+    if rows_per_batch < 1 or rows_per_batch % hosts:
+        raise PipelineError(f"rows_per_batch is {rows_per_batch}; it must be a positive multiple of the {hosts} hosts")
+    by_length: dict[int, list[tuple[int, int, int]]] = {length: [] for length in lengths}
+    for utterance in rows.tolist():
+        try:
+            for window in windows(int(manifest.samples[utterance]), lengths=lengths):
+                by_length[window.length].append((utterance, window.start, window.samples))
+        except CropError as error:
+            raise CropError(f"{manifest.describe(utterance)}: {error}") from None
+    plan = [
+        _HeldOut(length, planned[first : first + rows_per_batch])
+        for length, planned in by_length.items()
+        for first in range(0, len(planned), rows_per_batch)
+    ]
+    load = LoadHeldOut(manifest, units, plan, rows_per_batch=rows_per_batch, host=host, hosts=hosts)
+    return Batches(grain.MapDataset.range(len(plan)).map(load), threads=threads, prefetch=prefetch)
+
+
+def describe_rows(batch: Batch, manifest: Manifest) -> list[str]:
+    """One line for each row of a batch [rows]: which utterance, which seconds of it, and what was mixed in."""
+    seconds = batch.waveform.shape[1] / SAMPLE_RATE
+    lines = []
+    for row, (utterance, partner, start) in enumerate(zip(batch.utterance, batch.partner, batch.start, strict=True)):
+        if utterance == NO_UTTERANCE:
+            lines.append(f"row {row}: filler")
+            continue
+        total = manifest.samples[utterance] / SAMPLE_RATE
+        begin = start / SAMPLE_RATE
+        end = min(begin + seconds, total)
+        line = f"row {row}: {manifest.describe(utterance)}, {begin:.2f}-{end:.2f} of {total:.2f} s"
+        lines.append(line if partner == NO_UTTERANCE else f"{line}, mixed with {manifest.describe(partner)}")
+    return lines
+
+
+def _empty_batch(rows: int, samples: int) -> Batch:
+    """A batch of filler rows: silence, no units, nothing valid."""
+    frames = num_frames(samples)
+    return Batch(
+        waveform=np.zeros((rows, samples), np.float32),
+        units=np.full((rows, frames), NO_UNIT, np.int32),
+        valid=np.zeros((rows, frames), np.bool_),
+        language=np.zeros(rows, np.int32),  # a filler's language is 0, so that it can index; nothing of it is valid
+        utterance=np.full(rows, NO_UTTERANCE, np.int32),
+        partner=np.full(rows, NO_UTTERANCE, np.int32),
+        start=np.zeros(rows, np.int32),
+        seed=np.zeros(rows, np.uint32),
+    )
+
+
+def _check_hosts(host: int, hosts: int) -> None:
+    if hosts < 1 or not 0 <= host < hosts:
+        raise PipelineError(f"host {host} of {hosts}; hosts are numbered from 0")
+
+
+def _load_batch(cfg: DataConfig, manifest: Manifest, units: UnitStore | None, host: int, hosts: int) -> LoadBatch:
+    return LoadBatch(cfg, manifest, units, host=host, hosts=hosts)

@@ -1,0 +1,284 @@
+"""One shard of a prepared corpus: decode some clips, join short neighbours, write the records and a table of them.
+
+This is what `prepare` runs in worker processes; it imports nothing heavy. A shard is a pure function of its task, to
+the byte, and is either whole on disk or absent.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import msgpack
+import numpy as np
+import pyarrow as pa
+
+from data_pipelines.atomic import whole_file
+from data_pipelines.audio import AudioError, decode, encode_flac
+from data_pipelines.batch import RECEPTIVE_FIELD, SAMPLE_RATE
+from data_pipelines.corpora import Clip, Rejected
+from data_pipelines.manifest import SHARD_FOLDER, Split
+
+WRITER_OPTIONS = "group_size:1,uncompressed"  # one record a read; FLAC does not compress further
+RECIPE = 1  # goes into every shard's name: raise it when the same task would give other bytes
+LENGTH_TOLERANCE = 2  # samples by which a resampled clip may differ from the length that the table gives
+BETWEEN_TEXTS = " | "
+
+_TABLE = pa.schema(
+    [
+        pa.field("id", pa.large_string(), nullable=False),
+        pa.field("clip_names", pa.large_list(pa.large_string()), nullable=False),
+        pa.field("text", pa.large_string()),
+        pa.field("licence", pa.large_string()),
+        pa.field("samples", pa.int64(), nullable=False),
+        pa.field("language", pa.large_string(), nullable=False),
+        pa.field("corpus", pa.large_string(), nullable=False),
+        pa.field("speaker", pa.large_string(), nullable=False),
+        pa.field("split", pa.int8(), nullable=False),
+    ]
+)
+
+T = TypeVar("T")
+
+
+class Joining(NamedTuple):
+    """How short training clips become utterances; all in samples. See `join_neighbours`."""
+
+    join: int
+    minimum: int
+
+
+class ShardTask(NamedTuple):
+    """Clips of one split and language, in order, that become one shard.
+
+    Attributes:
+        name: file name without suffix; holds a hash of all else but `folder`, so no other task takes its place.
+        folder: the corpus. clips: sorted by corpus, speaker, path. joining: the rule for training clips.
+    """
+
+    name: str
+    folder: str
+    clips: tuple[Clip, ...]
+    joining: Joining
+
+
+class Tally(NamedTuple):
+    """What went in and what came out, in samples at 16 kHz: `read` + `repeated` = `written` + `left_out`.
+
+    Attributes:
+        clips, utterances: how many were listed, and how many were written.
+        read: samples of every clip that decoded. written: samples in the shard. repeated: samples written once more
+            because a speaker had too little. left_out: samples of clips that decoded but were not used.
+        rejected: clips left out.
+    """
+
+    clips: int = 0
+    utterances: int = 0
+    read: int = 0
+    written: int = 0
+    repeated: int = 0
+    left_out: int = 0
+    rejected: int = 0
+
+    def __add__(self, other: "Tally") -> "Tally":
+        return Tally(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+class Shard(NamedTuple):
+    """A finished shard: its `name`, record file's size in `bytes` (0: no record, no file), table, tally and rejects."""
+
+    name: str
+    bytes: int
+    table: pa.Table
+    tally: Tally
+    rejected: tuple[Rejected, ...]
+
+
+class _Sound(NamedTuple):
+    clip: Clip
+    waveform: np.ndarray  # int16 [samples]
+
+
+def make_task(number: int, folder: str | Path, clips: Iterable[Clip], joining: Joining) -> ShardTask:
+    """A task whose name says language, split, place and content: "fra-train-00003-5f3ac1d2"."""
+    clips = tuple(clips)
+    content = json.dumps([RECIPE, joining, clips], ensure_ascii=False, separators=(",", ":"))
+    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
+    name = f"{clips[0].language}-{clips[0].split.name.lower()}-{number:05d}-{digest}"
+    return ShardTask(name, str(folder), clips, joining)
+
+
+def join_neighbours(items: Iterable[T], joining: Joining, *, samples: Callable[[T], int]) -> Iterator[list[T]]:
+    """Groups the consecutive clips of one speaker into utterances; holds at most two of them at a time.
+
+    Clips are added until an utterance has `joining.join` samples; what is left over at the end is added to the last
+    utterance. Where all clips together are shorter than `joining.minimum`, they are repeated from the first on until
+    they are not. (mHuBERT-147, arXiv:2406.06371, concatenates short clips, too.)
+    """
+    whole: list[T] = []
+    growing: list[T] = []
+    total = 0
+    for item in items:
+        growing.append(item)
+        total += samples(item)
+        if total >= joining.join:
+            if whole:
+                yield whole
+            whole, growing, total = growing, [], 0
+    if whole:
+        yield whole + growing
+    elif growing:
+        distinct = len(growing)
+        while total < joining.minimum:
+            item = growing[len(growing) % distinct]
+            growing.append(item)
+            total += samples(item)
+        yield growing
+
+
+def write_shard(task: ShardTask, out: str | Path) -> Tally:
+    """Decodes the task's clips; writes out/shards/NAME.arrayrecord, then NAME.arrow, which says that it is whole.
+
+    Bad clips are left out and listed in the table's metadata. Raises OSError naming the file (a full disk, for
+    one) after deleting what was half written.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    records = Path(out) / SHARD_FOLDER / f"{task.name}.arrayrecord"
+    rejected: list[Rejected] = []
+    read = repeated = 0
+    rows: list[dict] = []
+
+    def sounds(clips: Iterable[Clip]) -> Iterator[_Sound]:
+        nonlocal read
+        for clip in clips:
+            try:
+                sound = _load(task.folder, clip)
+            except AudioError as error:
+                rejected.append(Rejected(clip.path, clip.row, error.reason, error.samples))
+                read += error.samples
+                continue
+            read += len(sound.waveform)
+            yield sound
+
+    def utterances() -> Iterator[list[_Sound]]:
+        for group in _speakers(task.clips):
+            if group[0].split is Split.TRAIN:
+                yield from join_neighbours(sounds(group), task.joining, samples=lambda sound: len(sound.waveform))
+            else:
+                yield from ([sound] for sound in sounds(group))
+
+    try:
+        with whole_file(records) as temporary:
+            writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
+            for parts in utterances():
+                row, packed = _utterance(parts)
+                writer.write(packed)
+                rows.append(row)
+                repeated += sum(len(s.waveform) for s in parts) - sum(
+                    {s.clip.id: len(s.waveform) for s in parts}.values()
+                )
+            writer.close()
+            _check_written(temporary, len(rows))
+        if not rows:
+            records.unlink()
+        size = records.stat().st_size if rows else 0
+        written = sum(row["samples"] for row in rows)
+        left_out = sum(r.samples for r in rejected)
+        tally = Tally(len(task.clips), len(rows), read, written, repeated, left_out, len(rejected))
+        head = {"bytes": size, "tally": tally, "rejected": rejected}
+        table = pa.Table.from_pylist(rows, schema=_TABLE.with_metadata({"shard": json.dumps(head, ensure_ascii=False)}))
+        with whole_file(records.with_suffix(".arrow")) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+    except (OSError, RuntimeError, pa.ArrowException) as error:
+        raise _named(error, records) from error
+    return tally
+
+
+def read_shard(name: str, out: str | Path) -> Shard | None:
+    """The finished shard of this name, or None where it is not there whole (its table damaged, its records cut)."""
+    path = Path(out) / SHARD_FOLDER / f"{name}.arrow"
+    try:
+        with pa.OSFile(str(path)) as file:
+            table = pa.ipc.open_file(file).read_all()
+        head = json.loads(table.schema.metadata[b"shard"])
+        shard = Shard(
+            name, head["bytes"], table, Tally(*head["tally"]), tuple(Rejected(*entry) for entry in head["rejected"])
+        )
+        records = path.with_suffix(".arrayrecord")
+        found = records.stat().st_size if shard.bytes else 0
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None
+    return shard if found == shard.bytes and table.schema.equals(_TABLE) else None
+
+
+def _load(folder: str, clip: Clip) -> _Sound:
+    """Raises AudioError: undecodable, shorter than one frame, or not as long as the table says."""
+    sound = decode(Path(folder) / clip.path, name=clip.path)
+    samples = len(sound.waveform)
+    if samples < RECEPTIVE_FIELD:
+        reason = f"too short: {samples} samples, one frame needs {RECEPTIVE_FIELD}"
+        raise AudioError(clip.path, reason, samples)
+    if clip.samples is not None:
+        resampled = sound.source_rate != SAMPLE_RATE
+        off = min(abs(clip.samples - samples), abs(clip.samples - sound.source_frames))
+        if off > (LENGTH_TOLERANCE if resampled else 0):
+            raise AudioError(clip.path, f"n_samples is {clip.samples} in the table, {samples} in the file", samples)
+    int16 = np.clip(np.rint(sound.waveform * np.float32(32768)), -32768, 32767).astype(np.int16)
+    return _Sound(clip, int16)
+
+
+def _speakers(clips: tuple[Clip, ...]) -> Iterator[list[Clip]]:
+    group: list[Clip] = []
+    for clip in clips:
+        if group and (clip.corpus, clip.speaker) != (group[0].corpus, group[0].speaker):
+            yield group
+            group = []
+        group.append(clip)
+    if group:
+        yield group
+
+
+def _utterance(parts: list[_Sound]) -> tuple[dict, bytes]:
+    clips = [part.clip for part in parts]
+    waveform = np.concatenate([part.waveform for part in parts])
+    row = {
+        "id": clips[0].id,
+        "clip_names": [clip.id for clip in clips],
+        "text": BETWEEN_TEXTS.join(clip.text for clip in clips) if all(clip.text for clip in clips) else None,
+        "licence": BETWEEN_TEXTS.join(dict.fromkeys(clip.licence for clip in clips if clip.licence)) or None,
+        "samples": len(waveform),
+        "language": clips[0].language,
+        "corpus": clips[0].corpus,
+        "speaker": clips[0].speaker,
+        "split": int(clips[0].split),
+    }
+    return row, msgpack.packb({"id": row["id"], "samples": len(waveform), "audio": encode_flac(waveform)})
+
+
+def _check_written(path: Path, records: int) -> None:
+    """The writer may report a full disk late: what was written is opened and counted before it gets its name."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(path))
+    found = reader.num_records()
+    reader.close()
+    if found != records:
+        raise OSError(errno.EIO, f"only {found} of {records} records reached the disk", str(path))
+
+
+def _named(error: Exception, path: Path) -> OSError:
+    """The error as an OSError of this file, with the reason that the file system gave, if one can be found out."""
+    if isinstance(error, OSError) and error.errno:
+        number, reason = error.errno, error.strerror
+    else:
+        reason = " ".join(str(error).split())
+        known = [
+            n for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES) if os.strerror(n) in reason
+        ]
+        number = known[0] if known else errno.EIO
+    return OSError(number, f"the shard could not be written; run again once that is mended ({reason})", str(path))

@@ -1,0 +1,194 @@
+"""Audio by number: any crop of any utterance of a prepared corpus, and background noise from a folder."""
+
+import resource
+import threading
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import soundfile
+import soxr
+
+from data_pipelines.audio import AUDIO_SUFFIXES, AudioError, decode_crop
+from data_pipelines.batch import SAMPLE_RATE
+from data_pipelines.manifest import Manifest
+
+SPARE_FILES = 256  # descriptors left for everything else in the process when shards are many
+
+
+class SourceError(RuntimeError):
+    """A record or a noise file cannot be read; the message names the shard and the utterance, or the file."""
+
+
+class ShardSource:
+    """Reads utterances of a prepared corpus at random; safe to share between threads, cheap to pickle.
+
+    Shards are opened when first touched, and stay open: one descriptor each. The record counts come from the manifest,
+    so that making a source of thousands of shards opens none of them.
+    """
+
+    def __init__(self, manifest: Manifest):
+        self.manifest = manifest
+        self._first = np.concatenate([[0], np.cumsum(manifest.shard_records)])
+        self._lock = threading.Lock()
+        self._records = None
+
+    def __len__(self) -> int:
+        return len(self.manifest)
+
+    def __repr__(self) -> str:
+        return f"ShardSource({self.manifest!r})"
+
+    def __getstate__(self):
+        return {"manifest": self.manifest}
+
+    def __setstate__(self, state):
+        self.__init__(state["manifest"])
+
+    def read(self, i: int, *, start: int = 0, samples: int | None = None) -> np.ndarray:
+        """float32 [samples] of utterance i from sample `start` on, at 16 kHz; to its end where `samples` is None.
+
+        Only the crop is decoded. Raises SourceError naming the shard and the utterance: no such row, a shard that is
+        missing or damaged, a record of another utterance, a crop that does not lie inside the utterance.
+        """
+        i = int(i)
+        if not 0 <= i < len(self.manifest):
+            raise SourceError(f"utterance {i} asked of {self.manifest.root}, which has {len(self.manifest)}")
+        total = int(self.manifest.samples[i])
+        samples = total - start if samples is None else samples
+        if start < 0 or samples < 0 or start + samples > total:
+            raise SourceError(f"samples {start} to {start + samples} asked of {self._place(i)}, which has {total}")
+        record = self.record(i)
+        if record["samples"] != total:
+            raise SourceError(f"{self._place(i)} has {record['samples']} samples, but {total} in the manifest")
+        try:
+            return decode_crop(record["audio"], start=start, samples=samples)
+        except AudioError as error:
+            raise SourceError(f"{self._place(i)} does not decode: {error}") from error
+
+    def record(self, i: int) -> dict:
+        """What is stored of utterance i: {"id", "samples", "audio": FLAC bytes}, the id checked. Raises SourceError."""
+        if self._records is None:
+            self._open()
+        key = int(self._first[self.manifest.shard[i]] + self.manifest.record[i])
+        try:
+            packed = self._records[key]
+        except (RuntimeError, ValueError, IndexError, OSError) as error:
+            raise SourceError(f"{self._place(i)} cannot be read ({error}); is the file whole?") from error
+        try:
+            record = msgpack.unpackb(packed)
+            found, _, _ = record["id"], record["samples"], record["audio"]
+        except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+            raise SourceError(f"{self._place(i)}: the record is damaged ({error})") from error
+        if found != self.manifest.id(i):
+            raise SourceError(f"{self._place(i)}: the record is of {found!r}; the shard is not the manifest's")
+        return record
+
+    def _place(self, i: int) -> str:
+        shard = self.manifest.root / self.manifest.shard_names[self.manifest.shard[i]]
+        return f"{shard} record {self.manifest.record[i]}, {self.manifest.describe(i)}"
+
+    def _open(self) -> None:
+        with self._lock:
+            if self._records is not None:
+                return
+            # Imported here: a process that only plans over a manifest needs no reader.
+            from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+            names, counts = self.manifest.shard_names, self.manifest.shard_records.tolist()
+            if not names:
+                raise SourceError(f"{self.manifest.root} has no shards")
+            _allow_open_files(len(names) + SPARE_FILES, self.manifest.root)
+            # "path[0:n]" spares opening every file to count its records.
+            self._records = ArrayRecordDataSource(
+                [f"{self.manifest.root / name}[0:{count}]" for name, count in zip(names, counts, strict=True)]
+            )
+
+
+def check_records(manifest: Manifest) -> None:
+    """Opens every shard and compares its number of records and every record's id and length with the manifest.
+
+    Reads the whole corpus once, without decoding it. Raises SourceError naming the first shard or utterance that is
+    not as the manifest says.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    for name, expected in zip(manifest.shard_names, manifest.shard_records.tolist(), strict=True):
+        path = manifest.root / name
+        try:
+            reader = ArrayRecordReader(str(path))
+            count = reader.num_records()
+            reader.close()
+        except RuntimeError as error:
+            raise SourceError(f"{path} cannot be opened: {error}") from error
+        if count != expected:
+            raise SourceError(f"{path} holds {count} records, the manifest says {expected}")
+    source = ShardSource(manifest)
+    for i in range(len(manifest)):
+        if source.record(i)["samples"] != manifest.samples[i]:
+            raise SourceError(f"{source._place(i)}: the record's length is not the manifest's")
+
+
+class NoiseFolder:
+    """Background noise from any folder of audio files (MUSAN, the DNS challenge's noises, one's own recordings).
+
+    Every file is as likely as every other, whatever its length. Headers are read once, here, so
+    that a bad file is found at the start. Raises SourceError: no such folder, no audio in it, unreadable files (named).
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise SourceError(f"noise folder {self.folder} does not exist")
+        paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+        if not paths:
+            raise SourceError(f"noise folder {self.folder} has no audio files ({', '.join(sorted(AUDIO_SUFFIXES))})")
+        self._files, bad = [], []
+        for path in paths:
+            try:
+                header = soundfile.info(str(path))
+                if header.frames < 1:
+                    raise AudioError(path.name, "zero length")
+                self._files.append((path, header.frames, header.samplerate))
+            except (soundfile.LibsndfileError, AudioError) as error:
+                bad.append(f"{path}: {error}")
+        if bad:
+            raise SourceError(
+                f"{len(bad)} of {len(paths)} noise files cannot be read; remove or repair: " + "; ".join(bad[:5])
+            )
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def read(self, rng: np.random.Generator, samples: int) -> np.ndarray:
+        """float32 [samples] at 16 kHz: a random stretch of a random file; a file that is too short is repeated.
+
+        Only the stretch is decoded; channels are averaged, other rates resampled. Raises SourceError naming the file.
+        """
+        path, frames, rate = self._files[int(rng.integers(len(self._files)))]
+        wanted = -(-samples * rate // SAMPLE_RATE)
+        start = int(rng.integers(max(frames - wanted, 0) + 1))
+        try:
+            with soundfile.SoundFile(str(path)) as sound:
+                sound.seek(start)
+                noise = sound.read(min(wanted, frames), dtype="float32", always_2d=True).mean(axis=1, dtype=np.float32)
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise SourceError(f"noise file {path} cannot be read: {error}") from error
+        if rate != SAMPLE_RATE:
+            noise = soxr.resample(noise, rate, SAMPLE_RATE, quality="HQ")
+        if not len(noise) or not np.isfinite(noise).all():
+            raise SourceError(f"noise file {path} has no usable samples from {start} on")
+        return np.resize(noise, samples)  # numpy's resize repeats
+
+
+def _allow_open_files(wanted: int, root: Path) -> None:
+    """Lifts this process's soft limit on open files where it is too low. Raises SourceError if the hard one is too."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        raise SourceError(
+            f"{root} has {wanted - SPARE_FILES} shards, but this process may open {hard} files: raise `ulimit -Hn`, or "
+            "prepare with more --clips-per-shard"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -1,0 +1,162 @@
+"""The summary in sentences: what the numbers say, and no more than that."""
+
+import math
+from collections.abc import Callable
+
+from experiments.report.page import Finding
+from experiments.report.results import (
+    BALANCED,
+    BETTER,
+    CONTROL,
+    UNCLEAR,
+    Results,
+    above_chance,
+    count,
+    hours,
+    interval,
+    joined,
+    listed,
+    mapped,
+    number,
+    percent,
+    pick,
+    ratio,
+    signed,
+    text,
+    times,
+    tone,
+    verdict,
+)
+
+
+def findings(run: Results) -> list[Finding]:
+    """The summary: what the numbers say, most important first, in sentences that do not say more."""
+    found = [accuracy_finding(run)]
+    found += comparison_findings(run, "low_resource", "On low-resource languages")
+    found += comparison_findings(run, "all_languages", "On all languages together")
+    found += [probe_finding(run), *probe_differences(run)]
+    found += [balance_finding(run), corpus_finding(run), export_finding(run)]
+    return [finding for finding in found if finding]
+
+
+def accuracy_finding(run: Results) -> Finding | None:
+    rows = {text(row.get("stage")): row for row in run.compared}
+    stage = BALANCED if BALANCED in rows else next(reversed(rows), None)
+    total = mapped(rows.get(stage), "total")
+    if not math.isfinite(times(total)):
+        return None
+    rule = max(("majority", "copy"), key=lambda rule: max(0.0, number(total.get(rule))))
+    better = f"the better trivial predictor ({rule}, {percent(total.get(rule))})"
+    over = f" on {count(total.get('clips'))} held-out clips" if number(total.get("clips")) > 0 else ""
+    start = f"Masked accuracy after {run.called(stage)} is {percent(total.get('accuracy'))}{over}"
+    if times(total) <= 1:
+        words = f"{start}, which does not reach {better}: nothing shows that context is used."
+        return Finding(ratio(total), words, "worse")
+    macro = mapped(rows.get(stage), "macro")
+    mean = f"; {times(macro):.2f} times on the mean over languages" if math.isfinite(times(macro)) else ""
+    return Finding(ratio(total), f"{start}: {times(total):.2f} times {better}{mean}.")
+
+
+def phrase(row: dict, name: Callable[[str], str]) -> str:
+    """ "2.1 points above stage 1 [1.0, 3.2]", or "not distinguishable from stage 1 (+0.3 points [-0.8, 1.4])"."""
+    said, against = verdict(row), name(text(row.get("against")))
+    if said == UNCLEAR:
+        shown = f"{signed(row.get('difference'))} points {interval(row)}".replace(" no", ", no")
+        return f"not distinguishable from {against} ({shown})"
+    side = "above" if said == BETTER else "below"
+    return f"{signed(row.get('difference'))[1:]} points {side} {against} {interval(row)}"
+
+
+def comparison_findings(run: Results, key: str, start: str) -> list[Finding]:
+    """One sentence a compared stage: all its differences in this group of languages."""
+    group = mapped(run.data, key)
+    differences = [row for row in listed(group, "differences") if math.isfinite(number(row.get("difference")))]
+    size = []
+    if key == "low_resource" and run.low_resource:
+        size.append(f"{len(run.low_resource)} languages")
+    if number(group.get("clips")) > 0:
+        size.append(f"{count(group.get('clips'))} clips")
+    start += f" ({', '.join(size)})" if size else ""
+    found = []
+    for stage in dict.fromkeys(text(row.get("of")) for row in differences):
+        rows = [row for row in differences if text(row.get("of")) == stage]
+        said = {text(row.get("against")): verdict(row) for row in rows}
+        words = f"{start}, {run.called(stage)} is {joined([phrase(row, run.called) for row in rows])}."
+        if said.get(CONTROL) == UNCLEAR and BETTER in said.values():
+            words += " Longer training alone may explain the gain."
+        same = set(said.values())
+        if len(same) > 1:
+            found.append(Finding("mixed", words, "unclear"))
+        elif same == {UNCLEAR}:
+            found.append(Finding("unclear", words, "unclear"))
+        else:
+            cautious = min((number(row.get("difference")) for row in rows), key=abs)
+            found.append(Finding(f"{signed(cautious)} pts", words, tone(same.pop())))
+    return found
+
+
+def probe_finding(run: Results) -> Finding | None:
+    rows = [row for row in listed(run.data, "probe", "rows") if math.isfinite(number(row.get("accuracy")))]
+    if not rows:
+        return None
+    best = max(rows, key=lambda row: number(row.get("accuracy")))
+    name, chance = run.probe_title(run.probe_name(best)), percent(best.get("chance"))
+    if not any(map(above_chance, rows)):
+        words = f"Language across sources: none of the {len(rows)} representations is distinguishable from chance"
+        words += f"; the highest is {name} at {percent(best.get('accuracy'))}, chance {chance}."
+        return Finding("unclear", words, "unclear")
+    said = "above" if above_chance(best) else "not distinguishable from"
+    words = f"Language across sources: the highest of {len(rows)} representations is {name}"
+    words += f" {interval(best, points=False)}, {said} chance ({chance})."
+    return Finding(percent(best.get("accuracy")), words)
+
+
+def probe_differences(run: Results, most: int = 2) -> list[Finding]:
+    """The first differences of the probe in one sentence each."""
+    found = []
+    for row in listed(run.data, "probe", "differences"):
+        if not math.isfinite(number(row.get("difference"))):
+            continue
+        said = verdict(row)
+        words = f"In that probe, {run.probe_title(text(row.get('of')))} is {phrase(row, run.probe_title)}."
+        shown = "unclear" if said == UNCLEAR else f"{signed(row.get('difference'))} pts"
+        found.append(Finding(shown, words, tone(said)))
+    return found[:most]
+
+
+def balance_finding(run: Results) -> Finding | None:
+    row = next((row for row in run.shares if row.get("stage") == BALANCED), run.shares[-1] if run.shares else None)
+    shares = [mapped(row, "languages", language) for language in run.low_resource]
+    natural, drawn = (sum(v for v in (number(s.get(key)) for s in shares) if v > 0) for key in ("natural", "drawn"))
+    if not natural or not drawn:
+        return None
+    words = f"The low-resource languages are {percent(natural)} of the corpus and {percent(drawn)} of what"
+    return Finding(f"{drawn / natural:.1f}×", f"{words} {run.called(text(row.get('stage')))} hears.")
+
+
+def corpus_finding(run: Results) -> Finding | None:
+    size = number(pick(run.data, "corpus", "hours"))
+    if not (run.corpus and size > 0):
+        return None
+    known = [value for value in map(run.hours, run.corpus) if value > 0]
+    skew = f"; the largest language has {max(known) / min(known):,.0f} times the audio of the smallest" if known else ""
+    silent = [run.name(code) for code, row in run.corpus.items() if row.get("held_out_clips") == 0]
+    clips = number(pick(run.data, "corpus", "clips"))
+    words = f"Speech in {len(run.corpus)} languages"
+    words += f", {count(clips)} clips" if clips > 0 else ""
+    words += skew + "."
+    if silent:
+        words += f" {joined(silent)} {'has' if len(silent) == 1 else 'have'} no held-out clips and cannot be judged."
+    return Finding(f"{hours(size)} h", words)
+
+
+def export_finding(run: Results) -> Finding | None:
+    export = mapped(run.data, "export")
+    difference, checked = number(export.get("largest_difference")), text(export.get("checked_with"))
+    if not export:
+        return None
+    if not math.isfinite(difference):
+        words = f"The encoder was exported; its numbers were not compared ({checked or 'no check ran'})."
+        return Finding("unchecked", words, "unclear")
+    words = f"Largest difference between the encoder and its export, as {checked or 'another library'} runs it."
+    return Finding(f"{difference:.1e}", words)

@@ -1,0 +1,136 @@
+"""Training one stage, linearly: corpus, units, mesh, state, batches, loop."""
+
+import json
+import os
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from data_pipelines.atomic import whole_file
+from data_pipelines.manifest import Manifest
+from data_pipelines.pipeline import describe_rows, train_batches
+from data_pipelines.sampling import Draw
+from data_pipelines.units import UnitStore
+from experiments.stage import StageConfig, StageError, as_text, check_unchanged
+from experiments.stage_files import StageFiles
+from experiments.units import make_units
+from wavlab_jax.checkpoint import Checkpoints, start
+from wavlab_jax.metrics import MetricsWriter
+from wavlab_jax.model import count, write_description
+from wavlab_jax.sharding import make_mesh, micro_batches, place_batch
+from wavlab_jax.step import abstract_state, initial_state, make_train_step
+from wavlab_jax.train import train
+
+
+def configure_jax(workdir: Path) -> None:
+    """Compiled programs are kept beside the runs, so that a restart does not compile again."""
+    cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path(workdir).absolute() / "compiled")
+    jax.config.update("jax_compilation_cache_dir", cache)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
+    """Trains `cfg` to its last step, or continues it; returns at once if that is done.
+
+    Raises StageError (changed configuration), CheckpointError, UnitsError, ManifestError, NonFinite, Interrupted.
+    """
+    files = StageFiles(workdir, cfg.name)
+    if files.finished.exists():
+        check_unchanged(cfg, files)
+        return
+    manifest = Manifest.load(corpus)
+    mesh = make_mesh(cfg.mesh)
+    units = make_units(cfg.units, workdir, manifest, mesh)
+    check_units(cfg, units, manifest)
+    _remember(cfg, files, manifest, units)
+
+    like = abstract_state(cfg.learner, mesh)
+    checkpoints = Checkpoints(files.checkpoints, keep=cfg.loop.keep)
+    init_from = StageFiles(workdir, cfg.init_from).checkpoints if cfg.init_from else None
+    restored = start(checkpoints, like=like, fresh=lambda: initial_state(cfg.learner, mesh), init_from=init_from)
+    first = int(restored.state.step)
+    tqdm.write(
+        f"{cfg.name}: {count(like.params):,} parameters, {cfg.data.seconds_per_step:g} s of audio a step on "
+        f"{mesh.size} device(s), {'from step ' + str(first) if first else 'from ' + (cfg.init_from or 'scratch')}"
+    )
+    train_step = make_train_step(cfg.learner, mesh)
+
+    def place(batch):
+        rows, samples = batch.waveform.shape
+        passes = micro_batches(
+            rows * jax.process_count(), samples, seconds_per_device=cfg.seconds_per_device, devices=mesh.size
+        )
+        return place_batch(batch, mesh=mesh, passes=passes)
+
+    writer = MetricsWriter(files.metrics, resume_step=first)
+    batches = train_batches(cfg.data, manifest, units, start=first, host=jax.process_index(), hosts=jax.process_count())
+    try:
+        train(
+            restored.state,
+            train_step,
+            batches,
+            place=place,
+            describe=lambda batch: describe_rows(batch, manifest),
+            checkpoints=checkpoints,
+            writer=writer,
+            cfg=cfg.loop,
+            record=restored.record,
+            title=cfg.name,
+        )
+    finally:
+        batches.close()
+        writer.close()
+    write_json(files.finished, {"step": cfg.loop.steps})
+
+
+def check_units(cfg: StageConfig, units: UnitStore, manifest: Manifest) -> None:
+    """Before step 1: the classes of the head are those of the store, and most of them occur."""
+    if units.units != cfg.learner.head.units:
+        raise StageError(f"{cfg.name}: {units.directory} has {units.units} units, the head {cfg.learner.head.units}")
+    used = int((units.counts() > 0).sum())
+    if used < units.units / 2:
+        raise StageError(
+            f"{cfg.name}: only {used} of {units.units} units of {units.directory} occur; a teacher that has collapsed "
+            "makes such units: look at its metrics, delete the folder and make them again"
+        )
+
+
+def shares_table(cfg: StageConfig, manifest: Manifest) -> dict[str, dict[str, float]]:
+    """By language: hours, its natural share, the share this stage draws, and epochs over it in the whole run."""
+    from data_pipelines.pipeline import rows_per_step
+
+    rows = [rows_per_step(length, cfg=cfg.data) for length in cfg.data.lengths]
+    draw = Draw(manifest, lengths=cfg.data.lengths, rows=rows, cfg=cfg.data.draw, seed=cfg.data.seed)
+    table: dict[str, dict[str, float]] = {}
+    for share in draw.shares(steps=cfg.loop.steps):
+        row = table.setdefault(share.language, {"hours": 0.0, "natural": 0.0, "drawn": 0.0, "heard": 0.0})
+        row["hours"] += share.hours
+        row["natural"] += share.natural
+        row["drawn"] += share.drawn
+        row["heard"] += share.hours * share.epochs
+    return {name: {**row, "epochs": row["heard"] / row["hours"]} for name, row in table.items()}
+
+
+def _remember(cfg: StageConfig, files: StageFiles, manifest: Manifest, units: UnitStore) -> None:
+    """Writes what this run is, or checks that it is still that."""
+    check_unchanged(cfg, files)
+    inputs = {"corpus": manifest.fingerprint, "units": units.source}
+    if files.inputs.exists() and json.loads(files.inputs.read_text()) != inputs:
+        raise StageError(
+            f"{files.folder} was trained on another corpus or other units: then {files.inputs.read_text()}, now "
+            f"{json.dumps(inputs)}; give another --workdir"
+        )
+    files.folder.mkdir(parents=True, exist_ok=True)
+    write_description(files.model, cfg.learner.encoder, cfg.learner.head)
+    write_json(files.folder / "shares.json", shares_table(cfg, manifest))
+    write_json(files.inputs, inputs)
+    with whole_file(files.config) as temporary:
+        temporary.write_text(as_text(cfg))
+
+
+def write_json(path: Path, content) -> None:
+    """`content` as indented JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -1,0 +1,87 @@
+"""What a stage is: a frozen, nested configuration, its flat text, and where its files lie."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from data_pipelines.pipeline import DataConfig
+from experiments.stage_files import StageFiles
+from experiments.units import UnitsConfig
+from wavlab_jax.sharding import MeshConfig
+from wavlab_jax.step import LearnerConfig
+from wavlab_jax.train import LoopConfig
+
+
+class StageError(ValueError):
+    """A stage that is unknown, contradicts itself, or was changed under a run; the message says which and what to do."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One pre-training stage.
+
+    Attributes:
+        name: of the stage; its folder in the workdir.
+        learner: architecture, objective, optimizer, seed.
+        data: lengths, seconds a step, draw, mixing.
+        units: the targets.
+        loop: steps and intervals.
+        mesh: devices along each axis.
+        seconds_per_device: audio that a device holds at once; passes a step follow from it and the devices at hand.
+        init_from: stage whose final parameters this one continues; None: from scratch.
+        evaluation_rows: held-out rows judged at once.
+    """
+
+    name: str
+    learner: LearnerConfig
+    data: DataConfig
+    units: UnitsConfig
+    loop: LoopConfig
+    mesh: MeshConfig = MeshConfig()
+    seconds_per_device: float = 90.0
+    init_from: str | None = None
+    evaluation_rows: int = 16
+
+    def __post_init__(self):
+        if self.learner.head.units != self.units.units:
+            raise StageError(
+                f"{self.name}: the head has {self.learner.head.units} classes but the units have {self.units.units}: "
+                "set learner.head.units and units.units to the same number"
+            )
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, str]:
+    """A nested dataclass as {"learner.optimizer.beta1": "0.9", ...}: the golden text, a line a field."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), f"{prefix}{field.name}"
+        flat |= flatten(value, f"{path}.") if dataclasses.is_dataclass(value) else {path: repr(value)}
+    return flat
+
+
+def as_text(config: StageConfig) -> str:
+    """`path = value` lines, in the order of the dataclasses."""
+    return "".join(f"{path} = {value}\n" for path, value in flatten(config).items())
+
+
+# A run may be continued with other values of these; everything else would make it another run.
+FREE_TO_CHANGE = ("loop.log_every", "loop.keep", "mesh.", "seconds_per_device", "evaluation_rows", "data.workers",
+                  "data.threads", "data.prefetch")  # fmt: skip
+
+
+def check_unchanged(config: StageConfig, files: StageFiles) -> None:
+    """Raises StageError naming every line by which `config` differs from what this folder's run was started with."""
+    if not files.config.exists():
+        return
+    then = dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
+    now = flatten(config)
+    changed = [
+        f"  {path}: {then.get(path, '(absent)')} then, {now.get(path, '(absent)')} now"
+        for path in sorted(then.keys() | now.keys())
+        if then.get(path) != now.get(path) and not path.startswith(FREE_TO_CHANGE)
+    ]
+    if changed:
+        raise StageError(
+            f"{files.folder} holds a run of another configuration:\n" + "\n".join(changed) + "\n"
+            "give these values again to continue it, or another --workdir (or delete that folder) to start anew"
+        )

@@ -1,0 +1,26 @@
+"""The stages by name. Each module has `get_config()`, the paper's size, and `demo()`, minutes on two cores."""
+
+import difflib
+from collections.abc import Callable
+
+from experiments.stage import StageConfig, StageError
+from experiments.stages import hubert_base_it1, hubert_base_it2, wavlab_mk, wavlab_mk_continued, wavlab_ms
+
+STAGES = {
+    "hubert_base_it1": hubert_base_it1,
+    "hubert_base_it2": hubert_base_it2,
+    "wavlab_mk": wavlab_mk,
+    "wavlab_ms": wavlab_ms,
+    "wavlab_mk_continued": wavlab_mk_continued,
+}
+SIZES = ("paper", "demo")
+
+
+def stage_function(name: str, *, size: str = "paper") -> Callable[[], StageConfig]:
+    """The config function of a stage. Raises StageError with the nearest names if there is no such stage or size."""
+    if name not in STAGES:
+        near = difflib.get_close_matches(name, STAGES, n=3, cutoff=0.3) or list(STAGES)
+        raise StageError(f"no stage is called {name!r}; the nearest: {', '.join(near)}")
+    if size not in SIZES:
+        raise StageError(f"size {size!r} is not one of {', '.join(SIZES)}")
+    return STAGES[name].get_config if size == "paper" else STAGES[name].demo

@@ -1,0 +1,72 @@
+"""Pieces that several stages share."""
+
+from data_pipelines.mixing import MixingConfig
+from data_pipelines.pipeline import DataConfig
+from data_pipelines.sampling import DrawConfig
+from wavlab_jax.encoder import EncoderConfig
+
+# 1.875, 3.75, 7.5 and 15 s. Halving keeps a step's seconds exactly constant. fairseq trains on 2 to 15.6 s.
+PAPER_LENGTHS = (30_000, 60_000, 120_000, 240_000)
+PAPER_SECONDS_PER_STEP = (
+    2_880.0  # HuBERT Base: 32 GPUs x 87.5 s = 2,800; rounded so that rows divide over 4 .. 64 devices
+)
+
+NATURAL = DrawConfig(language_exponent=1.0, corpus_exponent=1.0)
+WAVLM_MIXING = MixingConfig()  # probability 0.2, noise share 0.1, as the WavLM paper has it
+
+
+def paper_data(*, draw: DrawConfig = NATURAL, mixing: MixingConfig | None = None) -> DataConfig:
+    """0.8 h of audio a step in rows of up to 15 s."""
+    return DataConfig(
+        lengths=PAPER_LENGTHS,
+        seconds_per_step=PAPER_SECONDS_PER_STEP,
+        draw=draw,
+        mixing=mixing,
+        workers=8,
+        threads=2,
+        prefetch=8,
+    )
+
+
+def demo_data(*, draw: DrawConfig = NATURAL, mixing: MixingConfig | None = None) -> DataConfig:
+    """16 s of audio a step in rows of 2 or 4 s: what two cores turn around about six times a second."""
+    return DataConfig(lengths=(32_000, 64_000), seconds_per_step=16.0, draw=draw, mixing=mixing, threads=1, prefetch=4)
+
+
+# HuBERT Large (fairseq hubert_large_librivox.yaml): all dropouts 0, no layerdrop, waveform normalised. WavLabLM has this
+# architecture, without WavLM's relative position bias.
+LARGE = EncoderConfig(
+    extractor_norm="layer",
+    normalize_waveform=True,
+    width=1024,
+    layers=24,
+    heads=16,
+    feed_forward=4096,
+    pre_norm=True,
+    dropout=0.0,
+    attention_dropout=0.0,
+    projection_dropout=0.0,
+    layerdrop=0.0,
+    feature_gradient_scale=1.0,
+    compute_dtype="bfloat16",
+    rematerialize=True,
+)
+
+BASE = EncoderConfig(compute_dtype="bfloat16")  # HuBERT Base (fairseq hubert_base_librispeech.yaml)
+
+_DEMO_SHAPE = dict(
+    extractor_channels=(64,) * 7,
+    width=128,
+    layers=4,
+    heads=4,
+    feed_forward=512,
+    dropout=0.0,
+    attention_dropout=0.0,
+    projection_dropout=0.0,
+    layerdrop=0.0,
+    feature_gradient_scale=1.0,
+)
+DEMO_BASE = EncoderConfig(**_DEMO_SHAPE)  # Base's layout: group norm, norms after; too small to need dropout
+DEMO_LARGE = EncoderConfig(  # Large's layout: layer norm, norms before, waveform normalised as Hugging Face does
+    **_DEMO_SHAPE, extractor_norm="layer", normalize_waveform=True, waveform_epsilon=1e-7, pre_norm=True
+)

@@ -1,0 +1,71 @@
+"""What the steps of a recipe do; each returns a line for the table of times, and may be run again."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from data_pipelines.manifest import Manifest
+from data_pipelines.prepare import prepare
+from experiments.evaluate import evaluate_stage, probe_stages
+from experiments.export import export_stage
+from experiments.run import train_stage, write_json
+from experiments.stage import StageConfig
+from experiments.stage_files import StageFiles
+from experiments.units import make_units
+from wavlab_jax.metrics import JSON_LINES, read_lines
+from wavlab_jax.sharding import make_mesh
+from wavlab_jax.targets.kmeans import usage
+
+
+def prepare_corpus(audio: Path, corpus: Path) -> str:
+    """Shards and a manifest from a folder of audio."""
+    made = prepare(audio, out=corpus, progress=sys.stderr.isatty())
+    hours = float(made.manifest.samples.sum()) / 16_000 / 3600
+    return f"{made.tally.clips:,} clips, {hours:.2f} h, {len(made.rejected)} left out"
+
+
+def units(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
+    """The unit store that a stage trains on."""
+    store = make_units(cfg.units, workdir, Manifest.load(corpus), make_mesh(cfg.mesh))
+    used = usage(np.asarray(store.counts()))
+    return f"{store.units} units, perplexity {used.perplexity:.0f}, {used.dead} unused"
+
+
+def train(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
+    """A stage, to its last step."""
+    train_stage(cfg, workdir=workdir, corpus=corpus)
+    last = list(read_lines(StageFiles(workdir, cfg.name).metrics / JSON_LINES))[-1]
+    return (
+        f"{last['step']} steps, {last['audio_hours']:.2f} h of audio, masked accuracy {last['masked_accuracy']:.3f} "
+        "on training rows"
+    )
+
+
+def evaluate(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
+    """Masked accuracy on held-out clips."""
+    total = evaluate_stage(cfg, workdir=workdir, corpus=corpus).get("total")
+    if total is None:
+        return "no held-out data"
+    better = max(total["majority"], total["copy"])
+    return (
+        f"masked accuracy {total['accuracy']:.3f} on {total['clips']} held-out clips; majority unit "
+        f"{total['majority']:.3f}, nearest visible unit {total['copy']:.3f}: {total['accuracy'] / better:.2f}x the better"
+    )
+
+
+def probe(stages: list[StageConfig], workdir: Path, corpus: Path) -> str:
+    """The language probe across sources."""
+    result = probe_stages(stages, workdir=workdir, corpus=corpus)
+    write_json(Path(workdir) / "probe.json", result)
+    if "rows" not in result:
+        return result["note"]
+    return "; ".join(f"{row['name']} {row['accuracy']:.2f}" for row in result["rows"])
+
+
+def export(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
+    """A Hugging Face folder, checked against PyTorch if that is installed."""
+    result = export_stage(cfg.name, workdir=workdir, corpus=corpus, out=Path(workdir) / "export")
+    write_json(Path(workdir) / "export.json", result)
+    return json.dumps(result["checked_with"])[1:-1]

@@ -1,0 +1,583 @@
+"""The report against its own numbers: what the page must hold, what it must not claim, that it is one whole file."""
+
+import hashlib
+import html.parser
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.report import page as report_page
+from experiments.report import write_report
+from experiments.report.findings import findings
+from experiments.report.results import Results, duration, percent, signed, verdict
+
+LANGUAGES = [  # code, name, source corpora, training clips, held-out clips, hours: a real small corpus
+    ("spa", "Spanish", 4, 1136, 282, 0.885), ("fra", "French", 4, 1267, 291, 0.7962),
+    ("rus", "Russian", 4, 1285, 311, 0.7887), ("eng", "English", 4, 615, 165, 0.4837),
+    ("ron", "Romanian", 2, 639, 156, 0.4313), ("ita", "Italian", 3, 539, 149, 0.3926),
+    ("mal", "Malayalam", 2, 437, 87, 0.3508), ("bul", "Bulgarian", 1, 623, 156, 0.2991),
+    ("ell", "Modern Greek (1453-)", 2, 518, 104, 0.2887), ("cat", "Catalan", 2, 772, 199, 0.2673),
+    ("bel", "Belarusian", 1, 482, 139, 0.2443), ("dan", "Danish", 3, 422, 114, 0.2029),
+    ("lit", "Lithuanian", 3, 225, 65, 0.1205), ("ukr", "Ukrainian", 2, 228, 50, 0.0951),
+    ("nno", "Norwegian Nynorsk", 1, 143, 39, 0.0551), ("hun", "Hungarian", 1, 66, 16, 0.0456),
+    ("nld", "Dutch", 3, 104, 24, 0.0409), ("deu", "German", 2, 101, 33, 0.0406),
+    ("nds", "Low German", 2, 74, 17, 0.0366), ("por", "Portuguese", 3, 102, 28, 0.0338),
+    ("heb", "Hebrew", 1, 38, 12, 0.022), ("ara", "Arabic", 1, 21, 7, 0.0209), ("glg", "Galician", 1, 58, 13, 0.0165),
+    ("wln", "Walloon", 1, 57, 14, 0.0153), ("slv", "Slovenian", 1, 57, 13, 0.0146),
+    ("tsn", "Tswana", 1, 36, 6, 0.0122), ("ces", "Czech", 1, 40, 7, 0.0084), ("gle", "Irish", 1, 9, 4, 0.004),
+    ("swe", "Swedish", 1, 13, 0, 0.0037), ("fin", "Finnish", 1, 9, 2, 0.003), ("srp", "Serbian", 1, 10, 5, 0.0028),
+]  # fmt: skip
+STAGES = [  # name, label, number of units, where they come from, accuracy
+    ("hubert_base_it1", "first iteration", 100, "mfcc", 0.35),
+    ("hubert_base_it2", "second iteration", 200, "hubert_base_it1-layer3", 0.33),
+    ("wavlab_mk", "stage 1", 200, "hubert_base_it2-layer3", 0.30),
+    ("wavlab_ms", "stage 2", 200, "hubert_base_it2-layer3", 0.32),
+    ("wavlab_mk_continued", "control", 200, "hubert_base_it2-layer3", 0.315),
+]
+
+
+def difference(of, against, value, low, high, verdict):
+    return {"of": of, "against": against, "difference": value, "low": low, "high": high, "verdict": verdict}
+
+
+def make_results(languages=31):
+    """Results of a made-up run in the shape of results.json."""
+    rng = np.random.default_rng(0)
+    rows = LANGUAGES[:languages]
+    codes = [row[0] for row in rows]
+    hours = np.array([row[5] for row in rows])
+    natural = hours / hours.sum()
+    balanced = natural**0.5 / (natural**0.5).sum()
+    low = [row[0] for row in rows if row[5] < 0.05] or codes[-1:]
+
+    def shares(stage, label, drawn, steps):
+        table = zip(codes, natural, drawn, hours, strict=True)
+        return {
+            "stage": stage,
+            "label": label,
+            "languages": {
+                code: {"natural": float(n), "drawn": float(d), "epochs": float(d * steps * 0.02 / h)}
+                for code, n, d, h in table
+            },
+        }
+
+    def points(loss, accuracy, steps, start=None):
+        at = np.arange(10, steps + 1, 10)
+        fall = np.exp(-at / 60) if start is None else np.exp(-at / 20)
+        losses = loss + (4.6 - loss if start is None else start) * fall + 0.04 * rng.standard_normal(at.size)
+        right = accuracy - (accuracy if start is None else 0.02) * fall + 0.004 * rng.standard_normal(at.size)
+        return [
+            {"step": int(s), "loss": float(a), "accuracy": float(b), "learning_rate": 1e-3, "hours": float(s * 0.02)}
+            for s, a, b in zip(at, losses, right, strict=True)
+        ]
+
+    def accuracy(stage, label, units, unit_set, value):
+        table = {}
+        for code, _, _, _, held_out, size in rows:
+            right = value * (0.75 + 0.25 * (size / 0.885) ** 0.3) + 0.2 * rng.standard_normal() / (held_out + 4)
+            majority, repeat = 0.07 + 0.03 * rng.random(), 0.19 + 0.06 * rng.random()
+            scores = {"accuracy": float(right), "majority": float(majority), "copy": float(repeat)}
+            empty = {"accuracy": None, "majority": None, "copy": None}
+            table[code] = {"clips": held_out, "frames": 50 * held_out, **(scores if held_out else empty)}
+        judged = [row for row in table.values() if row["clips"]]
+        macro = {key: float(np.mean([row[key] for row in judged])) for key in ("accuracy", "majority", "copy")}
+        return {
+            "stage": stage, "label": label, "unit_set": unit_set, "units": units,
+            "total": {"clips": 2509, "frames": 125000, "accuracy": value, "majority": 0.081, "copy": 0.225},
+            "macro": {"languages": len(judged), **macro},
+            "languages": table,
+        }  # fmt: skip
+
+    def unit_row(name, stage, units, dead):
+        counts = rng.permutation(np.concatenate([rng.gamma(1.6, 300, units - dead), np.zeros(dead)])).astype(int)
+        shares_of = counts[counts > 0] / counts.sum()
+        perplexity = float(np.exp(-(shares_of * np.log(shares_of)).sum()))
+        return {
+            "name": name, "stage": stage, "units": units, "perplexity": perplexity, "dead": dead,
+            "counts": counts.tolist(),
+        }  # fmt: skip
+
+    def probe_row(name, layer, value, chance=0.121):
+        said = "better" if value - 0.045 > chance else "not distinguishable"
+        return {
+            "name": name, "layer": layer, "accuracy": value, "low": value - 0.045, "high": value + 0.048,
+            "chance": chance, "clips": 412, "languages": 12, "folds": 4, "verdict_against_chance": said,
+        }  # fmt: skip
+
+    minutes = {
+        "prepare": 31.2,
+        "units mfcc": 42.0,
+        "train hubert_base_it1": 301.0,
+        "units hubert_base_it1-layer3": 38.4,
+    }
+    minutes |= {"train hubert_base_it2": 312.5, "units hubert_base_it2-layer3": 40.1, "train wavlab_mk": 520.0}
+    minutes |= {
+        "train wavlab_ms": 262.0,
+        "train wavlab_mk_continued": 258.0,
+        "evaluate": 121.0,
+        "probe": 66.5,
+        "export": 4.2,
+    }
+    return {
+        "title": "recipe demo",
+        "finished": "2026-11-22T21:00:00Z",
+        "commit": "abc1234",
+        "machine": {
+            "processor": "AMD EPYC 9B14 96-Core Processor", "cores": 2, "memory_gb": 24, "devices": "1 x cpu",
+            "python": "3.11.7", "jax": "0.10.2",
+        },
+        "steps": [
+            {"name": name, "seconds": value, "note": "12,634 clips, 6.0 h, 0 refused" if name == "prepare" else ""}
+            for name, value in minutes.items()
+        ],
+        "corpus": {
+            "hours": float(hours.sum()),
+            "clips": sum(row[3] + row[4] for row in rows),
+            "languages": [
+                dict(zip(("language", "name", "corpora", "train_clips", "held_out_clips", "hours"), row, strict=True))
+                for row in rows
+            ],
+        },
+        "shares": [
+            shares("wavlab_mk", "stage 1, natural skew", natural, 300),
+            shares("wavlab_ms", "stage 2, balanced", balanced, 150),
+        ],
+        "curves": [
+            {"stage": "hubert_base_it1", "points": points(2.7, 0.36, 200)},
+            {"stage": "hubert_base_it2", "points": points(2.9, 0.33, 200)},
+            {"stage": "wavlab_mk", "points": points(2.8, 0.30, 300)},
+            {"stage": "wavlab_ms", "points": points(2.75, 0.31, 150, start=0.3)},
+            {"stage": "wavlab_mk_continued", "points": points(2.68, 0.325, 150, start=0.1)},
+        ],
+        "units": [
+            unit_row("mfcc", "hubert_base_it1", 100, 0),
+            unit_row("hubert_base_it1-layer3", "hubert_base_it2", 200, 3),
+            unit_row("hubert_base_it2-layer3", "wavlab_mk", 200, 11),
+        ],
+        "accuracy": [accuracy(name, label, units, source, value) for name, label, units, source, value in STAGES],
+        "low_resource": {
+            "definition": "languages with under 3 minutes of training audio",
+            "languages": low,
+            "clips": 232,
+            "rows": [
+                {"stage": "wavlab_mk", "accuracy": 0.251},
+                {"stage": "wavlab_ms", "accuracy": 0.272},
+                {"stage": "wavlab_mk_continued", "accuracy": 0.269},
+            ],
+            "differences": [
+                difference("wavlab_ms", "wavlab_mk", 0.021, 0.010, 0.032, "better"),
+                difference("wavlab_ms", "wavlab_mk_continued", 0.003, -0.008, 0.014, "not distinguishable"),
+            ],
+        },
+        "all_languages": {
+            "definition": "every language with held-out clips",
+            "languages": codes,
+            "clips": 2509,
+            "rows": [
+                {"stage": "wavlab_mk", "accuracy": 0.300},
+                {"stage": "wavlab_ms", "accuracy": 0.320},
+                {"stage": "wavlab_mk_continued", "accuracy": 0.327},
+            ],
+            "differences": [
+                difference("wavlab_ms", "wavlab_mk", 0.020, 0.016, 0.024, "better"),
+                difference("wavlab_ms", "wavlab_mk_continued", -0.007, -0.011, -0.003, "worse"),
+            ],
+        },
+        "probe": {
+            "protocol": "Mean-pooled frames, multinomial logistic regression, leave one source out; intervals are 95% "
+            "bootstrap over clips within language and source.",
+            "rows": [
+                probe_row("log-mel", None, 0.171),
+                probe_row("random", 3, 0.139),
+                probe_row("wavlab_mk", 1, 0.203),
+                probe_row("wavlab_mk", 3, 0.236),
+                probe_row("wavlab_ms", 1, 0.214),
+                probe_row("wavlab_ms", 3, 0.262),
+                probe_row("wavlab_mk_continued", 3, 0.241),
+            ],
+            "differences": [
+                difference("wavlab_ms layer 3", "log-mel", 0.091, 0.032, 0.149, "better"),
+                difference("wavlab_ms layer 3", "wavlab_mk layer 3", 0.026, -0.021, 0.071, "not distinguishable"),
+            ],
+            "languages": {
+                "log-mel": {"spa": {"clips": 40, "accuracy": 0.2}, "fra": {"clips": 38, "accuracy": 0.15}},
+                "wavlab_ms layer 3": {"spa": {"clips": 40, "accuracy": 0.41}, "fra": {"clips": 38, "accuracy": 0.3}},
+            },
+        },
+        "export": {
+            "folder": "work/demo/export", "files": ["config.json", "model.safetensors", "preprocessor_config.json"],
+            "bytes": 1_834_560, "largest_difference": 3.1e-6, "checked_with": "transformers 5.23.0",
+        },
+    }  # fmt: skip
+
+
+class Page(html.parser.HTMLParser):
+    """Reads a page: checks that every tag is closed in order, and keeps texts, attributes and table rows."""
+
+    VOID = {"meta", "link", "br", "hr", "img", "input"}
+
+    def __init__(self, path):
+        super().__init__(convert_charrefs=True)
+        self.source = Path(path).read_text(encoding="utf-8")
+        self.open, self.attributes, self.texts, self.tags, self.sections = [], [], [], [], {}
+        self.section, self.tables = None, []  # a table: its rows of texts, the head first
+        self.feed(self.source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attributes]
+        if tag == "section":
+            self.section = dict(attributes)["id"]
+        if tag == "table":
+            self.tables.append([])
+        if tag == "tr":
+            self.tables[-1].append([])
+        if tag in ("td", "th"):
+            self.tables[-1][-1].append("")
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += [(tag, *pair) for pair in attributes]
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-3:]} near {self.getpos()}"
+        self.open.pop()
+        if tag == "section":
+            self.section = None
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+            self.sections.setdefault(self.section, []).append(data)
+            if {"td", "th"} & set(self.open):
+                self.tables[-1][-1][-1] += data
+
+    def text(self, section=None):
+        return " ".join(" ".join(self.sections.get(section, []) if section else self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    """The results of a whole run, and its page."""
+    results = make_results()
+    return results, Page(write_report(results, tmp_path_factory.mktemp("report") / "report.html"))
+
+
+def test_page_is_whole_and_asks_for_nothing(full):
+    _, page = full
+    assert page.tags.count("section") == 9 and page.tags.count("svg") > 10
+    assert not {"script", "link", "iframe", "img", "object", "embed"} & set(page.tags)
+    references = [value for _, key, value in page.attributes if key in ("src", "href", "xlink:href", "srcset", "data")]
+    ids = [value for _, key, value in page.attributes if key == "id"]
+    assert references and all(value.startswith("#") for value in references)
+    assert {value[1:] for value in references} <= set(ids)
+    assert len(ids) == len(set(ids))
+    assert not re.search(r"https?:|@import|//[a-z]", page.source)
+    assert set(re.findall(r"url\(([^)]*)\)", page.source)) <= {f"#{name}" for name in ids}
+    assert len(page.source) < 1_500_000
+
+
+def test_every_section_shows_its_figures(full):
+    results, page = full
+    expected = {
+        "summary": ["1.42×", "32.0% on 2,509 held-out clips", "6.02 h", "31 languages", "316 times", "3.1e-06"],
+        "data": ["Norwegian Nynorsk", "Modern Greek", "0.885", "14.70%"],
+        "training": ["stage 2 (wavlab_ms)", "Stage 1, then stage 2 and the control", "audio-hours", "6.00"],
+        "units": ["hubert_base_it1-layer3", "perplexity", "11", f"{results['units'][0]['perplexity']:.1f}"],
+        "accuracy": ["1.56×", "32.0%", "22.5%", "no held-out data", "compare only rows with the same units"],
+        "balance": ["+2.1", "[−0.8, 1.4]", "27.2%", "under 3 minutes", "○ not distinguishable", "▼ worse", "▲ better"],
+        "probe": ["log-mel", "stage 2, layer 3", "[21.7%, 31.0%]", "12.1%", "leave one source out", "41.0%"],
+        "export": ["model.safetensors", "1.8 MB", "transformers 5.23.0", "3.1e-06"],
+        "time": ["33 min 17 s", "8 min 40 s", "26.0%", "AMD EPYC 9B14", "12,634 clips, 6.0 h, 0 refused"],
+    }
+    assert set(expected) == {key for key in page.sections if key}
+    for section, figures in expected.items():
+        text = page.text(section)
+        assert [figure for figure in figures if figure not in text] == []
+        assert "Not available" not in text
+    assert "finished 2026-11-22 21:00:00 UTC" in page.text() and "commit abc1234" in page.text()
+
+
+def test_tables_hold_what_the_results_hold(full):
+    results, page = full
+    by_language = next(rows for rows in page.tables if rows[0][:2] == ["language", "code"])
+    assert [row[1] for row in by_language[1:]] == [row[0] for row in LANGUAGES]  # most hours first
+    natural = np.array([row[5] for row in LANGUAGES]) / sum(row[5] for row in LANGUAGES)
+    assert [row[6] for row in by_language[1:]] == [f"{100 * share:.2f}%" for share in natural]
+    drawn = results["shares"][1]["languages"]["srp"]
+    assert by_language[-1][-2:] == [f"{100 * drawn['drawn']:.2f}%", f"{drawn['epochs']:.1f}"]
+    heads = ["language", "clips", *(f"{label} ({stage})" for stage, label, *_ in STAGES[2:]), "majority", "copy"]
+    judged = next(rows for rows in page.tables if rows[0] == heads)
+    assert len(judged) == 1 + 2 + 31
+    for row, (code, name, *_) in zip(judged[3:], LANGUAGES, strict=True):
+        assert row[0] == name.removesuffix(" (1453-)")
+        scores = [results["accuracy"][place]["languages"][code]["accuracy"] for place in (2, 3, 4)]
+        assert row[2:5] == [percent(score) for score in scores]
+    assert [row[:3] for row in judged if row[0] == "Swedish"] == [["Swedish", "no held-out data", "–"]]
+    probe = next(rows for rows in page.tables if rows[0][0] == "representation" and "folds" in rows[0])
+    assert [row[-1][2:] for row in probe[1:3]] == ["better than chance", "not distinguishable from chance"]
+
+
+def test_tables_have_heads_and_numbers_stand_right(full):
+    _, page = full
+    assert page.tags.count("thead") == page.tags.count("table") == len(page.tables) >= 12
+    for rows in page.tables:
+        assert len({len(row) for row in rows}) == 1
+    right = re.findall(r'<td class="n">([^<]*)</td>', page.source)
+    left = re.findall(r'<td class="t">([^<]*)</td>', page.source)
+    assert sum(bool(re.fullmatch(r"[-+−]?[\d,.]+[%×]?", cell)) for cell in right) > 300
+    assert [cell for cell in left if re.fullmatch(r"[-+−]?[\d,]+\.\d+[%×]", cell)] == []
+    assert "tabular-nums" in page.source and "prefers-color-scheme:dark" in page.source
+
+
+def test_charts_follow_the_theme(full):
+    """No colour of a chart is fixed: each is one of the page's variables, and both themes define it."""
+    _, page = full
+    charts = re.findall(r'<svg [^>]*class="chart".*?</svg>', page.source, re.S)
+    assert len(charts) >= 10
+    used = set()
+    for chart in charts:
+        assert not re.search(r"#[0-9a-fA-F]{6}\b|rgb\(", chart)
+        assert "<text" in chart and "aria-label" in chart
+        used |= set(re.findall(r"var\(--(\w+)\)", chart))
+    assert used <= set(report_page.COLOURS) and {"green", "vermillion", "blue"} <= used
+    for theme in (0, 1):
+        for name in used:
+            assert f"--{name}:{report_page.COLOURS[name][theme]}" in page.source
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_marks_stand_where_their_values_are(log):
+    from experiments.report import charts
+
+    values = [0.5, 0.02, 0.31, math.nan, 0.11]
+    drawn = charts.Series(report_page.Look("blue", "o"), values)
+    svg = charts.row_chart(
+        list("abcde"), [drawn], name="n", alt="", title="", show=str, width=500, log=log, zero=not log
+    )
+    marks = [(float(x), float(y)) for x, y in re.findall(r'<use href="#n-[^"]*" x="([^"]*)" y="([^"]*)"', svg)]
+    kept = [(np.log(value) if log else value, row) for row, value in enumerate(values) if math.isfinite(value)]
+    assert len(marks) == 4
+    for axis in (0, 1):
+        have, want = np.array(marks)[:, axis], np.array(kept)[:, axis]
+        slope, offset = np.polyfit(want, have, 1)
+        assert slope > 0 and np.abs(have - slope * want - offset).max() < 0.02
+    assert svg.count("no data") == 1
+
+
+def test_long_curves_are_averaged_and_stay_small(tmp_path):
+    from experiments.report import charts
+
+    x, y = np.arange(1000.0), np.random.default_rng(0).standard_normal(1000)
+    short, mean = charts.averaged(x, y)
+    assert len(short) == 250
+    np.testing.assert_allclose(mean, y.reshape(250, 4).mean(1))
+    np.testing.assert_allclose(charts.averaged(x[:7], y[:7])[1], y[:7])
+    assert math.isclose(charts.averaged(x[:301], y[:301])[1][-1], y[300])
+
+    results = make_results(2)
+    points = [{"step": k, "hours": k / 10, "loss": 3 + math.sin(k), "accuracy": 0.3} for k in range(20_000)]
+    results = {"curves": [{"stage": "wavlab_mk", "points": points}], "units": results["units"][:1]}
+    results["units"][0]["counts"] = list(range(2000))
+    assert write_report(results, tmp_path / "long.html").stat().st_size < 200_000
+
+
+def test_continued_stages_start_where_their_parent_ended(tmp_path, monkeypatch):
+    from experiments.report import charts
+
+    drawn = {}
+    monkeypatch.setattr(
+        charts, "curves", lambda lines, **options: drawn.setdefault(options["alt"], (lines, options)) and ""
+    )
+    results = make_results(2)
+    write_report({key: results[key] for key in ("curves", "accuracy")}, tmp_path / "page.html")
+    lines, options = next(value for alt, value in drawn.items() if "stage 1" in alt)
+    assert len(drawn) == 3 and len(lines) == 3 and options["branch"] == lines[0].x[-1] == 6.0
+    for line, place in zip(lines[1:], (3, 4), strict=True):
+        own = [point["hours"] for point in results["curves"][place]["points"]]
+        np.testing.assert_allclose(line.x, [6.0 + value for value in own])
+        assert line.loss == [point["loss"] for point in results["curves"][place]["points"]]
+
+
+def test_names_are_escaped(tmp_path):
+    results = make_results(2)
+    results["title"] = "<script>alert(1)</script> & more"
+    results["corpus"]["languages"][0]["name"] = '<b>bold</b> $x^2$ "q" -->'
+    results["steps"][0]["name"] = "<i>step</i>"
+    results["probe"]["rows"][0]["name"] = "<u>&amp;"
+    results["low_resource"]["definition"] = "</p><p onclick=x>"
+    page = Page(write_report(results, tmp_path / "page.html"))
+    assert not {"script", "b", "i", "u"} & set(page.tags) - {"b"}
+    assert "<b>bold" not in page.source and "&lt;b&gt;bold&lt;/b&gt; $x^2$" in page.source
+    assert "<script>alert(1)</script> & more" in page.texts
+    assert "</p><p onclick=x>" in page.text("balance") and "<i>step</i>" in page.text("time")
+    assert "<u>&amp;, layer" not in page.text() and "<u>&amp;" in page.text("probe")
+
+
+SECTIONS = {
+    "data": ["corpus", "shares"], "training": ["curves"], "units": ["units"], "accuracy": ["accuracy"],
+    "balance": ["low_resource", "all_languages"], "probe": ["probe"], "export": ["export"],
+    "time": ["steps", "machine"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("absent", [None, {}, [], "missing"])
+def test_what_is_missing_is_said(tmp_path, absent):
+    whole = make_results(2)
+    empty = {} if absent == "missing" else dict.fromkeys(whole, absent)
+    page = Page(write_report(empty, tmp_path / "page.html"))
+    assert page.text().count("Not available") == 1 + len(SECTIONS)
+    assert page.tags.count("table") == 0
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_one_part_alone_is_enough(tmp_path, section):
+    """A recipe that was cut short, or another one: only this section has something to show."""
+    whole = make_results(2)
+    page = Page(write_report({key: whole[key] for key in SECTIONS[section]}, tmp_path / "page.html"))
+    silent = [name for name in SECTIONS if "Not available" in page.text(name)]
+    assert silent == [name for name in SECTIONS if name != section]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_holes_anywhere_do_not_stop_the_page(tmp_path, seed):
+    draw = random.Random(seed)
+
+    def pierced(value):
+        if isinstance(value, dict):
+            kept = {key: pierced(part) for key, part in value.items() if draw.random() > 0.12}
+            return {key: None if draw.random() < 0.06 else part for key, part in kept.items()}
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return [pierced(part) for part in value]
+        return math.nan if isinstance(value, float) and draw.random() < 0.1 else value
+
+    page = Page(write_report(pierced(make_results(3)), tmp_path / "page.html"))
+    assert " nan" not in page.text() and "None" not in page.text()
+
+
+def sentences(**parts):
+    return [finding.text for finding in findings(Results(parts))]
+
+
+def test_sentences_name_what_the_intervals_allow():
+    results = make_results()
+    said = sentences(**results)
+    assert said[0] == (
+        "Masked accuracy after stage 2 is 32.0% on 2,509 held-out clips: 1.42 times the better trivial predictor "
+        f"(copy, 22.5%); {ratio_of(results['accuracy'][3]['macro']):.2f} times on the mean over languages."
+    )
+    assert said[1] == (
+        "On low-resource languages (16 languages, 232 clips), stage 2 is 2.1 points above stage 1 [1.0, 3.2] and not "
+        "distinguishable from the control (+0.3 points [−0.8, 1.4]). Longer training alone may explain the gain."
+    )
+    assert said[2].endswith(
+        "stage 2 is 2.0 points above stage 1 [1.6, 2.4] and 0.7 points below the control [−1.1, −0.3]."
+    )
+    assert said[3].endswith(
+        "the highest of 7 representations is stage 2, layer 3 [21.7%, 31.0%], above chance (12.1%)."
+    )
+    assert said[5] == (
+        "In that probe, stage 2, layer 3 is not distinguishable from stage 1, layer 3 (+2.6 points [−2.1, 7.1])."
+    )
+    low = [row for row in LANGUAGES if row[5] < 0.05]
+    assert f"are {100 * sum(row[5] for row in low) / sum(row[5] for row in LANGUAGES):.1f}% of the corpus" in said[6]
+    assert "Swedish has no held-out clips and cannot be judged." in said[7]
+
+
+def ratio_of(row):
+    return row["accuracy"] / max(row["majority"], row["copy"])
+
+
+def test_weak_results_are_not_dressed_up():
+    results = make_results()
+    for row in results["accuracy"]:
+        row["total"]["accuracy"] = 0.2
+    for row in results["probe"]["rows"]:
+        row["low"] = 0.05
+    results["export"].update(largest_difference=None, checked_with="not checked: transformers is not installed")
+    said = sentences(**results)
+    assert "does not reach the better trivial predictor" in said[0]
+    assert any("none of the 7 representations is distinguishable from chance" in words for words in said)
+    assert any("not compared (not checked: transformers is not installed)" in words for words in said)
+
+
+ends = st.floats(-0.2, 0.2)
+
+
+@given(
+    value=ends, low=ends, high=ends, given=st.sampled_from(["better", "worse", "not distinguishable", None, "great"])
+)
+def test_no_verdict_against_the_interval(value, low, high, given):
+    low, high = min(low, high), max(low, high)
+    row = difference("wavlab_ms", "wavlab_mk", value, low, high, given)
+    (words,) = sentences(all_languages={"differences": [row]})
+    clear = (low > 0 and given in ("better", None)) or (high < 0 and given in ("worse", None))
+    assert ("not distinguishable from wavlab_mk" in words) == (not clear)
+    assert ("above" in words) == (verdict(row) == "better") == (clear and low > 0)
+    assert ("below" in words) == (verdict(row) == "worse") == (clear and high < 0)
+
+
+def test_no_interval_no_verdict():
+    row = {"of": "a", "against": "b", "difference": 0.5, "verdict": "better"}
+    assert verdict(row) == "not distinguishable"
+    assert sentences(all_languages={"differences": [row]}) == [
+        "On all languages together, a is not distinguishable from b (+50.0 points, no interval)."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0 s"), (4.21, "4.2 s"), (31.2, "31 s"), (59.6, "1 min"), (131, "2 min 11 s"), (3599.6, "1 h"), 
+     (3900, "1 h 05 min"),      (86_399, "1 d"), (273_600, "3 d 04 h")],
+)  # fmt: skip
+def test_durations(seconds, shown):
+    assert duration(seconds) == shown
+
+
+def test_signs_are_real_minus_signs():
+    assert (signed(0.021), signed(-0.007), signed(None)) == ("+2.1", "−0.7", "–")
+
+
+def test_same_results_same_bytes_and_a_light_import(tmp_path):
+    """In another process with other hash seeds as well; and importing the report does not import matplotlib."""
+    results = {key: value for key, value in make_results(2).items() if key not in ("steps", "accuracy")}
+    here = write_report(results, tmp_path / "a.html").read_bytes()
+    assert write_report(results, tmp_path / "sub" / "b.html").read_bytes() == here
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    program = (
+        "import json, sys; from pathlib import Path; from experiments.report import write_report;"
+        "assert not {'matplotlib', 'jax', 'jinja2'} & set(sys.modules);"
+        f"write_report(json.loads(Path({str(tmp_path / 'results.json')!r}).read_text()), {str(tmp_path / 'c.html')!r})"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=root, env={**os.environ, "PYTHONHASHSEED": "7"})
+    assert hashlib.sha256((tmp_path / "c.html").read_bytes()).digest() == hashlib.sha256(here).digest()
+
+
+def test_a_page_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = write_report({"title": "first"}, tmp_path / "report.html")
+    before = path.read_bytes()
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full_disk)
+        with pytest.raises(OSError, match="No space left"):
+            write_report({"title": "second"}, path)
+    assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
+    assert b"second" in write_report({"title": "second"}, path).read_bytes()

@@ -1,0 +1,86 @@
+"""Every stage: its golden text, its parameters, and what must hold between stages."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from experiments.stage import StageError, as_text, check_unchanged, flatten
+from experiments.stage_files import StageFiles
+from experiments.stages import SIZES, STAGES, stage_function
+from wavlab_jax.model import abstract_parameters, count
+
+GOLDEN = Path(__file__).parent / "golden"
+EVERY = [(name, size) for name in STAGES for size in SIZES]
+
+
+@pytest.mark.parametrize(("name", "size"), EVERY)
+def test_the_golden_text_stands(name, size):
+    """After a meant change: `python tests/experiments/test_stages.py`, and look at the diff."""
+    assert as_text(stage_function(name, size=size)()) == (GOLDEN / f"{name}.{size}.txt").read_text()
+
+
+@pytest.mark.parametrize(("name", "size"), EVERY)
+def test_a_stage_knows_its_name_and_its_teachers(name, size):
+    cfg = stage_function(name, size=size)()
+    assert cfg.name == name
+    for other in filter(None, (cfg.units.teacher, cfg.init_from)):
+        before = stage_function(other, size=size)()
+        assert list(STAGES).index(other) < list(STAGES).index(name)
+        if other == cfg.units.teacher:
+            assert cfg.units.layer <= before.learner.encoder.layers
+        else:
+            assert before.learner.encoder == cfg.learner.encoder and before.units == cfg.units
+
+
+def test_parameter_counts_are_the_published_ones():
+    base = abstract_parameters(*_shapes("hubert_base_it1"))
+    large = abstract_parameters(*_shapes("wavlab_mk"))
+    assert count(base["encoder"]) == 94_371_712  # transformers' HubertModel of facebook/hubert-base-ls960's config
+    assert count(large["encoder"]) == 315_438_720  # that of facebook/hubert-large-ll60k's
+
+
+def _shapes(name):
+    learner = stage_function(name)().learner
+    return learner.encoder, learner.head
+
+
+def test_stage_2_and_its_control_differ_in_the_draw_alone():
+    for size in SIZES:
+        balanced = flatten(stage_function("wavlab_ms", size=size)())
+        control = flatten(stage_function("wavlab_mk_continued", size=size)())
+        assert {key for key in balanced if balanced[key] != control[key]} == {
+            "name",
+            "data.draw.language_exponent",
+            "data.draw.corpus_exponent",
+        }
+
+
+def test_unknown_stages_are_answered_with_the_nearest():
+    with pytest.raises(StageError, match="wavlab_mk"):
+        stage_function("wavlabmk")
+    with pytest.raises(StageError, match="paper, demo"):
+        stage_function("wavlab_mk", size="huge")
+
+
+def test_a_head_that_does_not_fit_its_units_is_refused():
+    cfg = stage_function("wavlab_mk", size="demo")()
+    with pytest.raises(StageError, match="100 classes but the units have 50"):
+        dataclasses.replace(cfg, units=dataclasses.replace(cfg.units, units=50))
+
+
+def test_a_changed_stage_is_refused_by_name_and_free_values_are_not(tmp_path):
+    cfg = stage_function("wavlab_mk", size="demo")()
+    files = StageFiles(tmp_path, cfg.name)
+    files.folder.mkdir(parents=True)
+    files.config.write_text(as_text(cfg))
+    check_unchanged(dataclasses.replace(cfg, seconds_per_device=7.0), files)
+    optimizer = dataclasses.replace(cfg.learner.optimizer, peak_learning_rate=0.5)
+    changed = dataclasses.replace(cfg, learner=dataclasses.replace(cfg.learner, optimizer=optimizer))
+    with pytest.raises(StageError, match=r"learner.optimizer.peak_learning_rate: .* then, 0.5 now"):
+        check_unchanged(changed, files)
+
+
+if __name__ == "__main__":
+    for stage, of_size in EVERY:
+        (GOLDEN / f"{stage}.{of_size}.txt").write_text(as_text(stage_function(stage, size=of_size)()))

@@ -1,0 +1,54 @@
+"""Schedules and the optimizer against their published formulas."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wavlab_jax.optim import OptimizerConfig, OptimizerError, learning_rate, make_optimizer
+
+
+def test_linear_schedule_is_fairseq_polynomial_decay():
+    cfg = OptimizerConfig(peak_learning_rate=5e-4, warmup_steps=100, total_steps=1000)
+    schedule = learning_rate(cfg)
+    for update in (1, 2, 50, 99, 100, 101, 500, 999, 1000):
+        # fairseq steps the schedule with the number of updates made, at least 1
+        expected = 5e-4 * update / 100 if update <= 100 else 5e-4 * (1 - (update - 100) / (1000 - 100))
+        assert float(schedule(update - 1)) == pytest.approx(expected, rel=2e-2 if update > 100 else 1e-5, abs=2e-6)
+
+
+def test_inverse_square_root_is_espnet_warmuplr():
+    cfg = OptimizerConfig(peak_learning_rate=5e-4, warmup_steps=100, schedule="inverse_sqrt")
+    schedule = learning_rate(cfg)
+    for step in (1, 10, 99, 100, 101, 400, 10_000):
+        expected = 5e-4 * 100**0.5 * min(step**-0.5, step * 100**-1.5)
+        assert float(schedule(step - 1)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("clip", [0.0, 0.5])
+def test_updates_are_adam_with_decoupled_decay_after_clipping(clip):
+    cfg = OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=1, schedule="constant", clip_norm=clip)
+    optimizer = make_optimizer(cfg)
+    rng = np.random.default_rng(0)
+    params = {"w": rng.normal(size=(4, 3)), "b": rng.normal(size=3)}
+    ours = {k: jnp.asarray(v, jnp.float32) for k, v in params.items()}
+    state = optimizer.init(ours)
+    first = {k: np.zeros_like(v) for k, v in params.items()}
+    second = {k: np.zeros_like(v) for k, v in params.items()}
+    for step in range(1, 6):
+        grads = {k: rng.normal(size=v.shape) for k, v in params.items()}
+        updates, state = optimizer.update({k: jnp.asarray(g, jnp.float32) for k, g in grads.items()}, state, ours)
+        ours = {k: ours[k] + updates[k] for k in ours}
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        scale = min(1.0, clip / norm) if clip else 1.0
+        for k, g in grads.items():
+            first[k] = 0.9 * first[k] + 0.1 * g * scale
+            second[k] = 0.98 * second[k] + 0.02 * (g * scale) ** 2
+            direction = (first[k] / (1 - 0.9**step)) / (np.sqrt(second[k] / (1 - 0.98**step)) + 1e-6)
+            params[k] = params[k] - 1e-2 * (direction + 0.01 * params[k])
+    for k in params:
+        np.testing.assert_allclose(np.asarray(ours[k]), params[k], rtol=2e-5, atol=2e-6)
+
+
+def test_a_linear_schedule_that_ends_in_its_warm_up_is_refused():
+    with pytest.raises(OptimizerError, match="total_steps"):
+        OptimizerConfig(warmup_steps=100, total_steps=100)

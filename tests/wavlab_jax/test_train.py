@@ -1,0 +1,150 @@
+"""The loop and its checkpoints: interrupted runs end where uninterrupted ones do, and bad batches are named."""
+
+import dataclasses
+import os
+import signal
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from wavlab_jax.checkpoint import CheckpointError, Checkpoints, restore_parameters, start
+from wavlab_jax.metrics import MetricsWriter, read_lines
+from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
+from wavlab_jax.step import abstract_state, initial_state, make_train_step
+from wavlab_jax.train import Interrupted, LoopConfig, NonFinite, train
+
+sys.path.insert(0, str(Path(__file__).parent))
+import tiny  # noqa: E402
+
+CFG = tiny.learner(dropout=0.1, layerdrop=0.1)
+LOOP = LoopConfig(steps=12, log_every=3, save_every=4, keep=2)
+
+
+def batches(first):
+    k = first
+    while True:
+        yield tiny.batch(4, seed=k)
+        k += 1
+
+
+def run(folder, *, loop=LOOP, stream=batches, mesh_cfg=None, devices=1):
+    mesh = make_mesh(mesh_cfg or MeshConfig(), devices=jax.devices()[:devices])
+    checkpoints = Checkpoints(folder / "checkpoints", keep=loop.keep)
+    like = abstract_state(CFG, mesh)
+    restored = start(checkpoints, like=like, fresh=lambda: initial_state(CFG, mesh), init_from=None)
+    first = int(restored.state.step)
+    writer = MetricsWriter(folder, resume_step=first)
+    try:
+        state = train(
+            restored.state,
+            make_train_step(CFG, mesh),
+            stream(first),
+            place=lambda batch: place_batch(batch, mesh=mesh, passes=1),
+            describe=lambda batch: [f"row {i}: clip {u}" for i, u in enumerate(batch.utterance)],
+            checkpoints=checkpoints,
+            writer=writer,
+            cfg=loop,
+            record=restored.record,
+            title="test",
+        )
+    finally:
+        writer.close()
+    return jax.device_get(state)
+
+
+def lines_of(folder):
+    timeless = ("seconds", "audio_hours_per_hour")
+    return [{k: v for k, v in line.items() if k not in timeless} for line in read_lines(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, run(folder)
+
+
+def same(a, b):
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("stop_at", [2, 5, 8])
+def test_an_interrupted_run_ends_bit_for_bit_where_a_whole_one_does(whole, tmp_path, stop_at):
+    """SIGTERM while batch `stop_at` is read, between and at the intervals of saving and logging."""
+
+    def interrupting(first):
+        for k, batch in enumerate(batches(first), first):
+            if k == stop_at and first == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with pytest.raises(Interrupted, match="the same command continues"):
+        run(tmp_path, stream=interrupting)
+    same(run(tmp_path, stream=interrupting), whole[1])
+    assert lines_of(tmp_path) == lines_of(whole[0])
+    assert [line["step"] for line in lines_of(tmp_path)] == [3, 6, 9, 12]
+
+
+def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(tmp_path):
+    def poisoned(first):
+        for k, batch in enumerate(batches(first), first):
+            if k == 6:
+                batch.waveform[2, 5] = np.nan
+                batch.utterance[2] = 4711
+            yield batch
+
+    with pytest.raises(NonFinite, match=r"step 7: loss nan(.|\n)*row 2: clip 4711"):
+        run(tmp_path, stream=poisoned)
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    assert checkpoints.latest() == 4  # nothing was saved before its own metric was read
+    checkpoints.close()
+    assert [line["step"] for line in lines_of(tmp_path)] == [3, 6]
+
+
+def test_metrics_are_sums_over_their_window(whole):
+    """A line's accuracy is correct frames over scored frames of its three steps, not a mean of three ratios."""
+    assert all(0 <= line["masked_accuracy"] <= 1 for line in lines_of(whole[0]))
+    assert [round(line["audio_hours"] * 3600, 3) for line in lines_of(whole[0])] == [6.0, 12.0, 18.0, 24.0]
+
+
+def test_a_checkpoint_restores_on_another_mesh(whole):
+    mesh = make_mesh(MeshConfig(fsdp=4))
+    checkpoints = Checkpoints(whole[0] / "checkpoints")
+    restored = checkpoints.restore(abstract_state(CFG, mesh))
+    checkpoints.close()
+    same(jax.device_get(restored.state), whole[1])
+    kernel = restored.state.params["encoder"]["layers"]["expand"]["kernel"]
+    assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None)
+    assert restored.record["step"] == 12
+
+
+def test_what_a_run_starts_from(whole, tmp_path):
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    like = abstract_state(CFG, mesh)
+
+    def fresh():
+        return initial_state(CFG, mesh)
+
+    empty = Checkpoints(tmp_path / "empty")
+    same(start(empty, like=like, fresh=fresh, init_from=None).state, fresh())
+    continued = start(empty, like=like, fresh=fresh, init_from=whole[0] / "checkpoints").state
+    same(continued.params, whole[1].params)
+    assert int(continued.step) == 0 and not any(np.any(x) for x in jax.tree.leaves(continued.optimizer))
+    own = Checkpoints(whole[0] / "checkpoints")
+    assert int(start(own, like=like, fresh=fresh, init_from=tmp_path / "nowhere").state.step) == 12
+    empty.close()
+    own.close()
+
+
+def test_checkpoints_that_do_not_fit_or_do_not_exist_are_named(whole, tmp_path):
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    wider = dataclasses.replace(CFG, encoder=tiny.encoder(width=32))
+    checkpoints = Checkpoints(whole[0] / "checkpoints")
+    with pytest.raises(CheckpointError, match="does not fit this configuration"):
+        checkpoints.restore(abstract_state(wider, mesh))
+    checkpoints.close()
+    with pytest.raises(CheckpointError, match="has that stage been trained"):
+        restore_parameters(tmp_path / "nowhere", abstract_state(CFG, mesh).params)

@@ -1,0 +1,56 @@
+"""A learner small enough to compile in seconds, and random batches for it."""
+
+import numpy as np
+
+from data_pipelines.batch import Batch, num_frames
+from wavlab_jax.encoder import EncoderConfig
+from wavlab_jax.model import HeadConfig
+from wavlab_jax.objective import ObjectiveConfig
+from wavlab_jax.optim import OptimizerConfig
+from wavlab_jax.step import LearnerConfig
+
+UNITS = 12
+SAMPLES = 8_000
+
+
+def encoder(**changes) -> EncoderConfig:
+    fields = dict(
+        extractor_channels=(8,) * 7,
+        width=16,
+        layers=2,
+        heads=2,
+        feed_forward=32,
+        position_kernel=8,
+        position_groups=2,
+        dropout=0.0,
+        attention_dropout=0.0,
+        projection_dropout=0.0,
+        layerdrop=0.0,
+        feature_gradient_scale=1.0,
+    )
+    return EncoderConfig(**{**fields, **changes})
+
+
+def learner(*, steps: int = 20, objective: ObjectiveConfig | None = None, seed: int = 0, **changes) -> LearnerConfig:
+    return LearnerConfig(
+        encoder=encoder(**changes),
+        head=HeadConfig(units=UNITS, dim=8),
+        objective=objective or ObjectiveConfig(),
+        optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2, total_steps=steps, clip_norm=1.0),
+        seed=seed,
+    )
+
+
+def batch(rows: int = 8, samples: int = SAMPLES, seed: int = 0) -> Batch:
+    rng = np.random.default_rng(seed)
+    frames = num_frames(samples)
+    return Batch(
+        waveform=rng.normal(scale=0.1, size=(rows, samples)).astype(np.float32),
+        units=rng.integers(0, UNITS, (rows, frames)).astype(np.int32),
+        valid=np.ones((rows, frames), bool),
+        language=np.zeros(rows, np.int32),
+        utterance=np.arange(rows, dtype=np.int32),
+        partner=np.full(rows, -1, np.int32),
+        start=np.zeros(rows, np.int32),
+        seed=rng.integers(0, 2**32, rows, dtype=np.uint32),
+    )

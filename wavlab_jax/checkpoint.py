@@ -1,0 +1,127 @@
+"""Checkpoints on disk (Orbax), and what a run starts from."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from wavlab_jax.state import TrainState
+
+PARAMS, OPTIMIZER, RECORD = "params", "optimizer", "record"  # items of a checkpoint, one folder each
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that is missing, or does not fit the model; names the folder and the parameter."""
+
+
+class Restored(NamedTuple):
+    """`state` and the JSON `record` saved with it."""
+
+    state: TrainState
+    record: dict
+
+
+class Checkpoints:
+    """The checkpoints of one run, written asynchronously and atomically; a step folder that exists is whole.
+
+    Args:
+        folder: of the run's checkpoints.
+        keep: how many of the latest stay.
+    """
+
+    def __init__(self, folder: Path, *, keep: int = 2):
+        self.folder = Path(folder).absolute()
+        self._manager = ocp.CheckpointManager(
+            self.folder,
+            item_names=(PARAMS, OPTIMIZER, RECORD),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True, create=True
+            ),
+        )
+
+    def latest(self) -> int | None:
+        """Step of the newest whole checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, record: dict) -> None:
+        """Writes `state` and the JSON-able `record` in the background. Errors surface at the next call or at `close`."""
+        step = int(state.step)
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(state.params),
+                optimizer=ocp.args.StandardSave(state.optimizer),
+                record=ocp.args.JsonSave({"step": step, **record}),
+            ),
+            force=True,
+        )
+
+    def restore(self, like: TrainState, *, step: int | None = None) -> Restored:
+        """The checkpoint of `step` (the newest by default), laid out as `like` (shapes with shardings) says.
+
+        Raises CheckpointError if there is none, or if its parameters are not those of `like`.
+        """
+        step = self.latest() if step is None else step
+        if step is None:
+            raise CheckpointError(f"{self.folder} holds no whole checkpoint")
+        try:
+            items = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(like.params),
+                    optimizer=ocp.args.StandardRestore(like.optimizer),
+                    record=ocp.args.JsonRestore(),
+                ),
+            )
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(
+                f"{self.folder}/{step} does not fit this configuration (was the stage changed since? then give a new "
+                f"--workdir): {error}"
+            ) from error
+        step_array = jax.device_put(jnp.asarray(step, jnp.int32), like.step.sharding)
+        return Restored(TrainState(step_array, items[PARAMS], items[OPTIMIZER]), items[RECORD])
+
+    def close(self) -> None:
+        """Waits until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def restore_parameters(folder: Path, like, *, step: int | None = None):
+    """Parameters alone from a run's checkpoints: for evaluation, units, export, and stages that continue another.
+
+    `like` is a nested dict of shapes with shardings. Raises CheckpointError as `Checkpoints.restore` does.
+    """
+    folder = Path(folder).absolute()
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} does not exist: has that stage been trained in this workdir?")
+    manager = ocp.CheckpointManager(folder, item_names=(PARAMS, OPTIMIZER, RECORD))
+    try:
+        step = manager.latest_step() if step is None else step
+        if step is None:
+            raise CheckpointError(f"{folder} holds no whole checkpoint: has that stage been trained to the end?")
+        restored = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))
+        return restored[PARAMS]
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(f"the parameters in {folder} are not those of this configuration: {error}") from error
+    finally:
+        manager.close()
+
+
+def start(checkpoints: Checkpoints, *, like: TrainState, fresh, init_from: Path | None) -> Restored:
+    """What a run starts from, by precedence.
+
+    1. The run's own newest checkpoint: it continues, bit for bit.
+    2. `init_from`: the parameters of a finished run; step 0 and an untouched optimizer.
+    3. Nothing: `fresh()`, a newly initialised TrainState.
+    """
+    if checkpoints.latest() is not None:
+        return checkpoints.restore(like)
+    if init_from is not None:
+        state = fresh()
+        return Restored(dataclasses.replace(state, params=restore_parameters(init_from, like.params)), {})
+    return Restored(fresh(), {})

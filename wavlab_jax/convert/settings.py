@@ -1,0 +1,208 @@
+"""The settings table: fields of `EncoderConfig` <-> fields of Hugging Face's config.json and preprocessor_config.json.
+
+Numbers keep their meaning; what one side cannot say is refused, never dropped.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data_pipelines.batch import SAMPLE_RATE
+from wavlab_jax.convert.names import ConvertError
+from wavlab_jax.encoder import EncoderConfig
+
+PREPROCESSOR_EPSILON = 1e-7  # transformers `feature_extraction_wav2vec2.py` zero_mean_unit_var_norm
+EXTRACTOR_EPSILON = 1e-5  # PyTorch's default, which transformers' extractor norms keep whatever layer_norm_eps says
+
+# Our field -> transformers' field, where the values mean the same.
+_SAME: dict[str, str] = {
+    "extractor_channels": "conv_dim",
+    "extractor_kernels": "conv_kernel",
+    "extractor_strides": "conv_stride",
+    "extractor_bias": "conv_bias",
+    "extractor_norm": "feat_extract_norm",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "feed_forward": "intermediate_size",
+    "pre_norm": "do_stable_layer_norm",
+    "position_kernel": "num_conv_pos_embeddings",
+    "position_groups": "num_conv_pos_embedding_groups",
+    "dropout": "hidden_dropout",
+    "attention_dropout": "attention_dropout",
+    "activation_dropout": "activation_dropout",
+    "projection_dropout": "feat_proj_dropout",
+    "layerdrop": "layerdrop",
+    "norm_epsilon": "layer_norm_eps",
+}
+_BIAS: dict[str, str] = {"bias_buckets": "num_buckets", "bias_max_distance": "max_bucket_distance"}
+
+# What transformers takes a field for that config.json leaves out (its three config classes agree).
+ABSENT: dict[str, Any] = {
+    "conv_dim": (512,) * 7,
+    "conv_kernel": (10, 3, 3, 3, 3, 2, 2),
+    "conv_stride": (5, 2, 2, 2, 2, 2, 2),
+    "conv_bias": False,
+    "feat_extract_norm": "group",
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "do_stable_layer_norm": False,
+    "num_conv_pos_embeddings": 128,
+    "num_conv_pos_embedding_groups": 16,
+    "hidden_dropout": 0.1,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.1,
+    "feat_proj_dropout": 0.0,
+    "layerdrop": 0.1,
+    "layer_norm_eps": 1e-5,
+    "num_buckets": 320,
+    "max_bucket_distance": 800,
+}
+
+# Fields with the one value that this encoder computes.
+REQUIRED: dict[str, Any] = {
+    "hidden_act": "gelu",
+    "feat_extract_activation": "gelu",
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
+    "layer_norm_eps": EXTRACTOR_EPSILON,
+    "add_adapter": False,
+    "adapter_attn_dim": None,
+}
+
+# Fields that concern fine-tuning only: transformers' own defaults, spelled out so that later ones do not replace them.
+# mask_time_prob must not be 0: transformers leaves the mask embedding out of the model then.
+_FINE_TUNING: dict[str, Any] = {
+    "apply_spec_augment": True,
+    "mask_time_prob": 0.05,
+    "mask_time_length": 10,
+    "mask_time_min_masks": 2,
+    "mask_feature_prob": 0.0,
+    "mask_feature_length": 10,
+    "final_dropout": 0.1,
+    "initializer_range": 0.02,
+    "ctc_zero_infinity": False,
+    "use_weighted_layer_sum": False,
+    "classifier_proj_size": 256,
+    "vocab_size": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_HUBERT_ONLY: dict[str, Any] = {
+    "feat_proj_layer_norm": True,
+    "conv_pos_batch_norm": False,
+    "mask_feature_min_masks": 0,
+    "ctc_loss_reduction": "sum",
+}
+_WAVLM_ONLY: dict[str, Any] = {"add_adapter": False, "ctc_loss_reduction": "mean"}
+
+# Our fields that transformers has no name for, kept in config.json so that a folder of ours comes back whole.
+_OURS = "wavlab_jax"
+_OURS_FIELDS = ("waveform_epsilon", "feature_gradient_scale", "compute_dtype", "rematerialize")
+
+_CLASSES = {"hubert": "HubertModel", "wavlm": "WavLMModel", "wav2vec2": "Wav2Vec2Model"}
+
+
+def huggingface_config(cfg: EncoderConfig) -> dict[str, Any]:
+    """The content of config.json for an encoder: every field that its config class in transformers defines.
+
+    Raises ConvertError where the encoder is one that transformers cannot compute.
+    """
+    if cfg.norm_epsilon != EXTRACTOR_EPSILON:
+        raise ConvertError(
+            f"norm_epsilon is {cfg.norm_epsilon}, but transformers' extractor always uses {EXTRACTOR_EPSILON}: the "
+            "exported model would differ"
+        )
+    model_type = "wavlm" if cfg.relative_bias else "hubert"
+    same = _SAME | (_BIAS if cfg.relative_bias else {})
+    return {
+        "architectures": [_CLASSES[model_type]],
+        "model_type": model_type,
+        "torch_dtype": "float32",
+        **{theirs: _plain(getattr(cfg, ours)) for ours, theirs in same.items()},
+        "num_feat_extract_layers": len(cfg.extractor_channels),
+        "hidden_act": "gelu",
+        "feat_extract_activation": "gelu",
+        **_FINE_TUNING,
+        **(_WAVLM_ONLY if cfg.relative_bias else _HUBERT_ONLY),
+        _OURS: {name: getattr(cfg, name) for name in _OURS_FIELDS},
+    }
+
+
+def _plain(value):
+    return list(value) if isinstance(value, tuple) else value
+
+
+def preprocessor_config(cfg: EncoderConfig) -> dict[str, Any]:
+    """The content of preprocessor_config.json for an encoder."""
+    return {
+        "feature_extractor_type": "Wav2Vec2FeatureExtractor",
+        "feature_size": 1,
+        "sampling_rate": SAMPLE_RATE,
+        "padding_value": 0.0,
+        "padding_side": "right",
+        "do_normalize": cfg.normalize_waveform,
+        # transformers' convention: a group-norm model there hears padding in any case, and takes no mask
+        "return_attention_mask": cfg.extractor_norm == "layer",
+    }
+
+
+def encoder_config(config: dict[str, Any], *, folder: Path, normalize_waveform: bool | None) -> EncoderConfig:
+    """The configuration that the content of a config.json describes; `folder` is where the preprocessor's file lies.
+
+    Raises ConvertError naming the field: another kind of model, something this encoder does not compute, or nothing
+    said about waveform normalisation while `normalize_waveform` is None.
+    """
+    model_type = config.get("model_type")
+    if model_type not in _CLASSES:
+        raise ConvertError(f"{folder}/config.json: model_type is {model_type!r}, can import {', '.join(_CLASSES)}")
+    for name, value in REQUIRED.items():
+        if config.get(name, value) != value:
+            raise ConvertError(f"{folder}/config.json: {name} is {config[name]!r}, this encoder only has {value!r}")
+    if normalize_waveform is None:
+        normalize_waveform = _normalizes(folder)
+    relative_bias = model_type == "wavlm"
+    fields = {
+        ours: config.get(theirs, ABSENT[theirs]) for ours, theirs in (_SAME | (_BIAS if relative_bias else {})).items()
+    }
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    if fields["extractor_norm"] not in ("group", "layer"):
+        raise ConvertError(f"{folder}/config.json: no such feat_extract_norm as {fields['extractor_norm']!r}")
+    # fairseq's Base and Large, and the preprocessor that the model is used with there; unless the folder is ours
+    fields["feature_gradient_scale"] = 0.1 if fields["extractor_norm"] == "group" else 1.0
+    fields["waveform_epsilon"] = PREPROCESSOR_EPSILON
+    fields |= {name: value for name, value in config.get(_OURS, {}).items() if name in _OURS_FIELDS}
+    try:
+        return EncoderConfig(**fields, relative_bias=relative_bias, normalize_waveform=normalize_waveform)
+    except (TypeError, ValueError) as error:
+        raise ConvertError(f"{folder}/config.json: {error}") from error
+
+
+def _normalizes(folder: Path) -> bool:
+    """What the folder says of waveform normalisation."""
+    for name, inside in (("processor_config.json", "feature_extractor"), ("preprocessor_config.json", None)):
+        if (folder / name).is_file():
+            said = read_json(folder / name)
+            said = said.get(inside, {}) if inside else said
+            if "do_normalize" in said:
+                return bool(said["do_normalize"])
+    raise ConvertError(
+        f"{folder} has no preprocessor_config.json that says do_normalize; pass normalize_waveform=True (models of the "
+        "Large kind, mHuBERT-147) or False (Base)"
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ConvertError naming the file when there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConvertError(f"{path} does not exist") from error
+    except ValueError as error:
+        raise ConvertError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConvertError(f"{path} holds a {type(content).__name__}, not an object")
+    return content

@@ -1,0 +1,106 @@
+"""What an encoder is made of, and how its operations are spelled on each platform."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from data_pipelines.batch import HOP, RECEPTIVE_FIELD
+
+
+class EncoderError(ValueError):
+    """An encoder configuration or input that cannot work; the message names the field and what to do."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Architecture and regularisation of an encoder. The defaults are HuBERT Base.
+
+    Constants follow fairseq `examples/hubert/config/pretrain/hubert_base_librispeech.yaml` and, for the relative
+    position bias, the released WavLM configurations (`max_distance` 800, not the code's default 1280).
+
+    Attributes:
+        extractor_channels, extractor_kernels, extractor_strides: one entry a convolution; together they must make a
+            frame of 400 samples every 320, the grid of the labels.
+        extractor_bias: wav2vec 2.0 Large / XLS-R have convolution biases, HuBERT and WavLM have none.
+        extractor_norm: "group": one group a channel over all time, after the first convolution only (Base);
+            "layer": LayerNorm over channels after every convolution (Large).
+        normalize_waveform: zero mean and unit variance per utterance before the extractor (Large).
+        waveform_epsilon: added to that variance: fairseq and torchaudio 1e-5, Hugging Face's preprocessor 1e-7. They
+            differ audibly for quiet audio only.
+        width, layers, heads, feed_forward: of the Transformer.
+        pre_norm: LayerNorm before (Large) or after (Base) attention and feed-forward.
+        position_kernel, position_groups: the weight-normed convolution that encodes positions.
+        relative_bias: WavLM's gated relative position bias.
+        bias_buckets, bias_max_distance: of that bias; frames.
+        dropout .. layerdrop: probabilities, used only where a key is given.
+        feature_gradient_scale: gradient multiplier of the extractor, 0.1 for Base and 1.0 for Large.
+        compute_dtype: of matrix products; norms' statistics, softmax and losses are float32 always.
+        rematerialize: recompute each layer in the backward pass instead of storing its activations.
+    """
+
+    extractor_channels: tuple[int, ...] = (512,) * 7
+    extractor_kernels: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
+    extractor_strides: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
+    extractor_bias: bool = False
+    extractor_norm: Literal["group", "layer"] = "group"
+    normalize_waveform: bool = False
+    waveform_epsilon: float = 1e-5
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    feed_forward: int = 3072
+    pre_norm: bool = False
+    position_kernel: int = 128
+    position_groups: int = 16
+    relative_bias: bool = False
+    bias_buckets: int = 320
+    bias_max_distance: int = 800
+    dropout: float = 0.1
+    attention_dropout: float = 0.1
+    activation_dropout: float = 0.0
+    projection_dropout: float = 0.1
+    layerdrop: float = 0.05
+    feature_gradient_scale: float = 0.1
+    norm_epsilon: float = 1e-5
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    rematerialize: bool = False
+
+    def __post_init__(self):
+        convolutions = len(self.extractor_channels)
+        if len(self.extractor_kernels) != convolutions or len(self.extractor_strides) != convolutions:
+            raise EncoderError(
+                f"extractor_channels, extractor_kernels and extractor_strides must have one entry a convolution, got "
+                f"{convolutions}, {len(self.extractor_kernels)} and {len(self.extractor_strides)} entries"
+            )
+        hop, field = 1, 1
+        for kernel, stride in zip(self.extractor_kernels, self.extractor_strides, strict=True):
+            field += (kernel - 1) * hop
+            hop *= stride
+        if (hop, field) != (HOP, RECEPTIVE_FIELD):
+            raise EncoderError(
+                f"extractor_kernels and extractor_strides make a frame of {field} samples every {hop}; labels and "
+                f"masks are made for {RECEPTIVE_FIELD} every {HOP}"
+            )
+        if self.width % self.heads:
+            raise EncoderError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.width % self.position_groups:
+            raise EncoderError(f"width {self.width} is not a multiple of position_groups {self.position_groups}")
+        if self.relative_bias and (self.bias_buckets % 4 or self.bias_max_distance <= self.bias_buckets // 4):
+            raise EncoderError("bias_buckets must be a multiple of 4 and bias_max_distance above a quarter of it")
+
+
+class Formulation(NamedTuple):
+    """How an operation is spelled where spellings differ in speed but not in result.
+
+    Attributes:
+        scan_layers: `lax.scan` over the stacked layers (small programs) or an unrolled loop (faster on CPU).
+        position_by_fft: positional convolution through the FFT; XLA:CPU's grouped convolution is many times slower.
+    """
+
+    scan_layers: bool
+    position_by_fft: bool
+
+
+def formulation_for(platform: str) -> Formulation:
+    """The spelling for a JAX platform name ("cpu", "gpu", "tpu"): the only place where they are chosen."""
+    on_cpu = platform == "cpu"
+    return Formulation(scan_layers=not on_cpu, position_by_fft=on_cpu)

@@ -1,0 +1,151 @@
+"""The public pair: make an encoder from a key and a configuration, and encode waveforms with it."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from data_pipelines.batch import num_frames
+from wavlab_jax.encoder.config import EncoderConfig, EncoderError, Formulation, formulation_for
+from wavlab_jax.encoder.frontend import Frontend
+from wavlab_jax.encoder.layers import Layer, Norm, PositionConvolution, dropout, fold, relative_buckets
+
+
+class Encoded(NamedTuple):
+    """What `encode` returns.
+
+    Attributes:
+        hidden: layers + 1 arrays [batch, frames, width]: the input of the first layer, then each layer's output; the
+            last one after the final norm, where there is one. Hugging Face's `hidden_states` up to transformers 4;
+            version 5 leaves the final norm of pre-norm models to `last_hidden_state`.
+        features: [batch, frames, channels] output of the convolutions, before LayerNorm and projection.
+        valid: [batch, frames] real frames, or None if all are.
+    """
+
+    hidden: tuple[jax.Array, ...]
+    features: jax.Array
+    valid: jax.Array | None
+
+
+class Encoder(nnx.Module):
+    """Parameters and structure of an encoder; `encode` is what runs it. Layers are stacked on a leading axis."""
+
+    def __init__(self, key: jax.Array, cfg: EncoderConfig):
+        keys = jax.random.split(key, 5)
+        self.config = cfg
+        self.frontend = Frontend(keys[0], cfg)
+        self.mask_embedding = nnx.Param(jax.random.uniform(keys[1], (cfg.width,)))
+        self.position = PositionConvolution(keys[2], cfg)
+        self.norm = Norm(cfg.width)
+        table = 0.02 * jax.random.normal(keys[3], (cfg.bias_buckets, cfg.heads)) if cfg.relative_bias else None
+        self.relative_bias = None if table is None else nnx.Param(table)
+        self.layers = jax.vmap(lambda k: Layer(k, cfg))(jax.random.split(keys[4], cfg.layers))
+
+
+def make_encoder(key: jax.Array, cfg: EncoderConfig) -> Encoder:
+    """A freshly initialised encoder. Initial values depend on the key and the configuration alone, not on devices."""
+    return Encoder(key, cfg)
+
+
+def encode(
+    encoder: Encoder,
+    waveform: jax.Array,
+    valid: jax.Array | None = None,
+    *,
+    mask: jax.Array | None = None,
+    key: jax.Array | None = None,
+    seeds: jax.Array | None = None,
+    formulation: Formulation | None = None,
+) -> Encoded:
+    """Hidden states of `waveform` [batch, samples] at every layer, each [batch, frames, width].
+
+    Args:
+        encoder: from `make_encoder`, or imported.
+        waveform: float, 16 kHz.
+        valid: [batch, samples] bool, True = real, real samples first; None if all are real. Outputs at real frames
+            are those of the unpadded row, to rounding, with either norm.
+        mask: [batch, frames] bool, True = replaced with the mask embedding after projection (fairseq's place).
+        key: of this step; with `seeds` draws dropout and layerdrop. None: no dropout, no layerdrop.
+        seeds: [batch] uint32, one a row; dropout of a row depends on (key, seed) alone, layerdrop on the key alone.
+        formulation: spelling of platform-dependent operations; by default that of JAX's default backend.
+
+    Raises:
+        EncoderError: the waveform is not [batch, samples] or too short to make a frame; `valid`, `mask` or `seeds` do
+            not have its shape; only one of `key` and `seeds` is given.
+    """
+    cfg = encoder.config
+    if waveform.ndim != 2 or num_frames(waveform.shape[1]) == 0:
+        raise EncoderError(f"waveform must be [batch, samples] with at least 400 samples, got {list(waveform.shape)}")
+    batch = waveform.shape[0]
+    shapes = {"valid": waveform.shape, "mask": (batch, num_frames(waveform.shape[1])), "seeds": (batch,)}
+    for name, array in (("valid", valid), ("mask", mask), ("seeds", seeds)):
+        if array is not None and array.shape != shapes[name]:
+            raise EncoderError(f"`{name}` must be {list(shapes[name])} for this waveform, got {list(array.shape)}")
+    if (key is None) != (seeds is None):
+        raise EncoderError("dropout needs both `key` (of the step) and `seeds` (one a row), or neither")
+    formulation = formulation or formulation_for(jax.default_backend())
+    row_keys = None if key is None else jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seeds)
+
+    samples = None if valid is None else jnp.sum(valid, axis=1)
+    features = encoder.frontend.features(waveform, samples=samples, cfg=cfg)
+    frames = features.shape[1]
+    valid = None if samples is None else jnp.arange(frames)[None] < _frames(samples)[:, None]
+
+    x = encoder.frontend.project(features, cfg=cfg)
+    x = dropout(x, rate=cfg.projection_dropout, keys=fold(row_keys, 1000))
+    if mask is not None:
+        x = jnp.where(mask[..., None], encoder.mask_embedding[...].astype(x.dtype)[None, None], x)
+    if valid is not None:
+        x = jnp.where(valid[..., None], x, 0.0)
+    x = x + encoder.position(x, by_fft=formulation.position_by_fft)
+    if not cfg.pre_norm:
+        x = encoder.norm.over_channels(x, epsilon=cfg.norm_epsilon)
+    x = dropout(x, rate=cfg.dropout, keys=fold(row_keys, 1001))
+
+    hidden = _run_layers(encoder, x, valid, key, row_keys, formulation)
+    if cfg.pre_norm:
+        hidden = (*hidden[:-1], encoder.norm.over_channels(hidden[-1], epsilon=cfg.norm_epsilon))
+    return Encoded(hidden=hidden, features=features, valid=valid)
+
+
+def _frames(samples: jax.Array) -> jax.Array:
+    """`num_frames` of a traced array."""
+    return jnp.maximum((samples - 400) // 320 + 1, 0)
+
+
+def _run_layers(encoder, x, valid, key, row_keys, formulation) -> tuple[jax.Array, ...]:
+    """The input and every layer's output, by scan or unrolled."""
+    cfg = encoder.config
+    position_bias = None
+    if encoder.relative_bias is not None:
+        buckets = relative_buckets(x.shape[1], buckets=cfg.bias_buckets, max_distance=cfg.bias_max_distance)
+        position_bias = encoder.relative_bias[...][buckets].transpose(2, 0, 1)
+
+    def run(layer, x, index):
+        def apply(x):
+            keys = None if row_keys is None else jax.vmap(lambda k: jax.random.fold_in(k, index))(row_keys)
+            return layer(x, cfg=cfg, valid=valid, position_bias=position_bias, keys=keys)
+
+        if key is None or cfg.layerdrop == 0.0:
+            return apply(x)
+        # One draw a layer and step, for all rows: every device and micro-batch skips the same layers.
+        keep = jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, 2**20), index), 1.0 - cfg.layerdrop)
+        return lax.cond(keep, apply, lambda x: x, x)
+
+    if cfg.rematerialize:
+        run = jax.checkpoint(run)
+    if formulation.scan_layers:
+
+        def body(x, layer_and_index):
+            x = run(layer_and_index[0], x, layer_and_index[1])
+            return x, x
+
+        _, outputs = lax.scan(body, x, (encoder.layers, np.arange(cfg.layers)))
+        return (x, *(outputs[i] for i in range(cfg.layers)))
+    hidden = [x]
+    for index in range(cfg.layers):
+        hidden.append(run(jax.tree.map(lambda p, i=index: p[i], encoder.layers), hidden[-1], index))
+    return tuple(hidden)

@@ -1,0 +1,88 @@
+"""Waveform to frames: normalisation, the strided convolutions, and their projection to the Transformer's width."""
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from wavlab_jax.encoder.config import EncoderConfig
+from wavlab_jax.encoder.layers import Dense, Norm, gelu, standardize, torch_uniform
+
+
+def convolved_length(samples, *, kernel: int, stride: int):
+    """Output length of one unpadded convolution; works on integers and arrays."""
+    return (
+        jnp.maximum((samples - kernel) // stride + 1, 0)
+        if isinstance(samples, jax.Array)
+        else max((samples - kernel) // stride + 1, 0)
+    )
+
+
+class Convolution(nnx.Module):
+    """One strided convolution and its optional norm; kernel [taps, inputs, outputs], kaiming normal as in fairseq."""
+
+    def __init__(self, key: jax.Array, cfg: EncoderConfig, index: int):
+        inputs = 1 if index == 0 else cfg.extractor_channels[index - 1]
+        taps, outputs = cfg.extractor_kernels[index], cfg.extractor_channels[index]
+        kernel_key, bias_key = jax.random.split(key)
+        self.kernel = nnx.Param(
+            math.sqrt(2.0 / (taps * inputs)) * jax.random.normal(kernel_key, (taps, inputs, outputs))
+        )
+        fan_in = taps * inputs
+        self.bias = nnx.Param(torch_uniform(bias_key, (outputs,), fan_in=fan_in)) if cfg.extractor_bias else None
+        self.norm = Norm(outputs) if cfg.extractor_norm == "layer" or index == 0 else None
+
+    def __call__(self, x: jax.Array, *, stride: int, lengths: jax.Array | None, cfg: EncoderConfig) -> jax.Array:
+        """[batch, time, inputs] -> [batch, time', outputs]; `lengths` [batch]: real output frames (group norm)."""
+        x = lax.conv_general_dilated(
+            x, self.kernel[...].astype(x.dtype), (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
+        )
+        if self.bias is not None:
+            x = x + self.bias[...].astype(x.dtype)[None, None]
+        if self.norm is not None and cfg.extractor_norm == "layer":
+            x = self.norm.over_channels(x, epsilon=cfg.norm_epsilon)
+        elif self.norm is not None:
+            valid = None if lengths is None else jnp.arange(x.shape[1])[None] < lengths[:, None]
+            x = self.norm.over_time(x, valid=valid, epsilon=cfg.norm_epsilon)
+        return gelu(x)
+
+
+class Frontend(nnx.Module):
+    """Waveform [batch, samples] -> features [batch, frames, channels] -> projected [batch, frames, width]."""
+
+    def __init__(self, key: jax.Array, cfg: EncoderConfig):
+        keys = jax.random.split(key, len(cfg.extractor_channels) + 1)
+        self.convolutions = nnx.List([Convolution(k, cfg, i) for i, k in enumerate(keys[:-1])])
+        self.norm = Norm(cfg.extractor_channels[-1])
+        self.projection = Dense(keys[-1], cfg.extractor_channels[-1], cfg.width, bert=False)
+
+    def features(self, waveform: jax.Array, *, samples: jax.Array | None, cfg: EncoderConfig) -> jax.Array:
+        """[batch, samples] -> [batch, frames, channels]; `samples` [batch]: how many are real, None if all are."""
+        x = waveform.astype(jnp.float32)
+        if cfg.normalize_waveform:
+            real = None if samples is None else jnp.arange(x.shape[1])[None] < samples[:, None]
+            x = standardize(x, axis=1, epsilon=cfg.waveform_epsilon, where=real)
+            x = x if real is None else jnp.where(real, x, 0.0)
+        x = x.astype(cfg.compute_dtype)[..., None]
+        for convolution, kernel, stride in zip(
+            self.convolutions, cfg.extractor_kernels, cfg.extractor_strides, strict=True
+        ):
+            samples = None if samples is None else convolved_length(samples, kernel=kernel, stride=stride)
+            x = convolution(x, stride=stride, lengths=samples, cfg=cfg)
+        return _scale_gradient(x, cfg.feature_gradient_scale)
+
+    def project(self, features: jax.Array, *, cfg: EncoderConfig) -> jax.Array:
+        """[batch, frames, channels] -> [batch, frames, width]."""
+        return self.projection(self.norm.over_channels(features, epsilon=cfg.norm_epsilon))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _scale_gradient(x: jax.Array, scale: float) -> jax.Array:
+    """x itself, to the bit, with its gradient multiplied by `scale` (fairseq `GradMultiply`)."""
+    return x
+
+
+_scale_gradient.defvjp(lambda x, scale: (x, None), lambda scale, _, gradient: (scale * gradient,))

@@ -1,0 +1,257 @@
+"""The encoder's building blocks: modules hold parameters and structure; calling one is a pure function.
+
+Initial values follow fairseq: weights inside the Transformer are N(0, 0.02) with zero biases
+(`fairseq/modules/transformer_sentence_encoder.py` init_bert_params), everything outside keeps PyTorch's defaults.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from wavlab_jax.encoder.config import EncoderConfig
+
+
+def dropout(x: jax.Array, *, rate: float, keys: jax.Array | None) -> jax.Array:
+    """x [batch, ...] with each element zeroed with probability `rate`; `keys` [batch], one a row; None: no dropout.
+
+    A key a row makes the result independent of how rows are split over devices and micro-batches.
+    """
+    if keys is None or rate == 0.0:
+        return x
+    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
+    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def fold(keys: jax.Array | None, site: int) -> jax.Array | None:
+    """Row keys [batch] of one of several places that draw; None stays None."""
+    return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, site))(keys)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) form, as all peers use it; `jax.nn.gelu` defaults to the tanh approximation."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def torch_uniform(key: jax.Array, shape: tuple[int, ...], *, fan_in: int) -> jax.Array:
+    """PyTorch's default for Linear weights and biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+    bound = 1.0 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+
+
+class Dense(nnx.Module):
+    """[..., inputs] -> [..., outputs]: x @ kernel + bias."""
+
+    def __init__(self, key: jax.Array, inputs: int, outputs: int, *, bert: bool = True):
+        if bert:
+            self.kernel = nnx.Param(0.02 * jax.random.normal(key, (inputs, outputs)))
+            self.bias = nnx.Param(jnp.zeros((outputs,)))
+        else:
+            kernel_key, bias_key = jax.random.split(key)
+            self.kernel = nnx.Param(torch_uniform(kernel_key, (inputs, outputs), fan_in=inputs))
+            self.bias = nnx.Param(torch_uniform(bias_key, (outputs,), fan_in=inputs))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        # Two dimensions and a float32 accumulator: XLA:CPU's bfloat16 product is several times slower otherwise.
+        kernel = self.kernel[...]
+        rows = x.reshape(-1, x.shape[-1])
+        product = jnp.dot(rows, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
+        return (product + self.bias[...][None]).astype(x.dtype).reshape(*x.shape[:-1], kernel.shape[-1])
+
+
+class Norm(nnx.Module):
+    """Scale and shift after a normalisation over [..., channels]; statistics in float32."""
+
+    def __init__(self, channels: int):
+        self.scale = nnx.Param(jnp.ones((channels,)))
+        self.bias = nnx.Param(jnp.zeros((channels,)))
+
+    def over_channels(self, x: jax.Array, *, epsilon: float) -> jax.Array:
+        """LayerNorm of [..., channels]."""
+        return self._affine(standardize(x, axis=-1, epsilon=epsilon), x.dtype)
+
+    def over_time(self, x: jax.Array, *, valid: jax.Array | None, epsilon: float) -> jax.Array:
+        """GroupNorm with one group a channel: [batch, time, channels] normalised over time.
+
+        With `valid` [batch, time] the statistics are those of the real part alone, so padding changes nothing. (Peers
+        count the padding in, which is why their group-norm models depend on the batch.)
+        """
+        where = None if valid is None else valid[:, :, None]
+        return self._affine(standardize(x, axis=1, epsilon=epsilon, where=where), x.dtype)
+
+    def _affine(self, x: jax.Array, dtype) -> jax.Array:
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        return (x * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(dtype)
+
+
+def standardize(x: jax.Array, *, axis: int, epsilon: float, where: jax.Array | None = None) -> jax.Array:
+    """x with zero mean and unit variance over `axis`, in float32; epsilon is added to the variance."""
+    x = x.astype(jnp.float32)
+    # at least one: a filler row has no real element, and 0 / 0 would reach every gradient through it
+    count = x.shape[axis] if where is None else jnp.maximum(jnp.sum(where, axis=axis, keepdims=True), 1)
+    mean = jnp.sum(x, axis=axis, keepdims=True, where=where) / count
+    variance = jnp.sum(jnp.square(x - mean), axis=axis, keepdims=True, where=where) / count
+    return (x - mean) * lax.rsqrt(variance + epsilon)
+
+
+class PositionConvolution(nnx.Module):
+    """Weight-normed grouped convolution over time whose output is added to its input.
+
+    Kernel 128 and 16 groups in all released models; initial values N(0, sqrt(4 / (kernel * width))) (fairseq
+    `wav2vec2.py` make_conv_pos). The weight is gain[tap] * direction[tap] / ||direction[tap]||, the norm taken over
+    both channel axes of a tap (`weight_norm(dim=2)` there).
+    """
+
+    def __init__(self, key: jax.Array, cfg: EncoderConfig):
+        shape = (cfg.position_kernel, cfg.width // cfg.position_groups, cfg.width)
+        direction = math.sqrt(4.0 / (cfg.position_kernel * cfg.width)) * jax.random.normal(key, shape)
+        self.direction = nnx.Param(direction)
+        self.gain = nnx.Param(jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2))))
+        self.bias = nnx.Param(jnp.zeros((cfg.width,)))
+
+    def __call__(self, x: jax.Array, *, by_fft: bool) -> jax.Array:
+        """[batch, frames, width] -> GELU of the convolution, same shape; even kernels lose their last output frame."""
+        direction = self.direction[...]
+        norm = jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2), keepdims=True))
+        kernel = self.gain[...][:, None, None] * direction / norm
+        taps = kernel.shape[0]
+        # padding taps // 2 on both sides and dropping the last frame of an even kernel: one frame less on the right
+        before, after = taps // 2, taps // 2 - (1 - taps % 2)
+        convolve = _convolve_by_fft if by_fft else _convolve_grouped
+        y = convolve(x, kernel.astype(x.dtype), before, after)
+        return gelu(y + self.bias[...].astype(x.dtype)[None, None])
+
+
+def _convolve_grouped(x: jax.Array, kernel: jax.Array, before: int, after: int) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1,),
+        padding=[(before, after)],
+        dimension_numbers=("NWC", "WIO", "NWC"),
+        feature_group_count=x.shape[-1] // kernel.shape[1],
+    )
+
+
+def _convolve_by_fft(x: jax.Array, kernel: jax.Array, before: int, after: int) -> jax.Array:
+    batch, frames, width = x.shape
+    taps, inputs, _ = kernel.shape
+    groups = width // inputs
+    dtype, x, kernel = x.dtype, x.astype(jnp.float32), kernel.astype(jnp.float32)
+    size = 1 << (frames + before + after + taps - 2).bit_length()
+    x_hat = jnp.fft.rfft(jnp.pad(x, ((0, 0), (before, after), (0, 0))), size, axis=1)
+    kernel_hat = jnp.fft.rfft(kernel[::-1], size, axis=0)
+    y_hat = jnp.einsum(
+        "bfgi,figo->bfgo",
+        x_hat.reshape(batch, -1, groups, inputs),
+        kernel_hat.reshape(-1, inputs, groups, width // groups),
+    )
+    y = jnp.fft.irfft(y_hat.reshape(batch, -1, width), size, axis=1)
+    return y[:, taps - 1 : taps - 1 + frames].astype(dtype)
+
+
+def relative_buckets(frames: int, *, buckets: int, max_distance: int) -> np.ndarray:
+    """[frames, frames] int32 bucket of each (query, key) pair: WavLM's T5-style bidirectional buckets.
+
+    Half the buckets are for keys after the query; inside a half, distances under a quarter of all buckets have their
+    own, then buckets widen logarithmically up to `max_distance` (unilm `wavlm/modules.py` _relative_positions_bucket).
+    A static host table: peers that build it on the device each step pay for it.
+    """
+    relative = np.arange(frames)[None, :] - np.arange(frames)[:, None]
+    side = buckets // 2
+    exact = side // 2
+    distance = np.abs(relative)
+    with np.errstate(divide="ignore"):
+        log_ratio = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / math.log(max_distance / exact)
+    far = np.minimum(exact + (log_ratio * (side - exact)).astype(np.int64), side - 1)
+    bucket = np.where(distance < exact, distance, far) + np.where(relative > 0, side, 0)
+    return bucket.astype(np.int32)
+
+
+class Gate(nnx.Module):
+    """WavLM's per-layer gate on the shared relative position bias (2110.13900 section 3.1; unilm's fast path).
+
+    gate = a * (b * constant - 1) + 2 with (a, b) = sigmoid of two sums of four outputs of a Linear(head width -> 8)
+    that all heads share. It reads the layer's input to attention split into heads, not the projected query.
+    """
+
+    def __init__(self, key: jax.Array, cfg: EncoderConfig):
+        self.dense = Dense(key, cfg.width // cfg.heads, 8)
+        self.constant = nnx.Param(jnp.ones((cfg.heads,)))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[batch, frames, width] -> [batch, heads, frames]."""
+        heads = self.constant[...].shape[0]
+        split = x.reshape(*x.shape[:2], heads, -1)
+        a, b = jnp.moveaxis(jax.nn.sigmoid(self.dense(split).reshape(*split.shape[:3], 2, 4).sum(-1)), -1, 0)
+        gate = a * (b * self.constant[...].astype(x.dtype)[None, None] - 1.0) + 2.0
+        return gate.transpose(0, 2, 1)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention over [batch, frames, width]; softmax in float32."""
+
+    def __init__(self, key: jax.Array, cfg: EncoderConfig):
+        keys = jax.random.split(key, 5)
+        self.query = Dense(keys[0], cfg.width, cfg.width)
+        self.key = Dense(keys[1], cfg.width, cfg.width)
+        self.value = Dense(keys[2], cfg.width, cfg.width)
+        self.output = Dense(keys[3], cfg.width, cfg.width)
+        self.gate = Gate(keys[4], cfg) if cfg.relative_bias else None
+
+    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys) -> jax.Array:
+        """`valid` [batch, frames] masks keys; `position_bias` [heads, frames, frames] comes ungated."""
+
+        def split(y):
+            return y.reshape(*y.shape[:2], cfg.heads, -1)
+
+        query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
+        query = query * (query.shape[-1] ** -0.5)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+        if self.gate is not None:
+            logits = logits + self.gate(x).astype(jnp.float32)[..., None] * position_bias[None]
+        if valid is not None:
+            # finite, so that a filler row without any real frame stays free of NaN
+            logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
+        weights = dropout(weights, rate=cfg.attention_dropout, keys=fold(keys, 0))
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        return self.output(mixed.reshape(x.shape))
+
+
+class Layer(nnx.Module):
+    """One Transformer block, LayerNorm before or after each half."""
+
+    def __init__(self, key: jax.Array, cfg: EncoderConfig):
+        keys = jax.random.split(key, 3)
+        self.attention = Attention(keys[0], cfg)
+        self.attention_norm = Norm(cfg.width)
+        self.expand = Dense(keys[1], cfg.width, cfg.feed_forward)
+        self.contract = Dense(keys[2], cfg.feed_forward, cfg.width)
+        self.final_norm = Norm(cfg.width)
+
+    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys) -> jax.Array:
+        """[batch, frames, width] -> same shape; `keys` [batch] draw dropout, None draws none."""
+
+        def attend(y):
+            y = self.attention(y, cfg=cfg, valid=valid, position_bias=position_bias, keys=keys)
+            return dropout(y, rate=cfg.dropout, keys=fold(keys, 1))
+
+        def feed_forward(y):
+            y = dropout(gelu(self.expand(y)), rate=cfg.activation_dropout, keys=fold(keys, 2))
+            return dropout(self.contract(y), rate=cfg.dropout, keys=fold(keys, 3))
+
+        def attention_norm(y):
+            return self.attention_norm.over_channels(y, epsilon=cfg.norm_epsilon)
+
+        def final_norm(y):
+            return self.final_norm.over_channels(y, epsilon=cfg.norm_epsilon)
+
+        if cfg.pre_norm:
+            x = x + attend(attention_norm(x))
+            return x + feed_forward(final_norm(x))
+        x = attention_norm(x + attend(x))
+        return final_norm(x + feed_forward(x))

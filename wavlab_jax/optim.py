@@ -1,0 +1,66 @@
+"""The optimizer and its schedule, as published."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import optax
+
+
+class OptimizerError(ValueError):
+    """A schedule that cannot be followed."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam as fairseq pre-trains HuBERT with it (`hubert_base_librispeech.yaml`).
+
+    Attributes:
+        peak_learning_rate: reached after warm-up.
+        warmup_steps: linear from 0.
+        schedule: "linear": down to 0 at `total_steps` (fairseq polynomial_decay with power 1); "inverse_sqrt":
+            peak * sqrt(warmup / step) (ESPnet `warmup_lr.py`, used for WavLabLM); "constant" after warm-up.
+        total_steps: where the linear schedule ends.
+        beta1, beta2, epsilon: of Adam.
+        weight_decay: decoupled, on all parameters (fairseq's Adam).
+        clip_norm: largest global gradient norm; 0 for none.
+    """
+
+    peak_learning_rate: float = 5e-4
+    warmup_steps: int = 32_000
+    schedule: Literal["linear", "inverse_sqrt", "constant"] = "linear"
+    total_steps: int = 400_000
+    beta1: float = 0.9
+    beta2: float = 0.98
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01
+    clip_norm: float = 10.0
+
+    def __post_init__(self):
+        if self.schedule == "linear" and self.total_steps <= self.warmup_steps:
+            raise OptimizerError(
+                f"total_steps ({self.total_steps}) must exceed warmup_steps ({self.warmup_steps}) for a linear decay"
+            )
+
+
+def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
+    """Step number (from 0) -> learning rate. The first update uses that of step 1, as in fairseq."""
+    warmup = max(cfg.warmup_steps, 1)
+    up = optax.linear_schedule(cfg.peak_learning_rate / warmup, cfg.peak_learning_rate, warmup - 1)
+    if cfg.schedule == "linear":
+        down = optax.linear_schedule(cfg.peak_learning_rate, 0.0, cfg.total_steps - warmup + 1)
+    elif cfg.schedule == "inverse_sqrt":
+
+        def down(step):
+            return cfg.peak_learning_rate * (warmup / (step + warmup)) ** 0.5
+    else:
+        down = optax.constant_schedule(cfg.peak_learning_rate)
+    return optax.join_schedules([up, down], [warmup - 1])
+
+
+def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
+    """Clipping, Adam, decoupled weight decay, schedule, in fairseq's order."""
+    clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
+    return optax.chain(
+        clip,
+        optax.adamw(learning_rate(cfg), b1=cfg.beta1, b2=cfg.beta2, eps=cfg.epsilon, weight_decay=cfg.weight_decay),
+    )

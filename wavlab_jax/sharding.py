@@ -1,0 +1,158 @@
+"""Where every array lives: the mesh, and the two tables that lead from a parameter's path to mesh axes."""
+
+import re
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from data_pipelines.batch import NO_UNIT, NO_UTTERANCE, Batch
+from wavlab_jax.state import TrainState
+
+
+class ShardingError(ValueError):
+    """A mesh that does not fit the devices, or a parameter that the tables do not place exactly once."""
+
+
+@dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis. `data`: copies of the parameters; -1: all that are left. `fsdp`: pieces of them."""
+
+    data: int = -1
+    fsdp: int = 1
+
+
+BATCH_AXES = ("data", "fsdp")  # rows of a batch are split over both
+
+# Parameter path (below the model) -> logical name of each axis. Stacked layers lead with "layers". Exactly one row
+# matches; there is no catch-all.
+PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
+    (r"encoder/frontend/convolutions/\d+/kernel", ("taps", "channels_in", "channels")),
+    (r"encoder/frontend/convolutions/\d+/bias", ("channels",)),
+    (r"encoder/frontend/convolutions/\d+/norm/(scale|bias)", ("channels",)),
+    (r"encoder/frontend/norm/(scale|bias)", ("channels",)),
+    (r"encoder/frontend/projection/kernel", ("channels_in", "width")),
+    (r"encoder/frontend/projection/bias", ("width",)),
+    (r"encoder/mask_embedding", ("width",)),
+    (r"encoder/position/direction", ("taps", "group_in", "width")),
+    (r"encoder/position/gain", ("taps",)),
+    (r"encoder/position/bias", ("width",)),
+    (r"encoder/norm/(scale|bias)", ("width",)),
+    (r"encoder/relative_bias", ("buckets", "heads")),
+    (r"encoder/layers/attention/(query|key|value)/kernel", ("layers", "width_in", "heads_width")),
+    (r"encoder/layers/attention/(query|key|value)/bias", ("layers", "heads_width")),
+    (r"encoder/layers/attention/output/kernel", ("layers", "heads_width_in", "width")),
+    (r"encoder/layers/attention/output/bias", ("layers", "width")),
+    (r"encoder/layers/attention/gate/dense/kernel", ("layers", "head_width", "gates")),
+    (r"encoder/layers/attention/gate/dense/bias", ("layers", "gates")),
+    (r"encoder/layers/attention/gate/constant", ("layers", "heads")),
+    (r"encoder/layers/expand/kernel", ("layers", "width_in", "feed_forward")),
+    (r"encoder/layers/expand/bias", ("layers", "feed_forward")),
+    (r"encoder/layers/contract/kernel", ("layers", "feed_forward_in", "width")),
+    (r"encoder/layers/contract/bias", ("layers", "width")),
+    (r"encoder/layers/(attention_norm|final_norm)/(scale|bias)", ("layers", "width")),
+    (r"head/projection/kernel", ("width_in", "dim")),
+    (r"head/projection/bias", ("dim",)),
+    (r"head/embeddings", ("units", "dim")),
+)
+
+# Logical axis -> mesh axis. Only the input axes of the big matrices are split: gathered before use, never a
+# convolution's channels, whose splitting makes XLA reshuffle activations.
+LOGICAL_TO_MESH: dict[str, str | None] = {
+    "width_in": "fsdp",
+    "heads_width_in": "fsdp",
+    "feed_forward_in": "fsdp",
+    **dict.fromkeys(
+        ("taps", "channels_in", "channels", "width", "group_in", "buckets", "heads", "layers", "heads_width"), None
+    ),
+    **dict.fromkeys(("head_width", "gates", "feed_forward", "dim", "units"), None),
+}
+
+
+def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
+    """A ("data", "fsdp") mesh over `devices` (all of them by default). Raises ShardingError if they do not divide."""
+    devices = jax.devices() if devices is None else devices
+    data = len(devices) // cfg.fsdp if cfg.data == -1 else cfg.data
+    if data < 1 or data * cfg.fsdp != len(devices):
+        raise ShardingError(f"mesh data={cfg.data}, fsdp={cfg.fsdp} does not cover {len(devices)} devices exactly")
+    return jax.make_mesh((data, cfg.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+
+
+def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
+    """Partition of one parameter, by the two tables. Raises ShardingError: no row, several rows, or does not divide."""
+    rows = [axes for pattern, axes in PARAMETER_AXES if re.fullmatch(pattern, path)]
+    if len(rows) != 1:
+        raise ShardingError(f"parameter {path} matches {len(rows)} rows of PARAMETER_AXES; it must match exactly one")
+    if len(rows[0]) != len(shape):
+        raise ShardingError(f"parameter {path} has shape {shape}, but PARAMETER_AXES gives it the axes {rows[0]}")
+    spec = tuple(LOGICAL_TO_MESH[axis] for axis in rows[0])
+    for size, axis in zip(shape, spec, strict=True):
+        if axis and size % mesh.shape[axis]:
+            raise ShardingError(f"parameter {path} {shape}: {size} does not divide over {mesh.shape[axis]} ({axis})")
+    return P(*spec)
+
+
+def parameter_shardings(params, mesh: Mesh):
+    """A tree like `params` (arrays or shapes) of NamedShardings."""
+
+    def place(path, leaf):
+        name = "/".join(str(part.key) for part in path)
+        return NamedSharding(mesh, parameter_spec(name, tuple(leaf.shape), mesh))
+
+    return jax.tree_util.tree_map_with_path(place, params)
+
+
+def abstract_on(params, mesh: Mesh):
+    """A tree of shapes (or arrays) as shapes that carry their place on `mesh`: what a restore is told."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        params,
+        parameter_shardings(params, mesh),
+    )
+
+
+def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """A tree like `state` (arrays or shapes): moments lie where their parameters lie, counters everywhere."""
+    params = parameter_shardings(state.params, mesh)
+    everywhere = NamedSharding(mesh, P())
+    moments = optax.tree_map_params(
+        optimizer, lambda _, sharding: sharding, state.optimizer, params, transform_non_params=lambda _: everywhere
+    )
+    return TrainState(step=everywhere, params=params, optimizer=moments)
+
+
+def micro_batches(rows: int, samples: int, *, seconds_per_device: float, devices: int) -> int:
+    """How many passes a step of `rows` rows takes, so that a device holds at most `seconds_per_device` of audio at once.
+
+    `samples` of a row at 16 kHz. At least one row a device and pass, even where that alone is over the limit.
+    """
+    rows_per_device = max(int(seconds_per_device * 16_000 / samples + 1e-6), 1)
+    return -(-rows // (rows_per_device * devices))
+
+
+def place_batch(batch: Batch, *, mesh: Mesh, passes: int) -> Batch:
+    """This host's rows -> global arrays [passes, rows of a pass, ...], rows split over the mesh.
+
+    Where the rows do not divide over passes and devices, filler rows without a valid frame are added; they weigh
+    nothing in any sum.
+    """
+    rows = batch.waveform.shape[0]
+    multiple = passes * mesh.local_mesh.size
+    padded = -(-rows // multiple) * multiple
+    if padded != rows:
+        batch = Batch(*(_fill(name, field, padded - rows) for name, field in batch._asdict().items()))
+    sharding = NamedSharding(mesh, P(None, BATCH_AXES))
+
+    def place(field):
+        local = field.reshape(passes, padded // passes, *field.shape[1:])
+        return jax.make_array_from_process_local_data(sharding, local)
+
+    return Batch(*(place(np.asarray(field)) for field in batch))
+
+
+def _fill(name: str, field: np.ndarray, rows: int) -> np.ndarray:
+    value = {"units": NO_UNIT, "utterance": NO_UTTERANCE, "partner": NO_UTTERANCE}.get(name, 0)
+    return np.concatenate([field, np.full((rows, *field.shape[1:]), value, field.dtype)])

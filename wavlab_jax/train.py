@@ -1,0 +1,210 @@
+"""The loop. It is given a state, batches and a step, and holds the order of events and nothing else.
+
+1. The step on batch k is dispatched.            4. Every `log_every` steps, one line of metrics is written.
+2. The metrics of step k - 1 are read.           5. Every `save_every` steps, and at the end or when interrupted, the
+3. A step that was not finite stops the run.        state is saved - after its own metrics were read.
+"""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+from tqdm import tqdm
+
+from data_pipelines.batch import Batch
+from wavlab_jax.checkpoint import Checkpoints
+from wavlab_jax.metrics import MetricsWriter, Sum, Sums, ratios
+from wavlab_jax.state import TrainState
+from wavlab_jax.step import StepResult
+
+
+class NonFinite(RuntimeError):
+    """Loss or gradient of a step was not finite. The parameters are those before it; the message names its rows."""
+
+
+class Interrupted(RuntimeError):
+    """The run was asked to stop (Ctrl-C, SIGTERM), saved its state, and can be continued by the same command."""
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How long, and how often what.
+
+    Attributes:
+        steps: updates in all.
+        log_every: updates a line of metrics sums up.
+        save_every: updates between checkpoints.
+        keep: checkpoints that stay.
+    """
+
+    steps: int = 400_000
+    log_every: int = 100
+    save_every: int = 5_000
+    keep: int = 2
+
+
+class Window(NamedTuple):
+    """What has been summed since the last line of metrics; plain floats, so that a checkpoint can carry it exactly."""
+
+    sums: dict[str, tuple[float, float]]
+    gradient_norm: float
+    steps: int
+
+    @classmethod
+    def empty(cls) -> "Window":
+        return cls({}, 0.0, 0)
+
+    def plus(self, sums: dict[str, tuple[float, float]], gradient_norm: float) -> "Window":
+        added = {name: (t + sums[name][0], w + sums[name][1]) for name, (t, w) in self.sums.items()} or sums
+        return Window(added, self.gradient_norm + gradient_norm, self.steps + 1)
+
+
+def train(
+    state: TrainState,
+    step: Callable[[TrainState, Batch], tuple[TrainState, StepResult]],
+    batches: Iterator[Batch],
+    *,
+    place: Callable[[Batch], Batch],
+    describe: Callable[[Batch], list[str]],
+    checkpoints: Checkpoints,
+    writer: MetricsWriter,
+    cfg: LoopConfig,
+    record: dict,
+    title: str,
+) -> TrainState:
+    """Runs until `cfg.steps` updates have been made and saved; returns the final state.
+
+    Args:
+        state: to start from; batch number `state.step` is the first that `batches` yields.
+        step: from `make_train_step`.
+        batches: this host's rows of each batch, in order.
+        place: host rows -> global arrays.
+        describe: names of a batch's rows, for messages.
+        checkpoints, writer: opened at `state.step`.
+        cfg: lengths and intervals.
+        record: what was saved beside `state`: the open window of metrics and the time spent so far.
+        title: of the progress bar.
+
+    Raises:
+        NonFinite: naming the files of the batch.
+        Interrupted: after saving.
+    """
+    done = int(state.step)
+    window = Window(*record["window"]) if record.get("window") else Window.empty()
+    clock = Clock(seconds=record.get("seconds", 0.0), audio_seconds=record.get("audio_seconds", 0.0))
+    pending: tuple[int, StepResult, Batch] | None = None
+    saved = done
+
+    def read_pending(window: Window) -> Window:
+        if pending is None:
+            return window
+        number, result, batch = pending
+        result = jax.device_get(result)
+        if not result.finite:
+            raise NonFinite(
+                f"step {number}: loss {result.loss}, gradient norm {result.gradient_norm}. Parameters are still those "
+                f"of step {number - 1}; the last checkpoint is of step {saved}. The step's rows:\n  "
+                + "\n  ".join(describe(batch))
+            )
+        clock.heard(batch)
+        window = window.plus(_floats(result.sums), float(result.gradient_norm))
+        if number % cfg.log_every == 0 or number == cfg.steps:
+            values = _line(window, result, clock)
+            writer.write(number, values)
+            bar.set_postfix_str(
+                f"loss {values['masked_loss']:.3f}, accuracy {values['masked_accuracy']:.3f}, "
+                f"{values['audio_hours_per_hour']:.0f} audio-h/h",
+                refresh=False,
+            )
+            return Window.empty()
+        return window
+
+    with (
+        stop_signals() as stop,
+        tqdm(total=cfg.steps, initial=done, desc=title, unit="step", dynamic_ncols=True, mininterval=1.0) as bar,
+    ):
+        while done < cfg.steps and not stop:
+            batch = next(batches)
+            state, result = step(state, place(batch))
+            window = read_pending(window)  # of the step before, while this one computes
+            done += 1
+            pending = (done, result, batch)
+            bar.update()
+            if done % cfg.save_every == 0 or done == cfg.steps or stop:
+                window, pending = read_pending(window), None
+                checkpoints.save(state, {**clock.record(), "window": list(window)})
+                saved = done
+        if saved < done:
+            window = read_pending(window)
+            checkpoints.save(state, {**clock.record(), "window": list(window)})
+    checkpoints.close()
+    if done < cfg.steps:
+        raise Interrupted(f"stopped after step {done} of {cfg.steps}, saved; the same command continues")
+    return state
+
+
+class Clock:
+    """Time and audio that the whole run took so far, pauses between its processes left out."""
+
+    def __init__(self, *, seconds: float, audio_seconds: float):
+        self._before, self._since, self.audio_seconds = seconds, time.monotonic(), audio_seconds
+        self._mark: tuple[float, float] = (seconds, audio_seconds)
+
+    def heard(self, batch: Batch) -> None:
+        """Counts this host's rows, times the number of hosts."""
+        self.audio_seconds += batch.waveform.size / 16_000 * jax.process_count()
+
+    def record(self) -> dict:
+        """What a checkpoint remembers."""
+        return {"seconds": self._seconds(), "audio_seconds": self.audio_seconds}
+
+    def rate(self) -> float:
+        """Audio-hours per hour since this was last asked."""
+        now = (self._seconds(), self.audio_seconds)
+        seconds, audio = now[0] - self._mark[0], now[1] - self._mark[1]
+        self._mark = now
+        return audio / seconds if seconds > 0 else math.nan
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._since
+
+
+def _floats(sums: Sums) -> dict[str, tuple[float, float]]:
+    return {name: (float(total), float(weight)) for name, (total, weight) in sums.items()}
+
+
+def _line(window: Window, result: StepResult, clock: Clock) -> dict[str, float]:
+    values = ratios({name: Sum(*pair) for name, pair in window.sums.items()})
+    return {
+        **values,
+        "gradient_norm": window.gradient_norm / window.steps,
+        "learning_rate": float(result.learning_rate),
+        "audio_hours": clock.audio_seconds / 3600,
+        "audio_hours_per_hour": clock.rate(),
+        "seconds": clock.record()["seconds"],
+    }
+
+
+@contextmanager
+def stop_signals():
+    """A list that becomes non-empty at the first SIGINT or SIGTERM; a second one ends the process as usual."""
+    caught: list[int] = []
+    before = {}
+
+    def handle(number, frame):
+        caught.append(number)
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, handle)
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
