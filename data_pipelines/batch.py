@@ -24,7 +24,7 @@ def num_frames(samples):
 
 
 class Batch(NamedTuple):
-    """One step's rows of one static length: `waveform` [rows, samples], `units` and `valid` [rows, frames], the rest [rows].
+    """Rows of one static length: `waveform` [rows, samples], `units` and `valid` [rows, frames], the rest [rows].
 
     Attributes:
         waveform: float32, 16 kHz, roughly in [-1, 1]; what the encoder hears, interference mixed in.
@@ -53,7 +53,7 @@ class BatchError(ValueError):
 
 
 def check_batch(batch: Batch) -> Batch:
-    """Returns the batch if its dtypes and shapes keep the contract. Raises BatchError naming the field that does not."""
+    """The batch itself, if dtypes and shapes keep the contract. Raises BatchError naming the field that does not."""
     rows, samples = np.shape(batch.waveform)
     frames = num_frames(samples)
     expected = {

@@ -350,7 +350,7 @@ class Draw:
         return Drawn(int(self._order[leaf.first + place]), epoch, slot)
 
     def partner(self, length: int, *, of: int, rng: np.random.Generator) -> int | None:
-        """Another utterance than `of`, of static length number `length`, as likely as in `draw`; None if there is none."""
+        """Another utterance than `of`, of static length number `length`, as likely as in `draw`; None if alone."""
         leaves = self._leaves[length]
         first, count = leaves[0].first, leaves[-1].first + leaves[-1].utterances - leaves[0].first
         if count == 1:

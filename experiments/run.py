@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipelines.atomic import whole_file
@@ -14,10 +15,11 @@ from data_pipelines.sampling import Draw
 from data_pipelines.units import UnitStore
 from experiments.stage import StageConfig, StageError, as_text, check_unchanged
 from experiments.stage_files import StageFiles
+from experiments.trained import load_model
 from experiments.units import make_units
 from wavlab_jax.checkpoint import Checkpoints, start
 from wavlab_jax.metrics import MetricsWriter
-from wavlab_jax.model import count, write_description
+from wavlab_jax.model import Parameters, count, parameters, write_description
 from wavlab_jax.sharding import make_mesh, micro_batches, place_batch
 from wavlab_jax.step import abstract_state, initial_state, make_train_step
 from wavlab_jax.train import train
@@ -47,8 +49,8 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
 
     like = abstract_state(cfg.learner, mesh)
     checkpoints = Checkpoints(files.checkpoints, keep=cfg.loop.keep)
-    init_from = StageFiles(workdir, cfg.init_from).checkpoints if cfg.init_from else None
-    restored = start(checkpoints, like=like, fresh=lambda: initial_state(cfg.learner, mesh), init_from=init_from)
+    inherited = inherit(cfg, workdir, mesh) if cfg.init_from and checkpoints.latest() is None else None
+    restored = start(checkpoints, like=like, fresh=lambda: initial_state(cfg.learner, mesh), inherited=inherited)
     first = int(restored.state.step)
     tqdm.write(
         f"{cfg.name}: {count(like.params):,} parameters, {cfg.data.seconds_per_step:g} s of audio a step on "
@@ -63,7 +65,7 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
         )
         return place_batch(batch, mesh=mesh, passes=passes)
 
-    writer = MetricsWriter(files.metrics, resume_step=first)
+    writer = MetricsWriter(files.metrics, resume_step=first, active=jax.process_index() == 0)
     batches = train_batches(cfg.data, manifest, units, start=first, host=jax.process_index(), hosts=jax.process_count())
     try:
         train(
@@ -82,6 +84,15 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
         batches.close()
         writer.close()
     write_json(files.finished, {"step": cfg.loop.steps})
+
+
+def inherit(cfg: StageConfig, workdir: Path, mesh: Mesh) -> Parameters:
+    """What a stage takes over from `cfg.init_from`: the encoder, and the head too if it predicts the same units."""
+    params = parameters(load_model(workdir, cfg.init_from, mesh))
+    same = StageFiles(workdir, cfg.init_from).inputs.read_text() == StageFiles(workdir, cfg.name).inputs.read_text()
+    taken = "encoder and head" if same else "its encoder; the head is fresh, because the units are others"
+    tqdm.write(f"{cfg.name}: continues {cfg.init_from}: {taken}")
+    return params if same else {"encoder": params["encoder"]}
 
 
 def check_units(cfg: StageConfig, units: UnitStore, manifest: Manifest) -> None:

@@ -13,7 +13,7 @@ from wavlab_jax.train import LoopConfig
 
 
 class StageError(ValueError):
-    """A stage that is unknown, contradicts itself, or was changed under a run; the message says which and what to do."""
+    """A stage that is unknown, contradicts itself, or was changed under a run; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,8 @@ class StageConfig:
         loop: steps and intervals.
         mesh: devices along each axis.
         seconds_per_device: audio that a device holds at once; passes a step follow from it and the devices at hand.
-        init_from: stage whose final parameters this one continues; None: from scratch.
+        init_from: stage whose final encoder this one continues, and whose head too if both predict the same units;
+            None: from scratch.
         evaluation_rows: held-out rows judged at once.
     """
 

@@ -1,6 +1,6 @@
 """What the steps of a recipe do; each returns a line for the table of times, and may be run again."""
 
-import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -48,10 +48,10 @@ def evaluate(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
     total = evaluate_stage(cfg, workdir=workdir, corpus=corpus).get("total")
     if total is None:
         return "no held-out data"
-    better = max(total["majority"], total["copy"])
+    ratio = total["accuracy"] / max(total["majority"], total["copy"])
     return (
         f"masked accuracy {total['accuracy']:.3f} on {total['clips']} held-out clips; majority unit "
-        f"{total['majority']:.3f}, nearest visible unit {total['copy']:.3f}: {total['accuracy'] / better:.2f}x the better"
+        f"{total['majority']:.3f}, nearest visible unit {total['copy']:.3f}: {ratio:.2f}x the better of the two"
     )
 
 
@@ -66,6 +66,8 @@ def probe(stages: list[StageConfig], workdir: Path, corpus: Path) -> str:
 
 def export(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
     """A Hugging Face folder, checked against PyTorch if that is installed."""
-    result = export_stage(cfg.name, workdir=workdir, corpus=corpus, out=Path(workdir) / "export")
+    out = Path(workdir) / "export"
+    shutil.rmtree(out, ignore_errors=True)  # of a step that was killed before it was marked done
+    result = export_stage(cfg.name, workdir=workdir, corpus=corpus, out=out)
     write_json(Path(workdir) / "export.json", result)
-    return json.dumps(result["checked_with"])[1:-1]
+    return result["checked_with"]

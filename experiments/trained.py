@@ -12,11 +12,11 @@ from wavlab_jax.sharding import abstract_on
 
 
 def load_model(workdir: Path, stage: str, mesh: Mesh) -> models.Model:
-    """The newest model of a stage, placed on `mesh`. Raises CheckpointError if that stage has not been trained there."""
+    """The newest model of a stage, placed on `mesh`. Raises CheckpointError if it was not trained there."""
     files = StageFiles(workdir, stage)
     if not files.model.exists():
         raise CheckpointError(
-            f"{files.folder} holds no trained model: run `python -m experiments train {stage} --workdir {workdir}` first"
+            f"{files.folder} holds no trained model: run `python -m experiments train {stage} --workdir {workdir}`"
         )
     described = models.read_description(files.model)
     like = abstract_on(models.abstract_parameters(described.encoder, described.head), mesh)

@@ -1,6 +1,7 @@
 """Checkpoints on disk (Orbax), and what a run starts from."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from wavlab_jax.model import Parameters
 from wavlab_jax.state import TrainState
 
 PARAMS, OPTIMIZER, RECORD = "params", "optimizer", "record"  # items of a checkpoint, one folder each
@@ -48,7 +50,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, record: dict) -> None:
-        """Writes `state` and the JSON-able `record` in the background. Errors surface at the next call or at `close`."""
+        """Writes `state` and the JSON-able `record` in the background. Errors surface at the next call or `close`."""
         step = int(state.step)
         self._manager.save(
             step,
@@ -112,16 +114,34 @@ def restore_parameters(folder: Path, like, *, step: int | None = None):
         manager.close()
 
 
-def start(checkpoints: Checkpoints, *, like: TrainState, fresh, init_from: Path | None) -> Restored:
+def start(
+    checkpoints: Checkpoints, *, like: TrainState, fresh: Callable[[], TrainState], inherited: Parameters | None = None
+) -> Restored:
     """What a run starts from, by precedence.
 
     1. The run's own newest checkpoint: it continues, bit for bit.
-    2. `init_from`: the parameters of a finished run; step 0 and an untouched optimizer.
+    2. `inherited` parameters, all of them or whole branches: step 0, an untouched optimizer, the rest fresh.
     3. Nothing: `fresh()`, a newly initialised TrainState.
     """
     if checkpoints.latest() is not None:
         return checkpoints.restore(like)
-    if init_from is not None:
-        state = fresh()
-        return Restored(dataclasses.replace(state, params=restore_parameters(init_from, like.params)), {})
-    return Restored(fresh(), {})
+    state = fresh()
+    if inherited is not None:
+        state = dataclasses.replace(state, params=_overlaid(state.params, inherited))
+    return Restored(state, {})
+
+
+def _overlaid(params: Parameters, inherited: Parameters, path: str = "") -> Parameters:
+    """`params` with every leaf that `inherited` has replaced. Raises CheckpointError naming what does not fit."""
+    unknown = inherited.keys() - params.keys()
+    if unknown:
+        raise CheckpointError(f"the model to continue has parameters that this one lacks: {path}{sorted(unknown)[0]}")
+    result = dict(params)
+    for name, value in inherited.items():
+        if isinstance(value, dict):
+            result[name] = _overlaid(params[name], value, f"{path}{name}/")
+        elif value.shape != params[name].shape:
+            raise CheckpointError(f"{path}{name} is {value.shape} in the model to continue, {params[name].shape} here")
+        else:
+            result[name] = jax.device_put(value, params[name].sharding)
+    return result

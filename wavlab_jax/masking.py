@@ -33,7 +33,7 @@ class MaskConfig:
 def span_masks(keys: jax.Array, *, frames: int, cfg: MaskConfig, valid: jax.Array | None = None) -> jax.Array:
     """[batch, frames] bool, True = hidden; row i depends on `keys[i]` (and on how many of its frames are real) alone.
 
-    A row of n real frames gets int(probability * n / length + U[0, 1)) spans, at least `minimum_spans`, whose starts are
+    A row of n real frames gets int(probability * n / length + U[0, 1)) spans, at least `minimum_spans`; starts are
     drawn without replacement from [0, n - length); spans may overlap. (fairseq then cuts every row to the smallest
     count in the batch, which fragments the spans and ties rows to each other; that is not done here.)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from tensorboardX import SummaryWriter
 
 JSON_LINES = "metrics.jsonl"
 
@@ -38,12 +39,14 @@ class MetricsWriter:
     """Appends one JSON line a record and the same numbers to TensorBoard; a step is never written twice.
 
     Opening with `resume_step` drops every line after that step, so that a run killed between a metric and the next
-    checkpoint does not leave lines that the resumed run will write again.
+    checkpoint does not leave lines that the resumed run will write again. Of several hosts one is `active`; the others'
+    writers write nothing.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int = 0):
-        from tensorboardX import SummaryWriter
-
+    def __init__(self, folder: Path, *, resume_step: int = 0, active: bool = True):
+        self._lines = None
+        if not active:
+            return
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / JSON_LINES
         kept = [line for line in read_lines(self.path) if line["step"] <= resume_step]
@@ -55,6 +58,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One line {"step": step, **values}; non-finite floats become null, so that the line stays JSON."""
+        if self._lines is None:
+            return
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         self._lines.write(json.dumps({"step": step, **clean}) + "\n")
         for name, value in clean.items():
@@ -63,6 +68,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flushes both files."""
+        if self._lines is None:
+            return
         self._lines.close()
         self._board.close()
 

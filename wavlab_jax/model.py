@@ -24,19 +24,24 @@ class HeadConfig:
     Attributes:
         units: number of classes.
         dim: of the space in which projected frames and unit embeddings meet (fairseq `final_dim`: 256 Base, 768 Large).
+        mels: log-mel bins that a linear map reads from the extractor's output, for the objective's spectral term; 0: no
+            such map.
     """
 
     units: int = 500
     dim: int = 256
+    mels: int = 0
 
 
 class Head(nnx.Module):
     """Final projection [width -> dim] and one embedding a unit, U(0, 1) at first (fairseq `hubert.py`)."""
 
-    def __init__(self, key: jax.Array, cfg: HeadConfig, *, width: int):
+    def __init__(self, key: jax.Array, cfg: HeadConfig, *, encoder: EncoderConfig):
         projection_key, embedding_key = jax.random.split(key)
-        self.projection = Dense(projection_key, width, cfg.dim, bert=False)
+        self.projection = Dense(projection_key, encoder.width, cfg.dim, bert=False)
         self.embeddings = nnx.Param(jax.random.uniform(embedding_key, (cfg.units, cfg.dim)))
+        channels = encoder.extractor_channels[-1]
+        self.spectrum = Dense(jax.random.fold_in(key, 2), channels, cfg.mels, bert=False) if cfg.mels else None
 
 
 class Model(nnx.Module):
@@ -48,7 +53,7 @@ class Model(nnx.Module):
     def __init__(self, key: jax.Array, encoder: EncoderConfig, head: HeadConfig):
         encoder_key, head_key = jax.random.split(key)
         self.encoder = make_encoder(encoder_key, encoder)
-        self.head = Head(head_key, head, width=encoder.width)
+        self.head = Head(head_key, head, encoder=encoder)
 
 
 def make_model(key: jax.Array, encoder: EncoderConfig, head: HeadConfig) -> Model:

@@ -57,6 +57,8 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"head/projection/kernel", ("width_in", "dim")),
     (r"head/projection/bias", ("dim",)),
     (r"head/embeddings", ("units", "dim")),
+    (r"head/spectrum/kernel", ("channels_in", "dim")),
+    (r"head/spectrum/bias", ("dim",)),
 )
 
 # Logical axis -> mesh axis. Only the input axes of the big matrices are split: gathered before use, never a
@@ -125,7 +127,7 @@ def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, 
 
 
 def micro_batches(rows: int, samples: int, *, seconds_per_device: float, devices: int) -> int:
-    """How many passes a step of `rows` rows takes, so that a device holds at most `seconds_per_device` of audio at once.
+    """How many passes a step of `rows` rows takes, so that a device holds `seconds_per_device` at most.
 
     `samples` of a row at 16 kHz. At least one row a device and pass, even where that alone is over the limit.
     """

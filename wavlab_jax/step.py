@@ -89,7 +89,7 @@ def make_train_step(cfg: LearnerConfig, mesh: Mesh) -> Callable[[TrainState, Bat
         masks = jax.vmap(lambda rows: draw_masks(rows, mask_key, cfg.objective))(batch)
         denominator = jax.tree.map(
             lambda counts: jnp.sum(counts, axis=0),
-            jax.vmap(lambda rows, mask: denominators(rows, mask, channels=channels))(batch, masks),
+            jax.vmap(lambda rows, mask: denominators(rows, mask, channels=channels, mels=cfg.head.mels))(batch, masks),
         )
 
         def loss(params, rows, mask):
@@ -134,7 +134,7 @@ class Judged(NamedTuple):
 
 
 def make_predict_step(cfg: LearnerConfig, mesh: Mesh) -> Callable[..., Judged]:
-    """The jitted prediction of hidden units on padded rows, without dropout: (params, placed batch of one pass) -> Judged.
+    """The jitted prediction of hidden units on padded rows, without dropout: (params, placed batch) -> Judged.
 
     Masks come from each row's seed and the configured seed, so all models of one seed are asked the same frames.
     `loss` is in nats, at every frame (meaningful where the batch has a unit).

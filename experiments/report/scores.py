@@ -80,8 +80,8 @@ def accuracy_section(run: Results) -> Section:
             Figure(
                 [Chart("", svg, wide=True)],
                 legend,
-                shows="One row a language, most hours first; low-resource languages are printed in grey. The stages "
-                "share one set of units, so their marks compare.",
+                shows="One row a language, most hours first. The stages share one set of units, so their marks compare."
+                + " Low-resource languages are printed in grey." * bool(low),
                 good="filled marks clearly right of both grey marks in every row: then context is used, and not only "
                 "the most frequent units or their duration.",
                 caution=few + "Single rows rest on few clips from few speakers; judge by the comparisons with "

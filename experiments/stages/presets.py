@@ -33,7 +33,7 @@ def demo_data(*, draw: DrawConfig = NATURAL, mixing: MixingConfig | None = None)
     return DataConfig(lengths=(32_000, 64_000), seconds_per_step=16.0, draw=draw, mixing=mixing, threads=1, prefetch=4)
 
 
-# HuBERT Large (fairseq hubert_large_librivox.yaml): all dropouts 0, no layerdrop, waveform normalised. WavLabLM has this
+# HuBERT Large (fairseq hubert_large_librivox.yaml): no dropout, no layerdrop, waveform normalised. WavLabLM has this
 # architecture, without WavLM's relative position bias.
 LARGE = EncoderConfig(
     extractor_norm="layer",

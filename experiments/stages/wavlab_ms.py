@@ -1,7 +1,7 @@
 """WavLabLM-MS, stage 2: stage 1 continued on a balanced draw, the same units and the same denoising.
 
 Command: `python -m experiments train wavlab_ms --workdir W --corpus PREPARED` (after wavlab_mk in W)
-Paper: WavLabLM (2309.15317): a second stage of pre-training on a balanced subset; the released checkpoint is of epoch 5.
+Paper: WavLabLM (2309.15317): a second stage on a balanced subset; the released checkpoint is of its epoch 5.
 Open, and chosen here: "balanced" is a draw with language exponent 0.3 and corpus exponent 0.5 (0 would be equal shares
 and hear the smallest languages hundreds of times; XLS-R uses 0.5); 40k updates, a tenth of stage 1; a tenth of its peak
 learning rate, warmed up again over 1k steps.

@@ -26,7 +26,7 @@ from data_pipelines.pipeline import (
     train_dataset,
 )
 from data_pipelines.prepare import prepare
-from data_pipelines.sampling import SamplingError
+from data_pipelines.sampling import Draw, DrawConfig, SamplingError
 from data_pipelines.sources import SourceError
 from data_pipelines.units import UnitStore, UnitWriter
 
@@ -104,6 +104,24 @@ def test_rows_are_crops_on_the_grid_with_their_units(corpus, units):
             np.testing.assert_array_equal(batch.waveform[row], expected)
             np.testing.assert_array_equal(batch.units[row], 500 * i + start // HOP + np.arange(num_frames(samples)))
     assert set(lengths) == set(LENGTHS)
+
+
+def test_rows_are_those_of_the_draw_and_balanced(corpus):
+    """A step's rows are consecutive rows of the draw, and so every language has its share of the seconds."""
+    cfg = dataclasses.replace(CLEAN, draw=DrawConfig(language_exponent=0.0, corpus_exponent=0.0))
+    rows = [rows_per_step(length, cfg=cfg) for length in LENGTHS]
+    draw = Draw(corpus, lengths=LENGTHS, rows=rows, cfg=cfg.draw, seed=cfg.seed)
+    seconds = Counter()
+    for k, batch in enumerate(first(cfg, corpus, None, 60)):
+        step = draw.step(k)
+        expected = [draw.draw(step.length, step.first_row + row).utterance for row in range(rows[step.length])]
+        assert batch.utterance.tolist() == expected
+        for language in batch.language.tolist():
+            seconds[corpus.languages[language]] += LENGTHS[step.length] / 16_000
+    assert seconds.total() == 60 * 12
+    assert {name: amount / 720 for name, amount in seconds.items()} == pytest.approx(
+        {"deu": 1 / 3, "eng": 1 / 3, "fra": 1 / 3}, abs=0.04
+    )
 
 
 def test_crops_move_from_epoch_to_epoch_and_reach_both_ends(corpus):

@@ -325,12 +325,24 @@ def test_every_crop_comes_once_an_epoch_and_none_is_left_out(skewed):
                 assert set(seen) == all_slots if epoch < last else set(seen) <= all_slots
 
 
+def in_leaf_order(draw, place, rows, of=lambda utterance: True) -> list:
+    """What a leaf gives in the first rows, in the order in which the leaf counts (which rows are shuffled over)."""
+    given = {}
+    for row in range(rows):
+        shuffled = permute_blocks(row, block=ROW_BLOCK, seed=draw._row_seeds[place])
+        drawn = draw.draw(place, row)
+        if of(drawn.utterance):
+            given[draw._trees[place].locate(shuffled).index] = drawn
+    return [given[n] for n in range(len(given))]
+
+
 def test_epochs_are_in_different_orders(tmp_path):
     manifest = corpus(tmp_path, [("aaa", "x", 20_000)] * 64)
     draw = make(manifest, lengths=(16_000,), rows=(1,))
-    in_order = sorted((draw.draw(0, row) for row in range(ROW_BLOCK)), key=lambda d: d.epoch)
-    orders = [tuple(d.utterance for d in in_order[e * 64 : (e + 1) * 64]) for e in range(64)]
-    assert len(set(orders)) == 64
+    given = in_leaf_order(draw, 0, ROW_BLOCK)
+    orders = {tuple(drawn.utterance for drawn in given[epoch * 64 : (epoch + 1) * 64]) for epoch in range(64)}
+    assert len(orders) == 64
+    assert all(sorted(order) == list(range(64)) for order in orders)
 
 
 def test_steps_have_consecutive_rows_and_their_lengths_shares(skewed):
@@ -386,16 +398,10 @@ def test_another_language_does_not_reorder_a_leaf(tmp_path, skewed):
     small = corpus(tmp_path / "small", alone)
     large = corpus(tmp_path / "large", [*alone, *[("abc", "x", 90_000)] * 30])
 
-    def order(manifest, count=100):
-        """Ids in the order in which the leaf gives them, whatever comes between."""
+    def order(manifest):
         draw = make(manifest, rows=(1, 1, 1))
-        given = {}
-        for row in range(ROW_BLOCK):
-            located = draw._trees[2].locate(permute_blocks(row, block=ROW_BLOCK, seed=draw._row_seeds[2]))
-            utterance = draw.draw(2, row).utterance
-            if pair(manifest, utterance) == ("ccc", "y"):
-                given[located.index] = manifest.id(utterance)
-        return [given[n] for n in range(count)]
+        given = in_leaf_order(draw, 2, ROW_BLOCK, of=lambda i: pair(manifest, i) == ("ccc", "y"))
+        return [(manifest.id(drawn.utterance), drawn.epoch, drawn.slot) for drawn in given[:100]]
 
     assert order(small) == order(large)
 

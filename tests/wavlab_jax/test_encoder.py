@@ -84,7 +84,7 @@ def assert_close(left, right):
 
 
 @given(st.integers(400, 700_000))
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 def test_one_formula_knows_the_number_of_frames(samples):
     for cfg in (EncoderConfig(), TINY):
         length = samples
@@ -128,7 +128,7 @@ def test_buckets_are_those_of_unilm_for_thirty_seconds():
     assert np.flatnonzero(released != unilm_default)[0] == 85
 
 
-@pytest.mark.parametrize("taps", [1, 2, 5, 8, 9, 128])
+@pytest.mark.parametrize("taps", [1, 8, 9])
 @pytest.mark.parametrize("by_fft", [True, False])
 def test_position_convolution_is_the_sum_it_says(taps, by_fft):
     cfg = dataclasses.replace(TINY, position_kernel=taps)
@@ -331,10 +331,10 @@ def test_a_rows_dropout_depends_on_its_seed_alone(waveform):
 
 def test_every_dropout_acts_only_with_a_key(waveform):
     places = ("dropout", "attention_dropout", "activation_dropout", "projection_dropout")
-    silent = dict.fromkeys((*places, "layerdrop"), 0.0)
+    silent = {"layers": 1} | dict.fromkeys((*places, "layerdrop"), 0.0)
     draws = {"key": jax.random.key(0), "seeds": np.arange(1, dtype=np.uint32)}
     short = waveform[:1, :2000]
-    without = run(randomised(TINY), short)
+    without = run(randomised(dataclasses.replace(TINY, layers=1)), short)
     unchanged = run(randomised(dataclasses.replace(TINY, **silent)), short, **draws)
     assert largest_difference(unchanged.hidden, without.hidden) < 1e-6
     for place in places:

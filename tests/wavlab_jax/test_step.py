@@ -126,7 +126,9 @@ def test_prediction_on_padded_rows_is_that_of_the_bare_rows():
 def test_every_parameter_has_exactly_one_place(norm):
     cfg = tiny.encoder(extractor_norm=norm, extractor_bias=True, relative_bias=True)
     mesh = make_mesh(MeshConfig(fsdp=2))
-    leaves = jax.tree_util.tree_leaves_with_path(sharding.parameter_shardings(abstract_parameters(cfg, tiny.learner().head), mesh))
+    leaves = jax.tree_util.tree_leaves_with_path(
+        sharding.parameter_shardings(abstract_parameters(cfg, tiny.learner().head), mesh)
+    )
     split = ["/".join(p.key for p in path) for path, place in leaves if any(place.spec)]
     assert any("expand/kernel" in name for name in split) and not any("convolutions" in name for name in split)
 

@@ -159,7 +159,7 @@ class _Found(NamedTuple):
         return tuple(self.file.get_slice(self.key).get_shape())
 
     def get(self) -> np.ndarray:
-        return np.asarray(self.file.get_tensor(self.key), np.float32)
+        return np.array(self.file.get_tensor(self.key), np.float32)  # a copy: the file is mapped, and may change
 
 
 def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, _Found]:
@@ -176,6 +176,8 @@ def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, _Found
         )
     found = {}
     for name in names:
+        if Path(name).name != name:
+            raise ConvertError(f"{index} names {name!r}, which is not a file in its folder")
         try:
             file = stack.enter_context(safe_open(folder / name, framework="numpy"))
         except (SafetensorError, OSError) as error:
@@ -208,7 +210,7 @@ def _assemble(cfg: EncoderConfig, found: dict[str, _Found], *, folder: Path) -> 
     ):
         if keys:
             more = f" and {len(keys) - 8} more" if len(keys) > 8 else ""
-            problems.append(f"{len(keys)} {title}: {', '.join(keys[:8])}{more}")
+            problems.append(f"{len(keys)} {title}: {', '.join(sorted(keys)[:8])}{more}")
     if problems:
         raise ConvertError(f"{folder} does not hold this encoder. " + "; ".join(problems))
 

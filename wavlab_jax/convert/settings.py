@@ -74,7 +74,7 @@ REQUIRED: dict[str, Any] = {
 
 # Fields that concern fine-tuning only: transformers' own defaults, spelled out so that later ones do not replace them.
 # mask_time_prob must not be 0: transformers leaves the mask embedding out of the model then.
-_FINE_TUNING: dict[str, Any] = {
+FINE_TUNING: dict[str, Any] = {
     "apply_spec_augment": True,
     "mask_time_prob": 0.05,
     "mask_time_length": 10,
@@ -91,13 +91,13 @@ _FINE_TUNING: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-_HUBERT_ONLY: dict[str, Any] = {
+HUBERT_ONLY: dict[str, Any] = {
     "feat_proj_layer_norm": True,
     "conv_pos_batch_norm": False,
     "mask_feature_min_masks": 0,
     "ctc_loss_reduction": "sum",
 }
-_WAVLM_ONLY: dict[str, Any] = {"add_adapter": False, "ctc_loss_reduction": "mean"}
+WAVLM_ONLY: dict[str, Any] = {"add_adapter": False, "ctc_loss_reduction": "mean"}
 
 # Our fields that transformers has no name for, kept in config.json so that a folder of ours comes back whole.
 _OURS = "wavlab_jax"
@@ -126,8 +126,8 @@ def huggingface_config(cfg: EncoderConfig) -> dict[str, Any]:
         "num_feat_extract_layers": len(cfg.extractor_channels),
         "hidden_act": "gelu",
         "feat_extract_activation": "gelu",
-        **_FINE_TUNING,
-        **(_WAVLM_ONLY if cfg.relative_bias else _HUBERT_ONLY),
+        **FINE_TUNING,
+        **(WAVLM_ONLY if cfg.relative_bias else HUBERT_ONLY),
         _OURS: {name: getattr(cfg, name) for name in _OURS_FIELDS},
     }
 
@@ -165,20 +165,30 @@ def encoder_config(config: dict[str, Any], *, folder: Path, normalize_waveform: 
     if normalize_waveform is None:
         normalize_waveform = _normalizes(folder)
     relative_bias = model_type == "wavlm"
-    fields = {
-        ours: config.get(theirs, ABSENT[theirs]) for ours, theirs in (_SAME | (_BIAS if relative_bias else {})).items()
-    }
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    same = _SAME | (_BIAS if relative_bias else {})
+    fields = {ours: _value(config, theirs, folder=folder) for ours, theirs in same.items()}
     if fields["extractor_norm"] not in ("group", "layer"):
         raise ConvertError(f"{folder}/config.json: no such feat_extract_norm as {fields['extractor_norm']!r}")
     # fairseq's Base and Large, and the preprocessor that the model is used with there; unless the folder is ours
     fields["feature_gradient_scale"] = 0.1 if fields["extractor_norm"] == "group" else 1.0
     fields["waveform_epsilon"] = PREPROCESSOR_EPSILON
-    fields |= {name: value for name, value in config.get(_OURS, {}).items() if name in _OURS_FIELDS}
+    fields |= {name: value for name, value in (config.get(_OURS) or {}).items() if name in _OURS_FIELDS}
     try:
         return EncoderConfig(**fields, relative_bias=relative_bias, normalize_waveform=normalize_waveform)
-    except (TypeError, ValueError) as error:
+    except ValueError as error:
         raise ConvertError(f"{folder}/config.json: {error}") from error
+
+
+def _value(config: dict[str, Any], name: str, *, folder: Path):
+    """The field, or transformers' default, as the type that it has there."""
+    value, kind = config.get(name, ABSENT[name]), type(ABSENT[name])
+    if kind is tuple and isinstance(value, list):
+        value = tuple(value)
+    elif kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise ConvertError(f"{folder}/config.json: {name} is {value!r}, which is no {kind.__name__}")
+    return value
 
 
 def _normalizes(folder: Path) -> bool:

@@ -84,7 +84,7 @@ def nearest_visible(units: np.ndarray, hidden: np.ndarray, visible: np.ndarray, 
 
 
 def summary(scores: ClipScores, clips: np.ndarray | None = None) -> dict:
-    """Clips, hidden frames and the three accuracies (None without frames), over all clips or those of a mask [clips]."""
+    """Clips, hidden frames and the three accuracies (None without frames), of all clips or a mask [clips]."""
     chosen = np.ones(len(scores.frames), bool) if clips is None else clips
     frames = float(scores.frames[chosen].sum())
 
