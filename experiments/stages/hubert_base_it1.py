@@ -8,7 +8,7 @@ Deviates: 2,880 s of audio a step instead of 2,800, in static lengths of up to 1
 """
 
 from experiments.stage import StageConfig
-from experiments.stages.presets import BASE, DEMO_BASE, demo_data, paper_data
+from experiments.stages.presets import BASE, DEMO, DEMO_OBJECTIVE, demo_data, paper_data
 from experiments.units import UnitsConfig
 from wavlab_jax.model import HeadConfig
 from wavlab_jax.objective import ObjectiveConfig
@@ -34,17 +34,17 @@ def get_config() -> StageConfig:
 
 
 def demo() -> StageConfig:
-    """Two minutes on two cores, on the demo corpus."""
-    steps = 600
+    """Three minutes on two cores, on the demo corpus."""
+    steps = 3000
     return StageConfig(
         name="hubert_base_it1",
         learner=LearnerConfig(
-            encoder=DEMO_BASE,
-            head=HeadConfig(units=100, dim=64),
-            objective=ObjectiveConfig(),
-            optimizer=OptimizerConfig(peak_learning_rate=2e-3, warmup_steps=60, total_steps=steps, clip_norm=1.0),
+            encoder=DEMO,
+            head=HeadConfig(units=100, dim=128),
+            objective=DEMO_OBJECTIVE,
+            optimizer=OptimizerConfig(peak_learning_rate=1.5e-3, warmup_steps=200, total_steps=steps),
         ),
         data=demo_data(),
         units=UnitsConfig(name="mfcc", units=100, teacher=None, fit_hours=1.0),
-        loop=LoopConfig(steps=steps, log_every=20, save_every=100),
+        loop=LoopConfig(steps=steps, log_every=50, save_every=500),
     )

@@ -4,6 +4,7 @@ from data_pipelines.mixing import MixingConfig
 from data_pipelines.pipeline import DataConfig
 from data_pipelines.sampling import DrawConfig
 from wavlab_jax.encoder import EncoderConfig
+from wavlab_jax.objective import ObjectiveConfig
 
 # 1.875, 3.75, 7.5 and 15 s. Halving keeps a step's seconds exactly constant. fairseq trains on 2 to 15.6 s.
 PAPER_LENGTHS = (30_000, 60_000, 120_000, 240_000)
@@ -29,8 +30,8 @@ def paper_data(*, draw: DrawConfig = NATURAL, mixing: MixingConfig | None = None
 
 
 def demo_data(*, draw: DrawConfig = NATURAL, mixing: MixingConfig | None = None) -> DataConfig:
-    """16 s of audio a step in rows of 2 or 4 s: what two cores turn around about six times a second."""
-    return DataConfig(lengths=(32_000, 64_000), seconds_per_step=16.0, draw=draw, mixing=mixing, threads=1, prefetch=4)
+    """8 s of audio a step in rows of 2 or 4 s: small batches, because minutes must hold thousands of steps."""
+    return DataConfig(lengths=(32_000, 64_000), seconds_per_step=8.0, draw=draw, mixing=mixing, threads=1, prefetch=8)
 
 
 # HuBERT Large (fairseq hubert_large_librivox.yaml): no dropout, no layerdrop, waveform normalised. WavLabLM has this
@@ -54,19 +55,24 @@ LARGE = EncoderConfig(
 
 BASE = EncoderConfig(compute_dtype="bfloat16")  # HuBERT Base (fairseq hubert_base_librispeech.yaml)
 
-_DEMO_SHAPE = dict(
-    extractor_channels=(64,) * 7,
+# One shape for all demo stages, so that each can continue the one before. The extractor is narrow where time is long,
+# and normalised as in Base: LayerNorm at every sample makes it learn several times more slowly.
+DEMO = EncoderConfig(
+    extractor_channels=(32, 48, 64, 96, 128, 128, 128),
+    extractor_norm="group",
+    normalize_waveform=True,
+    waveform_epsilon=1e-7,  # as Hugging Face's preprocessor, for which it is exported
     width=128,
     layers=4,
     heads=4,
     feed_forward=512,
+    pre_norm=True,
+    position_kernel=32,
     dropout=0.0,
     attention_dropout=0.0,
     projection_dropout=0.0,
     layerdrop=0.0,
     feature_gradient_scale=1.0,
 )
-DEMO_BASE = EncoderConfig(**_DEMO_SHAPE)  # Base's layout: group norm, norms after; too small to need dropout
-DEMO_LARGE = EncoderConfig(  # Large's layout: layer norm, norms before, waveform normalised as Hugging Face does
-    **_DEMO_SHAPE, extractor_norm="layer", normalize_waveform=True, waveform_epsilon=1e-7, pre_norm=True
-)
+# Visible frames count as well: they teach the extractor what a unit sounds like, which hidden frames alone do slowly.
+DEMO_OBJECTIVE = ObjectiveConfig(unmasked_weight=1.0)

@@ -18,7 +18,7 @@ def get_config() -> StageConfig:
 
 
 def demo() -> StageConfig:
-    """Two minutes on two cores."""
+    """A minute on two cores."""
     return _on_natural_skew(wavlab_ms.demo())
 
 

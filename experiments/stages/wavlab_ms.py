@@ -24,8 +24,8 @@ def get_config() -> StageConfig:
 
 
 def demo() -> StageConfig:
-    """Two minutes on two cores."""
-    return _continued(wavlab_mk.demo(), steps=300, warmup=20, peak=1e-3)
+    """A minute on two cores."""
+    return _continued(wavlab_mk.demo(), steps=700, warmup=50, peak=5e-4)
 
 
 def _continued(stage1: StageConfig, *, steps: int, warmup: int, peak: float) -> StageConfig:

@@ -120,7 +120,7 @@ def test_assignment_is_scikit_learns(cepstra):
         assert np.mean(labels == model.predict(features)) > 0.9995  # a near tie may round the other way
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     frames=st.integers(0, 80),
     width=st.sampled_from([1, 5]),

@@ -55,7 +55,7 @@ def nothing_to_find():
 
 
 def test_rooms_and_voices_are_not_language(nothing_to_find):
-    """A random split of the same clips looks like language identification; across sources there is none, nor a claim."""
+    """A random split of the same clips looks like language identification; across sources there is none."""
     for seed in range(2):
         data = corpus(seed=seed, language_gain=0.0, voice_gain=1.5)
         train = data["train"]

@@ -10,9 +10,9 @@ however many clips it has. Two ways of drawing the data again:
   corpora and speakers give the same number?". That is the claim one wants to make, so it is the one to judge by. It
   is still optimistic: cells tested by one classifier err together, and few cells make any percentile interval narrow.
 
-Measured on 300 synthetic corpora in which nothing but the room names the language (4 or 2 sources, 4 to 12 languages), a
-nominal 95 % interval excludes chance in 28 to 42 % of them over clips, and in 10 to 20 % over cells, where 5 % were due.
-A verdict that hangs on the edge of an interval is no verdict.
+Measured on 300 synthetic corpora in which nothing but the room names the language (2 or 4 sources, 4 to 12 languages),
+a nominal 95 % interval excludes chance in 28 to 42 % of them over clips, and in 10 to 20 % over cells, where 5 % were
+due. A verdict that hangs on the edge of an interval is no verdict.
 
 Both are percentile intervals of a fixed number of resamples from a fixed seed: the same data give the same interval.
 Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapters 8 (clusters) and 13 (percentiles).
