@@ -61,8 +61,10 @@ test-venv: venv  ## The same with what the tests need
 pretrain: venv  ## Pre-train a small model on the demo corpus, from raw audio to a report in work/demo
 	$(FAST_MALLOC) $(PY) -m experiments recipe demo --workdir work/demo
 
-test: lint  ## Every test but the long ones (Python 3.11: torch, the reference, has wheels there)
-	$(PY) -m pytest -m "not soak" $(PYTEST_ARGS)
+test: lint  ## Ruff and every test but the long ones (those that compare with torch: on Python 3.11 only)
+	@if $(PY) -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then marks="not soak"; else \
+	  marks="not torch and not soak"; echo "Not Python 3.11: the tests that compare with torch are left out"; fi; \
+	echo "pytest -m '$$marks'"; $(PY) -m pytest -m "$$marks" $(PYTEST_ARGS)
 
 test-subset: test-venv  ## The tests that do without torch (any interpreter)
 	$(PY) -m pytest -m "not torch and not soak" $(PYTEST_ARGS)

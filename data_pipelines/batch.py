@@ -30,6 +30,7 @@ class Batch(NamedTuple):
         waveform: float32, 16 kHz, roughly in [-1, 1]; what the encoder hears, interference mixed in.
         units: int32 target of each frame, taken from the clean utterance; `NO_UNIT` where there is none.
         valid: bool, True where a frame is real. All True in training (no padding); evaluation pads.
+        samples: int32 number of real samples of each row, leading ones; `valid` holds the frames that they make.
         language: int32 index into the manifest's `languages`.
         utterance: int32 row of the manifest this row was cropped from; `NO_UTTERANCE` for a filler row.
         partner: int32 row of the manifest that was mixed in; `NO_UTTERANCE` if none, or if noise was.
@@ -41,6 +42,7 @@ class Batch(NamedTuple):
     waveform: np.ndarray
     units: np.ndarray
     valid: np.ndarray
+    samples: np.ndarray
     language: np.ndarray
     utterance: np.ndarray
     partner: np.ndarray
@@ -60,6 +62,7 @@ def check_batch(batch: Batch) -> Batch:
         "waveform": (np.float32, (rows, samples)),
         "units": (np.int32, (rows, frames)),
         "valid": (np.bool_, (rows, frames)),
+        "samples": (np.int32, (rows,)),
         "language": (np.int32, (rows,)),
         "utterance": (np.int32, (rows,)),
         "partner": (np.int32, (rows,)),

@@ -135,7 +135,7 @@ class LoadBatch(grain.transforms.Map):
             batch.language[at] = self.manifest.language[utterance]
             waveform = self.source.read(utterance, start=start, samples=samples)
             batch.waveform[at], batch.partner[at] = self._mixed(waveform, place, utterance, rng)
-            batch.valid[at] = True
+            batch.valid[at], batch.samples[at] = True, samples
             if self.units is not None:
                 frames = num_frames(samples)
                 batch.units[at] = self.units.read(utterance, start_frame=start // HOP, frames=frames)
@@ -277,7 +277,7 @@ class LoadHeldOut(grain.transforms.Map):
             utterance, start, samples = planned[row]
             frames = num_frames(samples)
             batch.waveform[at, :samples] = self.source.read(utterance, start=start, samples=samples)
-            batch.valid[at, :frames] = True
+            batch.valid[at, :frames], batch.samples[at] = True, samples
             if self.units is not None:
                 labels = self.units.read(utterance, start_frame=start // HOP, frames=frames)
                 batch.units[at, :frames] = labels
@@ -358,6 +358,7 @@ def _empty_batch(rows: int, samples: int) -> Batch:
         waveform=np.zeros((rows, samples), np.float32),
         units=np.full((rows, frames), NO_UNIT, np.int32),
         valid=np.zeros((rows, frames), np.bool_),
+        samples=np.zeros(rows, np.int32),
         language=np.zeros(rows, np.int32),  # a filler's language is 0, so that it can index; nothing of it is valid
         utterance=np.full(rows, NO_UTTERANCE, np.int32),
         partner=np.full(rows, NO_UTTERANCE, np.int32),

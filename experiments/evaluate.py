@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipelines.atomic import whole_file
-from data_pipelines.batch import HOP, NO_UTTERANCE, RECEPTIVE_FIELD
+from data_pipelines.batch import NO_UTTERANCE
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.pipeline import eval_batches
 from data_pipelines.units import UnitStore
@@ -157,7 +157,7 @@ def pool_utterances(frames: Callable, manifest: Manifest, mesh: Mesh) -> np.ndar
     with eval_batches(manifest, None, every, lengths=LENGTHS, rows_per_batch=per_batch) as batches:
         for batch in batches:
             placed = place_batch(batch, mesh=mesh, passes=1)
-            vectors = np.asarray(frames(placed.waveform, placed.valid))
+            vectors = np.asarray(frames(placed.waveform, placed.samples, placed.valid))
             for row, (utterance, start) in enumerate(zip(batch.utterance.tolist(), batch.start.tolist(), strict=True)):
                 if utterance != NO_UTTERANCE and start == 0:
                     found[utterance] = vectors[row]
@@ -165,16 +165,15 @@ def pool_utterances(frames: Callable, manifest: Manifest, mesh: Mesh) -> np.ndar
 
 
 def _log_mel(mesh: Mesh) -> Callable:
-    return _jitted(lambda waveform, valid: language_probe.pooled(log_mel(waveform[0]), valid[0]), mesh)
+    return _jitted(lambda waveform, samples, valid: language_probe.pooled(log_mel(waveform[0]), valid[0]), mesh)
 
 
 def _hidden(encoder: Encoder, mesh: Mesh) -> Callable:
     """The middle layer, pooled."""
     formulation = formulation_for(mesh.devices.flat[0].platform)
 
-    def frames(waveform, valid):
-        samples = valid[0].sum(axis=1) * HOP + RECEPTIVE_FIELD - HOP
-        real = jnp.arange(waveform.shape[2])[None] < samples[:, None]
+    def frames(waveform, samples, valid):
+        real = jnp.arange(waveform.shape[2])[None] < samples[0][:, None]
         hidden = encode(encoder, waveform[0], real, formulation=formulation).hidden[encoder.config.layers // 2]
         return language_probe.pooled(hidden, valid[0])
 
@@ -183,7 +182,7 @@ def _hidden(encoder: Encoder, mesh: Mesh) -> Callable:
 
 def _jitted(function: Callable, mesh: Mesh) -> Callable:
     rows = NamedSharding(mesh, P(None, BATCH_AXES))
-    return jax.jit(function, in_shardings=(rows, rows), out_shardings=NamedSharding(mesh, P()))
+    return jax.jit(function, in_shardings=(rows, rows, rows), out_shardings=NamedSharding(mesh, P()))
 
 
 def table(result: dict) -> str:

@@ -55,7 +55,9 @@ def _compare(encoder: Encoder, folder: Path, waveform: np.ndarray) -> dict:
         )
     inputs = extractor(waveform, sampling_rate=16_000, return_tensors="pt")
     with torch.no_grad():
-        theirs = peer.eval()(inputs.input_values, output_hidden_states=True).hidden_states
+        answer = peer.eval()(inputs.input_values, output_hidden_states=True)
+    # transformers 5 gives the last layer's output before the final norm among hidden_states, and after it beside them
+    theirs = (*answer.hidden_states[:-1], answer.last_hidden_state)
     ours = encode(encoder, waveform[None]).hidden
     largest = max(float(np.abs(np.asarray(a) - b.numpy()).max()) for a, b in zip(ours, theirs, strict=True))
     if largest > TOLERANCE:

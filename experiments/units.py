@@ -212,8 +212,7 @@ def _window_of(samples: int) -> int:
 def _run(extract: _Extractor, batch: Batch, mesh: Mesh) -> Iterator[tuple[int, int, np.ndarray]]:
     frames = batch.valid.sum(axis=1)
     placed = place_batch(batch, mesh=mesh, passes=1)
-    samples = jnp.maximum(jnp.sum(placed.valid, axis=2) * HOP + RECEPTIVE_FIELD - HOP, 0)
-    found = np.asarray(extract.run(placed.waveform, samples))
+    found = np.asarray(extract.run(placed.waveform, placed.samples))
     for row, (utterance, start) in enumerate(zip(batch.utterance.tolist(), batch.start.tolist(), strict=True)):
         if frames[row]:
             yield utterance, start, found[row, : frames[row]]

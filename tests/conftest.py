@@ -14,6 +14,7 @@ import hypothesis
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # tests compile more than they compute
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # a forgotten axis is an error here, not a broadcast
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -32,7 +33,7 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 def pytest_report_header():
     """Names the interpreter, and says what its lack of torch means for this run."""
-    torch = "torch is here" if HAS_TORCH else "no torch: its tests fail unless `-m 'not torch'` leaves them out"
+    torch = "torch is here" if HAS_TORCH else "no torch: tests that compare with it need `-m 'not torch'`"
     return f"python {platform.python_version()}, {torch}"
 
 

@@ -236,7 +236,7 @@ def test_a_test_file_that_needs_torch_is_marked_as_a_whole():
             if not isinstance(node, ast.Import | ast.ImportFrom) or id(node) not in top_level:
                 continue
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
-            needs_torch = any(module.split(".")[0] in {"torch", "transformers"} for module in modules)
+            needs_torch = any({"torch", "transformers"} & set(module.split(".")) for module in modules)
             text = (ROOT / path).read_text(encoding="utf-8")
             if needs_torch and not re.search(r"^pytestmark = .*\bpytest\.mark\.torch\b", text, re.MULTILINE):
                 problems.append(f"{path}:{node.lineno} imports torch, but has no `pytestmark = pytest.mark.torch`")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from data_pipelines.batch import HOP, RECEPTIVE_FIELD, Batch
+from data_pipelines.batch import Batch
 from wavlab_jax.encoder import Formulation, encode
 from wavlab_jax.features import log_mel
 from wavlab_jax.losses import cosine_logits, cross_entropy, feature_penalty, spectral_error
@@ -108,9 +108,7 @@ def predict(
     """
     valid = None
     if padded:
-        # the samples that a row's n real frames see: (n - 1) * 320 + 400
-        seen = jnp.sum(batch.valid, axis=1) * HOP + RECEPTIVE_FIELD - HOP
-        valid = jnp.arange(batch.waveform.shape[1])[None] < seen[:, None]
+        valid = jnp.arange(batch.waveform.shape[1])[None] < batch.samples[:, None]
     seeds = None if key is None else batch.seed
     encoded = encode(model.encoder, batch.waveform, valid, mask=mask, key=key, seeds=seeds, formulation=formulation)
     projected = model.head.projection(encoded.hidden[-1])

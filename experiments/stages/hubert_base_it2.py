@@ -29,7 +29,7 @@ def get_config() -> StageConfig:
 
 
 def demo() -> StageConfig:
-    """Two minutes on two cores: units of layer 2 of 4, and iteration 1's encoder continued (the paper starts afresh)."""
+    """Two minutes on two cores: units of layer 2 of 4; continues iteration 1's encoder (the paper starts afresh)."""
     first = hubert_base_it1.demo()
     steps = 1500
     optimizer = dataclasses.replace(first.learner.optimizer, total_steps=steps)

@@ -68,6 +68,7 @@ DEMO = EncoderConfig(
     feed_forward=512,
     pre_norm=True,
     position_kernel=32,
+    relative_bias=True,  # WavLM's: attention learns where the nearest visible frames are, which takes long without it
     dropout=0.0,
     attention_dropout=0.0,
     projection_dropout=0.0,

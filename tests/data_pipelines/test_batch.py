@@ -38,6 +38,7 @@ def good_batch() -> Batch:
         waveform=np.zeros((3, 1600), np.float32),
         units=np.zeros((3, 4), np.int32),
         valid=np.ones((3, 4), np.bool_),
+        samples=np.full(3, 1600, np.int32),
         language=np.zeros(3, np.int32),
         utterance=np.zeros(3, np.int32),
         partner=np.full(3, -1, np.int32),
