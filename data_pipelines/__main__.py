@@ -41,6 +41,7 @@ class Prepare:
     """Replace what was prepared there with another table or other options; shards that stay the same are kept."""
 
     def run(self) -> None:
+        """Prepares the corpus; prints minutes by language, hours read and written, and why clips were left out."""
         made = prepare(
             self.folder,
             out=self.out,
@@ -76,6 +77,7 @@ class Describe:
     """Read every record and decode it: as slow as decoding, as sure as it gets."""
 
     def run(self) -> None:
+        """Prints minutes by language and split, utterances, shards, fingerprint; with `check`, reads every record."""
         manifest = Manifest.load(self.root)
         _print_seconds(manifest)
         shards, fingerprint = len(manifest.shard_names), manifest.fingerprint[:16]
@@ -108,6 +110,7 @@ Verb = (
 
 
 def main() -> int:
+    """Runs the command line; returns the exit status: 0, 1 on error, 130 if interrupted, 141 on a broken pipe."""
     try:
         tyro.cli(Verb, prog="python -m data_pipelines", description=__doc__).run()
     except BrokenPipeError:  # `... | head`: whoever read has seen enough

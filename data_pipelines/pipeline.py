@@ -231,6 +231,7 @@ class Batches(Iterator[Batch]):
         return Batch(*(np.array(array) for array in batch)) if self._shared else batch
 
     def close(self) -> None:
+        """Stops threads and processes; the iterator is exhausted from then on."""
         if self._iterator is not None:
             self._iterator.close()
             self._iterator = None

@@ -112,7 +112,7 @@ def make_train_step(cfg: LearnerConfig, mesh: Mesh) -> Callable[[TrainState, Bat
             (gradient, sums), _ = lax.scan(accumulate, (gradient, sums), rest)
 
         value = loss_of(sums, denominator, cfg.objective)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, new_optimizer = optimizer.update(gradient, state.optimizer, state.params)
         updated = TrainState(state.step + 1, optax.apply_updates(state.params, updates), new_optimizer)

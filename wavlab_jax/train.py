@@ -57,9 +57,11 @@ class Window(NamedTuple):
 
     @classmethod
     def empty(cls) -> "Window":
+        """Nothing summed yet."""
         return cls({}, 0.0, 0)
 
     def plus(self, sums: dict[str, tuple[float, float]], gradient_norm: float) -> "Window":
+        """This window and one more step."""
         added = {name: (t + sums[name][0], w + sums[name][1]) for name, (t, w) in self.sums.items()} or sums
         return Window(added, self.gradient_norm + gradient_norm, self.steps + 1)
 

@@ -58,6 +58,7 @@ class Curve(NamedTuple):
 
 
 def colour(name: str) -> str:
+    """The light-mode hex code of a colour of `COLOURS`, as matplotlib is to draw it."""
     return COLOURS[name][0]
 
 

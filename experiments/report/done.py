@@ -27,6 +27,7 @@ STEP_COLOURS = {
 
 
 def data_section(run: Results) -> Section:
+    """Hours of each language, and its natural share beside the share that each stage hears: charts and a table."""
     blocks = []
     corpus = mapped(run.data, "corpus")
     shares = [entry for entry in listed(run.data, "shares") if mapped(entry, "languages")]
@@ -94,6 +95,7 @@ def data_section(run: Results) -> Section:
 
 
 def training_section(run: Results) -> Section:
+    """Loss and masked accuracy over audio-hours (steps where hours are missing): a chart a chain of stages, a table."""
     entries = {text(entry.get("stage")): listed(entry, "points") for entry in listed(run.data, "curves")}
     entries = {stage: points for stage, points in entries.items() if points}
     in_hours = all(math.isfinite(number(point.get("hours"))) for points in entries.values() for point in points)
@@ -152,6 +154,7 @@ def training_section(run: Results) -> Section:
 
 
 def units_section(run: Results) -> Section:
+    """How evenly each set of units is used: a chart a set, a table with perplexity and dead units."""
     pictures, rows = [], []
     for place, entry in enumerate(listed(run.data, "units")):
         name, stage = text(entry.get("name")) or "units", text(entry.get("stage"))
@@ -192,6 +195,7 @@ def units_section(run: Results) -> Section:
 
 
 def export_section(run: Results) -> Section:
+    """The exported folder, its files and size, and the largest difference from the encoder that was measured."""
     export = mapped(run.data, "export")
     difference, size = number(export.get("largest_difference")), number(export.get("bytes"))
     files = [text(name) for name in items(export, "files")]
@@ -211,6 +215,7 @@ def export_section(run: Results) -> Section:
 
 
 def time_section(run: Results) -> Section:
+    """How long each step took, as a chart and a table, and the machine it ran on."""
     steps, machine = listed(run.data, "steps"), mapped(run.data, "machine")
     blocks: list = []
     if steps:

@@ -40,6 +40,7 @@ def findings(run: Results) -> list[Finding]:
 
 
 def accuracy_finding(run: Results) -> Finding | None:
+    """Masked accuracy of the balanced stage (else the last compared) against the better trivial predictor."""
     rows = {text(row.get("stage")): row for row in run.compared}
     stage = BALANCED if BALANCED in rows else next(reversed(rows), None)
     total = mapped(rows.get(stage), "total")
@@ -96,6 +97,7 @@ def comparison_findings(run: Results, key: str, start: str) -> list[Finding]:
 
 
 def probe_finding(run: Results) -> Finding | None:
+    """The representation with the highest probe accuracy across sources, and whether it is above chance."""
     rows = [row for row in listed(run.data, "probe", "rows") if math.isfinite(number(row.get("accuracy")))]
     if not rows:
         return None
@@ -125,6 +127,7 @@ def probe_differences(run: Results, most: int = 2) -> list[Finding]:
 
 
 def balance_finding(run: Results) -> Finding | None:
+    """How many times their natural share the balanced stage (else the last) hears of the low-resource languages."""
     row = next((row for row in run.shares if row.get("stage") == BALANCED), run.shares[-1] if run.shares else None)
     shares = [mapped(row, "languages", language) for language in run.low_resource]
     natural, drawn = (sum(v for v in (number(s.get(key)) for s in shares) if v > 0) for key in ("natural", "drawn"))
@@ -135,6 +138,7 @@ def balance_finding(run: Results) -> Finding | None:
 
 
 def corpus_finding(run: Results) -> Finding | None:
+    """Hours, languages and clips of the corpus, its skew, and the languages without held-out clips."""
     size = number(pick(run.data, "corpus", "hours"))
     if not (run.corpus and size > 0):
         return None
@@ -151,6 +155,7 @@ def corpus_finding(run: Results) -> Finding | None:
 
 
 def export_finding(run: Results) -> Finding | None:
+    """The largest difference between the encoder and its export, or that the two were not compared."""
     export = mapped(run.data, "export")
     difference, checked = number(export.get("largest_difference")), text(export.get("checked_with"))
     if not export:

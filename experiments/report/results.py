@@ -64,14 +64,17 @@ def largest(candidates: Iterable[Any]) -> float:
 
 
 def text(value: Any) -> str:
+    """A value as str; empty for None."""
     return "" if value is None else str(value)
 
 
 def count(value: Any) -> str:
+    """A number without decimals: 1234 to "1,234"; a dash where there is none."""
     return f"{number(value):,.0f}" if math.isfinite(number(value)) else "–"
 
 
 def hours(value: Any) -> str:
+    """Hours with fewer decimals the more there are: "0.123", "1.23", "12.3", "1,234"; a dash where there are none."""
     value = number(value)
     return f"{value:,.{0 if value >= 1000 else 1 if value >= 10 else 3 if value < 1 else 2}f}" if value >= 0 else "–"
 
@@ -115,6 +118,7 @@ def times(row: dict) -> float:
 
 
 def ratio(row: dict) -> str:
+    """`times` as text: 1.5 to "1.50×"; a dash where there is none."""
     return f"{times(row):.2f}×" if math.isfinite(times(row)) else "–"
 
 
@@ -144,6 +148,7 @@ def joined(parts: Sequence[str]) -> str:
 
 
 def tone(said: str) -> str:
+    """The tone in which a verdict is shown: better, worse or unclear."""
     return "unclear" if said == UNCLEAR else said
 
 
@@ -185,9 +190,11 @@ class Results:
         return [form.format(value) for form, value in parts.items() if value]
 
     def hours(self, language: str) -> float:
+        """Hours of a language in the corpus; NaN where they are not known."""
         return number(pick(self.corpus.get(language), "hours"))
 
     def natural_share(self, language: str) -> float:
+        """A language's share of the training audio as found, 0 to 1, from the first row of `shares`; else NaN."""
         return next((number(pick(row, "languages", language, "natural")) for row in self.shares), math.nan)
 
     def name(self, language: str) -> str:

@@ -33,6 +33,7 @@ DIFFERENCES = (">difference", ">interval", "verdict")
 
 
 def accuracy_section(run: Results) -> Section:
+    """Masked accuracy of every stage beside the trivial predictors, and by language for the stages that compare."""
     entries = listed(run.data, "accuracy")
     rows = []
     for entry in entries:
@@ -127,6 +128,7 @@ def difference_chart(rows: Sequence[tuple[str, dict]], *, name: str, width: floa
 
 
 def balance_section(run: Results) -> Section:
+    """Differences between stages, with intervals, on low-resource languages and on all."""
     groups = [("low-resource", mapped(run.data, "low_resource")), ("all languages", mapped(run.data, "all_languages"))]
     groups = [(label, group) for label, group in groups if group]
     blocks: list = []
@@ -173,6 +175,7 @@ def balance_section(run: Results) -> Section:
 
 
 def probe_section(run: Results) -> Section:
+    """Accuracy of the language probe across sources for each representation, its differences, and by language."""
     probe = mapped(run.data, "probe")
     entries, differences = listed(probe, "rows"), listed(probe, "differences")
     blocks: list = []

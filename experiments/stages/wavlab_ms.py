@@ -25,7 +25,7 @@ def get_config() -> StageConfig:
 
 def demo() -> StageConfig:
     """A minute on two cores."""
-    return _continued(wavlab_mk.demo(), steps=700, warmup=50, peak=5e-4)
+    return _continued(wavlab_mk.demo(), steps=450, warmup=50, peak=5e-4)
 
 
 def _continued(stage1: StageConfig, *, steps: int, warmup: int, peak: float) -> StageConfig:

@@ -53,7 +53,7 @@ def test_value_and_gradient_against_fairseq_formulation():
         return cross_entropy(cosine_logits(projected, embeddings, temperature=0.1), targets, scored)[0].total
 
     value, (to_projected, to_embeddings) = jax.value_and_grad(ours, (0, 1))(projected, embeddings)
-    assert float(value) == pytest.approx(float(theirs), rel=1e-5)
+    assert float(value) == pytest.approx(theirs.item(), rel=1e-5)
     np.testing.assert_allclose(np.asarray(to_projected)[scored], x.grad.numpy(), atol=2e-5)
     np.testing.assert_allclose(np.asarray(to_embeddings), classes.grad.numpy(), atol=2e-4)
     assert not np.asarray(to_projected)[~scored].any()

@@ -1,20 +1,16 @@
 """One update is the same update on any devices and in any number of passes, and a bad one changes nothing."""
 
 import dataclasses
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from tests.wavlab_jax import tiny
 from wavlab_jax import sharding
 from wavlab_jax.model import abstract_parameters
 from wavlab_jax.sharding import MeshConfig, ShardingError, make_mesh, micro_batches, parameter_spec, place_batch
 from wavlab_jax.step import initial_state, make_predict_step, make_train_step
-
-sys.path.insert(0, str(Path(__file__).parent))
-import tiny  # noqa: E402
 
 DROPOUTS = dict(dropout=0.1, attention_dropout=0.1, projection_dropout=0.1, layerdrop=0.3)
 

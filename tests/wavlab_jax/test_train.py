@@ -3,21 +3,17 @@
 import dataclasses
 import os
 import signal
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
+from tests.wavlab_jax import tiny
 from wavlab_jax.checkpoint import CheckpointError, Checkpoints, restore_parameters, start
 from wavlab_jax.metrics import MetricsWriter, read_lines
 from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
 from wavlab_jax.step import abstract_state, initial_state, make_train_step
 from wavlab_jax.train import Interrupted, LoopConfig, NonFinite, train
-
-sys.path.insert(0, str(Path(__file__).parent))
-import tiny  # noqa: E402
 
 CFG = tiny.learner(dropout=0.1, layerdrop=0.1)
 LOOP = LoopConfig(steps=12, log_every=3, save_every=4, keep=2)
@@ -34,7 +30,7 @@ def run(folder, *, loop=LOOP, stream=batches, mesh_cfg=None, devices=1):
     mesh = make_mesh(mesh_cfg or MeshConfig(), devices=jax.devices()[:devices])
     checkpoints = Checkpoints(folder / "checkpoints", keep=loop.keep)
     like = abstract_state(CFG, mesh)
-    restored = start(checkpoints, like=like, fresh=lambda: initial_state(CFG, mesh), init_from=None)
+    restored = start(checkpoints, like=like, fresh=lambda: initial_state(CFG, mesh))
     first = int(restored.state.step)
     writer = MetricsWriter(folder, resume_step=first)
     try:
@@ -129,12 +125,20 @@ def test_what_a_run_starts_from(whole, tmp_path):
         return initial_state(CFG, mesh)
 
     empty = Checkpoints(tmp_path / "empty")
-    same(start(empty, like=like, fresh=fresh, init_from=None).state, fresh())
-    continued = start(empty, like=like, fresh=fresh, init_from=whole[0] / "checkpoints").state
+    same(start(empty, like=like, fresh=fresh).state, fresh())
+    whole_params = restore_parameters(whole[0] / "checkpoints", like.params)
+    continued = start(empty, like=like, fresh=fresh, inherited=whole_params).state
     same(continued.params, whole[1].params)
     assert int(continued.step) == 0 and not any(np.any(x) for x in jax.tree.leaves(continued.optimizer))
+    branch = start(empty, like=like, fresh=fresh, inherited={"encoder": whole_params["encoder"]}).state
+    same(branch.params["encoder"], whole[1].params["encoder"])
+    same(branch.params["head"], fresh().params["head"])
     own = Checkpoints(whole[0] / "checkpoints")
-    assert int(start(own, like=like, fresh=fresh, init_from=tmp_path / "nowhere").state.step) == 12
+    assert int(start(own, like=like, fresh=fresh, inherited={"nonsense": 1}).state.step) == 12
+    with pytest.raises(CheckpointError, match="encoder/nonsense"):
+        start(empty, like=like, fresh=fresh, inherited={"encoder": {"nonsense": np.zeros(3)}})
+    with pytest.raises(CheckpointError, match=r"encoder/mask_embedding is \(3,\)"):
+        start(empty, like=like, fresh=fresh, inherited={"encoder": {"mask_embedding": np.zeros(3)}})
     empty.close()
     own.close()
 

@@ -1,0 +1,45 @@
+"""A prepared small corpus, and stages cut down to seconds."""
+
+import dataclasses
+
+import pytest
+
+from data_pipelines.prepare import prepare
+from experiments.stages import STAGES, stage_function
+from tests.experiments.small_corpus import write_corpus
+from tests.wavlab_jax import tiny
+
+
+def small(name: str, *, steps: int = 6):
+    """A stage's demo form with a tiny encoder and few steps: what the suite trains."""
+    cfg = stage_function(name, size="demo")()
+    learner = dataclasses.replace(
+        cfg.learner,
+        encoder=tiny.encoder(normalize_waveform=True, pre_norm=True, relative_bias=True),
+        head=dataclasses.replace(cfg.learner.head, units=tiny.UNITS, dim=8),
+        optimizer=dataclasses.replace(cfg.learner.optimizer, warmup_steps=2, total_steps=steps),
+    )
+    data = dataclasses.replace(cfg.data, lengths=(16_000, 32_000), seconds_per_step=8.0, threads=1)
+    units = dataclasses.replace(cfg.units, units=tiny.UNITS, layer=min(cfg.units.layer, 2), fit_hours=0.01)
+    loop = dataclasses.replace(cfg.loop, steps=steps, log_every=2, save_every=3)
+    return dataclasses.replace(cfg, learner=learner, data=data, units=units, loop=loop)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A prepared corpus folder."""
+    folder = tmp_path_factory.mktemp("corpus")
+    audio = write_corpus(folder / "audio")
+    prepare(audio, out=folder / "prepared", workers=1, progress=False, join_seconds=2.0, min_seconds=2.0)
+    return folder / "prepared"
+
+
+@pytest.fixture(scope="session")
+def trained(corpus, tmp_path_factory):
+    """A workdir in which every stage was trained for a few steps."""
+    from experiments.run import train_stage
+
+    workdir = tmp_path_factory.mktemp("workdir")
+    for name in STAGES:
+        train_stage(small(name), workdir=workdir, corpus=corpus)
+    return workdir

@@ -1,0 +1,69 @@
+"""The command line as it is shipped: a process, its exit status and what it prints."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from experiments.stages import STAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def launch(*arguments, module="experiments"):
+    command = [sys.executable, "-m", module, *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+
+
+def test_list_names_every_stage():
+    found = launch("list")
+    assert found.returncode == 0 and [line.split()[0] for line in found.stdout.splitlines()] == list(STAGES)
+
+
+def test_show_prints_values_overrides_and_parameters():
+    found = launch("show", "wavlab_ms", "--size", "demo", "--learner.optimizer.peak-learning-rate", "0.25")
+    assert found.returncode == 0, found.stderr
+    assert "learner.optimizer.peak_learning_rate = 0.25\n" in found.stdout
+    assert "data.draw.language_exponent = 0.3\n" in found.stdout
+    assert re.search(r"[\d,]+ parameters in the encoder", found.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("trian", "wavlab_mk"), "nearest: train"),
+        (("train", "wavlab_km"), "nearest: wavlab_mk"),
+        (("show", "wavlab_mk", "--size", "tiny"), "paper, demo"),
+        (("show", "wavlab_mk", "--learner.optimizer.peak-learning-rat", "1"), "peak-learning-rate"),
+        (("show", "wavlab_mk", "--loop.steps", "many"), "loop.steps"),
+        (("recipe", "dmeo"), "nearest: demo"),
+        (("train",), "usage"),
+        (("evaluate", "wavlab_mk", "--workdir", "/nonexistent", "--size", "demo"), "/nonexistent"),
+        (("export", "wavlab_mk", "--workdir", "/nonexistent", "--out", "/nonexistent/out"), "experiments train"),
+        (("show", "hubert_base_it1", "--learner.encoder.heads", "5"), "not a multiple of heads 5"),
+    ],
+)
+def test_mistakes_are_answered_without_a_traceback(arguments, expected):
+    found = launch(*arguments)
+    assert found.returncode != 0
+    assert expected in found.stderr + found.stdout and "Traceback" not in found.stderr
+
+
+def test_help_of_every_verb():
+    assert "recipe NAME" in launch().stdout
+    for verb in ("show", "train", "units", "evaluate"):
+        found = launch(verb, "wavlab_mk", "--help")
+        assert found.returncode == 0 and "--workdir" in found.stdout
+    for module in ("data_pipelines",):
+        assert launch("prepare", "--help", module=module).returncode == 0
+
+
+def test_every_command_of_the_readme_exists():
+    text = (ROOT / "README.md").read_text()
+    verbs = set(re.findall(r"-m experiments (\w+)", text)) | set(re.findall(r"`(\w+) STAGE`", text))
+    known = set(re.findall(r"^    (\w+)", launch().stdout, re.MULTILINE))
+    assert verbs and verbs <= known
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"make ([a-z-]+)", text)) <= targets

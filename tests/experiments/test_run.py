@@ -1,0 +1,180 @@
+"""Every stage trains in its small form, is judged and exported; kills and changed inputs are survived or named."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from data_pipelines.manifest import Manifest
+from data_pipelines.units import UnitsError, UnitStore
+from experiments.evaluate import evaluate_stage, probe_stages, table
+from experiments.export import export_stage
+from experiments.run import train_stage
+from experiments.stage import StageError
+from experiments.stage_files import StageFiles
+from experiments.stages import STAGES
+from experiments.units import UnitFiles, UnitMakingError, fit_sample, make_units
+from tests.experiments.conftest import small
+from wavlab_jax.checkpoint import CheckpointError
+from wavlab_jax.metrics import read_lines
+from wavlab_jax.sharding import MeshConfig, make_mesh
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def lines(workdir, name):
+    timeless = ("seconds", "audio_hours_per_hour")
+    found = read_lines(StageFiles(workdir, name).metrics / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in timeless} for line in found]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_trains(trained, name):
+    found = lines(trained, name)
+    assert [line["step"] for line in found] == [2, 4, 6]
+    assert all(np.isfinite(line["masked_loss"]) for line in found)
+    assert found[-1]["audio_hours"] == pytest.approx(6 * 8 / 3600)
+    assert StageFiles(trained, name).finished.exists()
+
+
+def test_stage_2_starts_where_stage_1_ended_and_hears_another_balance(trained):
+    shares = {
+        name: json.loads((StageFiles(trained, name).folder / "shares.json").read_text())
+        for name in ("wavlab_ms", "wavlab_mk_continued")
+    }
+    for language in ("deu", "eng", "swa"):
+        control = shares["wavlab_mk_continued"][language]
+        assert control["drawn"] == pytest.approx(control["natural"])
+    first = {name: lines(trained, name)[0]["unmasked_loss"] for name in shares}
+    assert first["wavlab_ms"] < lines(trained, "wavlab_mk")[0]["unmasked_loss"]
+
+
+def test_judged_on_every_held_out_clip(trained, corpus):
+    manifest = Manifest.load(corpus)
+    result = evaluate_stage(small("wavlab_ms"), workdir=trained, corpus=corpus)
+    held_out = int((manifest.split != 0).sum())
+    assert result["total"]["clips"] == held_out == sum(row["clips"] for row in result["languages"].values())
+    assert 0 <= result["total"]["accuracy"] <= 1 and result["total"]["copy"] > 0
+    assert table(result).splitlines()[-1].startswith("all")
+    again = evaluate_stage(small("wavlab_ms"), workdir=trained, corpus=corpus)
+    assert again == result
+
+
+def test_probed_across_sources(trained, corpus):
+    result = probe_stages([small("wavlab_mk"), small("wavlab_ms")], workdir=trained, corpus=corpus)
+    names = [row["name"] for row in result["rows"]]
+    assert names == ["log-mel", "wavlab_mk", "wavlab_ms", "untrained encoder"]
+    for row in result["rows"]:
+        assert row["low"] <= row["accuracy"] <= row["high"] and row["chance"] == pytest.approx(1 / 3)
+        assert row["languages"] == 3 and row["folds"] == 2
+    assert {d["against"] for d in result["differences"]} == {"log-mel", "wavlab_mk", "untrained encoder"}
+
+
+def test_exported(trained, corpus, tmp_path):
+    result = export_stage("wavlab_ms", workdir=trained, corpus=corpus, out=tmp_path / "hf")
+    assert {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"} <= set(result["files"])
+    assert result["largest_difference"] is None or result["largest_difference"] < 1e-4
+
+
+@pytest.mark.torch
+def test_the_export_was_compared_with_pytorch(trained, corpus, tmp_path):
+    result = export_stage("wavlab_ms", workdir=trained, corpus=corpus, out=tmp_path / "hf")
+    assert result["largest_difference"] < 1e-4 and "transformers" in result["checked_with"]
+
+
+def test_units_are_made_once_and_not_for_another_corpus(trained, corpus, tmp_path):
+    cfg, mesh = small("hubert_base_it1").units, make_mesh(MeshConfig())
+    manifest = Manifest.load(corpus)
+    before = (UnitFiles(trained, cfg.name).store / "units.uint16").stat().st_mtime_ns
+    store = make_units(cfg, trained, manifest, mesh)
+    assert (store.directory / "units.uint16").stat().st_mtime_ns == before
+    with pytest.raises(UnitMakingError, match="was made otherwise"):
+        make_units(dataclasses.replace(cfg, seed=5), trained, manifest, mesh)
+    other = dataclasses.replace(small("hubert_base_it2").units, layer=7, name="other")
+    with pytest.raises(UnitMakingError, match="layers 0 to 2"):
+        make_units(other, trained, manifest, mesh)
+    from data_pipelines.prepare import prepare
+
+    made = prepare(corpus.parent / "audio", out=tmp_path / "again", workers=1, progress=False, join_seconds=3.0)
+    with pytest.raises(UnitsError, match="another corpus"):
+        UnitStore.load(store.directory, made.manifest)
+
+
+def test_units_do_not_depend_on_devices(trained, corpus, tmp_path):
+    manifest = Manifest.load(corpus)
+    cfg = small("hubert_base_it1").units
+    one = make_units(cfg, tmp_path, manifest, make_mesh(MeshConfig(), devices=jax.devices()[:1]))
+    eight = UnitStore.load(UnitFiles(trained, cfg.name).store, manifest)
+    same = np.mean([np.mean(one.read(i) == eight.read(i)) for i in range(len(manifest))])
+    assert same > 0.99
+
+
+def test_units_are_fitted_on_training_audio_only(corpus):
+    manifest = Manifest.load(corpus)
+    rows = fit_sample(manifest, hours=0.003, exponent=0.0, seed=0)
+    assert (manifest.split[rows] == 0).all()
+    seconds = manifest.samples[rows].sum() / 16_000
+    assert 0.003 * 3600 <= seconds <= 0.003 * 3600 + 3 * manifest.samples.max() / 16_000
+    assert len(np.unique(manifest.language[rows])) == 3
+
+
+def test_what_a_stage_needs_is_named(corpus, trained, tmp_path):
+    with pytest.raises(CheckpointError, match="experiments train hubert_base_it1"):
+        train_stage(small("hubert_base_it2"), workdir=tmp_path, corpus=corpus)
+    changed = dataclasses.replace(small("wavlab_mk"), data=dataclasses.replace(small("wavlab_mk").data, seed=9))
+    with pytest.raises(StageError, match=r"data.seed: 0 then, 9 now"):
+        train_stage(changed, workdir=trained, corpus=corpus)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from experiments.run import train_stage
+from tests.experiments.conftest import small
+train_stage(small("hubert_base_it1", steps=40), workdir=Path(sys.argv[1]), corpus=Path(sys.argv[2]))
+"""
+
+
+def parameters_of(workdir):
+    from experiments.trained import load_model
+    from wavlab_jax.model import parameters
+
+    return jax.device_get(parameters(load_model(workdir, "hubert_base_it1", make_mesh(MeshConfig()))))
+
+
+def run_killed(workdir, corpus, *, kill_after_lines=None):
+    """Runs the stage in a process of its own; kills it with -9 once it has written that many lines of metrics."""
+    command = [sys.executable, "-c", KILLED, str(workdir), str(corpus)]
+    with open(workdir / "log", "a") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    path = StageFiles(workdir, "hubert_base_it1").metrics / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if kill_after_lines and path.exists() and path.read_text().count("\n") >= kill_after_lines:
+            os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.02)
+    code = process.wait(10)
+    assert code == (-9 if kill_after_lines else 0), (workdir / "log").read_text()[-2000:]
+
+
+def test_kill_9_and_the_same_command_again_end_bit_for_bit_the_same(corpus, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        folder.mkdir()
+    run_killed(whole, corpus)
+    for after in (2, 8, 13):
+        run_killed(killed, corpus, kill_after_lines=after)
+    run_killed(killed, corpus)
+    a, b = parameters_of(whole), parameters_of(killed)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert lines(whole, "hubert_base_it1") == lines(killed, "hubert_base_it1")
+    assert [line["step"] for line in lines(killed, "hubert_base_it1")] == list(range(2, 41, 2))
