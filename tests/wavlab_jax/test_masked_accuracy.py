@@ -1,0 +1,98 @@
+"""Clip scores and trivial predictors against brute force, and honest comparisons."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_pipelines.batch import Batch
+from wavlab_jax.evaluation.masked_accuracy import (
+    ClipScores,
+    by_language,
+    compare,
+    macro,
+    nearest_visible,
+    score_clips,
+    summary,
+)
+from wavlab_jax.step import Judged
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(0, 1000))
+def test_the_nearest_visible_unit_against_brute_force(mask, seed):
+    mask = np.array(mask)
+    units = np.random.default_rng(seed).integers(0, 9, mask.size)
+    hidden, visible = np.flatnonzero(mask), np.flatnonzero(~mask)
+    found = nearest_visible(units, hidden, visible, default=7)
+    for frame, unit in zip(hidden, found, strict=True):
+        # the earlier one of two equally near
+        best = min(visible, key=lambda v: (abs(v - frame), v), default=None)
+        assert unit == (7 if best is None else units[best])
+
+
+def batch_of(units, valid, utterance, language):
+    rows, frames = units.shape
+    return Batch(
+        waveform=np.zeros((rows, 400 + 320 * (frames - 1)), np.float32),
+        units=units.astype(np.int32),
+        valid=valid,
+        samples=np.zeros(rows, np.int32),
+        language=np.array(language, np.int32),
+        utterance=np.array(utterance, np.int32),
+        partner=np.full(rows, -1, np.int32),
+        start=np.zeros(rows, np.int32),
+        seed=np.zeros(rows, np.uint32),
+    )
+
+
+def test_scores_add_windows_leave_padding_and_fillers_out():
+    rng = np.random.default_rng(0)
+    units = rng.integers(0, 5, (4, 20))
+    valid = np.ones((4, 20), bool)
+    valid[1, 12:] = False
+    mask, predicted = rng.random((4, 20)) < 0.5, rng.integers(0, 5, (4, 20))
+    loss = rng.random((4, 20))
+    batch = batch_of(units, valid, [3, 9, 3, -1], [1, 0, 1, 0])  # rows 0 and 2 are windows of one clip, 3 is a filler
+    scores = score_clips(lambda _: Judged(mask, predicted, loss), [batch], majority=2)
+    assert scores.utterance.tolist() == [3, 9] and scores.language.tolist() == [1, 0]
+    for clip, rows in ((0, (0, 2)), (1, (1,))):
+        asked = [(r, f) for r in rows for f in range(20) if valid[r, f] and mask[r, f]]
+        assert scores.frames[clip] == len(asked)
+        assert scores.correct[clip] == sum(predicted[r, f] == units[r, f] for r, f in asked)
+        assert scores.majority[clip] == sum(units[r, f] == 2 for r, f in asked)
+        assert scores.loss[clip] == pytest.approx(sum(loss[r, f] for r, f in asked))
+    languages = by_language(scores, ["aaa", "bbb", "ccc"])
+    assert languages["ccc"] == {"clips": 0, "frames": 0, "accuracy": None, "majority": None, "copy": None, "loss": None}
+    assert macro(languages)["languages"] == 2
+    total = summary(scores)
+    assert total["accuracy"] == pytest.approx(scores.correct.sum() / scores.frames.sum())
+
+
+def scores_of(correct, language):
+    clips = len(correct)
+    zero = np.zeros(clips)
+    return ClipScores(
+        np.arange(clips, dtype=np.int32),
+        np.asarray(language, np.int32),
+        np.full(clips, 50.0),
+        correct,
+        zero,
+        zero,
+        zero,
+    )
+
+
+def test_a_difference_is_called_one_only_where_the_clips_say_so():
+    rng = np.random.default_rng(1)
+    language = np.repeat([0, 1, 2], 40)
+    base = rng.binomial(50, 0.3, 120).astype(float)
+    better = compare(scores_of(base + 3, language), scores_of(base, language))
+    assert better.verdict == "better" and better.difference == pytest.approx(3 / 50)
+    worse = compare(scores_of(base, language), scores_of(base + 3, language))
+    assert worse.verdict == "worse"
+    noise = base + rng.normal(scale=6, size=120) - 0.0
+    noise = base + (noise - base) - (noise - base).mean()
+    assert compare(scores_of(noise, language), scores_of(base, language)).verdict == "not distinguishable"
+    assert compare(scores_of(base, language), scores_of(base, language), languages=[7]) is None
+    with pytest.raises(ValueError, match="same clips"):
+        compare(scores_of(base, language), scores_of(base, language)._replace(utterance=np.arange(120) + 1))
