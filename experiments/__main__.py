@@ -25,6 +25,7 @@ from experiments.stage import StageConfig, as_text
 from experiments.stages import SIZES, STAGES, stage_function
 
 WORKDIR = Path("work")
+RECIPE_NAMES = ("demo",)  # of experiments.recipes, named here so that help needs no import of it
 
 
 @dataclass(frozen=True)
@@ -139,15 +140,17 @@ def evaluate(arguments: list[str]) -> None:
 def export(arguments: list[str]) -> None:
     """Writes a trained stage for PyTorch."""
     name, arguments = _take_name("export", "STAGE", arguments)
+    _, arguments = _take_size(arguments)  # the stage was trained in one size; its files say which
     stage_function(name)
     command = tyro.cli(ExportCommand, args=arguments, prog=f"python -m experiments export {name}")
     from experiments.export import export_stage
 
     corpus = command.places.corpus_folder()
-    result = export_stage(
-        name, workdir=command.places.workdir, corpus=corpus if corpus.exists() else None, out=command.out
-    )
-    print(f"{result['folder']}: {', '.join(result['files'])}\n{result['checked_with']}")
+    given = command.places.corpus is not None or corpus.exists()
+    result = export_stage(name, workdir=command.places.workdir, corpus=corpus if given else None, out=command.out)
+    difference = result["largest_difference"]
+    checked = "" if difference is None else f"largest difference of any hidden state {difference:.1e}, "
+    print(f"{result['folder']}: {', '.join(result['files'])}\n{checked}{result['checked_with']}")
 
 
 def recipe(arguments: list[str]) -> None:
@@ -205,7 +208,7 @@ def main() -> int:
 
 def _take_name(verb: str, what: str, arguments: list[str]) -> tuple[str, list[str]]:
     if not arguments or arguments[0].startswith("-"):
-        choices = ", ".join(STAGES) if what == "STAGE" else "demo"
+        choices = ", ".join(STAGES if what == "STAGE" else RECIPE_NAMES)
         print(f"usage: python -m experiments {verb} {what} ...\n{what}: {choices}", file=sys.stderr)
         raise SystemExit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
     return arguments[0], arguments[1:]

@@ -15,9 +15,9 @@ from data_pipelines.manifest import Manifest, Split
 from data_pipelines.pipeline import eval_batches
 from data_pipelines.units import UnitStore
 from experiments.run import write_json
-from experiments.stage import StageConfig
+from experiments.stage import StageConfig, check_unchanged
 from experiments.stage_files import StageFiles
-from experiments.trained import load_encoder
+from experiments.trained import lineage, load_encoder
 from experiments.units import UnitFiles
 from wavlab_jax.checkpoint import restore_parameters
 from wavlab_jax.encoder import Encoder, encode, formulation_for, make_encoder
@@ -33,6 +33,8 @@ LENGTHS = (32_000, 64_000, 128_000)  # held-out clips are padded to the smallest
 def evaluate_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> dict:
     """Masked accuracy of a trained stage on every held-out clip, overall and by language; kept beside the stage."""
     files = StageFiles(workdir, cfg.name)
+    lineage(workdir, cfg.name)
+    check_unchanged(cfg, files)
     manifest = Manifest.load(corpus)
     units = UnitStore.load(UnitFiles(workdir, cfg.units.name).store, manifest)
     mesh = make_mesh(cfg.mesh)
@@ -117,9 +119,9 @@ def probe_stages(stages: list[StageConfig], *, workdir: Path, corpus: Path, seed
 PROTOCOL = (
     "Each source (corpus) is held out once: a linear classifier learns languages from the training clips of all other "
     "sources and is tested on the held-out clips of this one, among the languages on both sides. Features are the mean "
-    "and standard deviation over time of a frozen layer, the middle one of each encoder, fixed beforehand. Accuracy is "
-    "the mean over languages. Intervals are 95 % bootstrap intervals that redraw whole (language, source) cells. "
-    + language_probe.CAVEAT
+    "and standard deviation over time (of the first 8 s) of a frozen layer, the middle one of each encoder, fixed "
+    "beforehand. Accuracy is the mean over languages. Intervals are 95 % bootstrap intervals that redraw whole "
+    "(language, source) cells, or clips if there are fewer than five cells. " + language_probe.CAVEAT
 )
 
 

@@ -1,9 +1,12 @@
 """Writing a trained stage for PyTorch, and checking that PyTorch computes the same."""
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
+from flax import nnx
 
 import wavlab_jax.model as models
 from data_pipelines.manifest import Manifest, Split
@@ -27,16 +30,21 @@ def export_stage(stage: str, *, workdir: Path, corpus: Path | None, out: Path) -
     Raises ExportError if any differs by more than `TOLERANCE`.
     """
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    waveform = _clip(corpus)
     model = load_model(workdir, stage, mesh)
     head = {name.replace("/", "."): np.asarray(leaf) for name, leaf in _leaves(models.parameters(model.head))}
     report = export_huggingface(model.encoder, out, head=head)
-    waveform = _clip(corpus)
+    try:
+        compared = _compare(model.encoder, Path(out), waveform)
+    except ExportError:
+        shutil.rmtree(out)  # nothing wrong stays under the name that was asked for
+        raise
     result = {
         "folder": str(out),
         "files": sorted(path.name for path in Path(out).iterdir()),
         "bytes": sum(path.stat().st_size for path in Path(out).iterdir()),
         "notes": list(getattr(report, "notes", ())),
-        **_compare(model.encoder, Path(out), waveform),
+        **compared,
     }
     return result
 
@@ -58,14 +66,22 @@ def _compare(encoder: Encoder, folder: Path, waveform: np.ndarray) -> dict:
         answer = peer.eval()(inputs.input_values, output_hidden_states=True)
     # transformers 5 gives the last layer's output before the final norm among hidden_states, and after it beside them
     theirs = (*answer.hidden_states[:-1], answer.last_hidden_state)
-    ours = encode(encoder, waveform[None]).hidden
+    ours = encode(_in_float32(encoder), waveform[None]).hidden
     largest = max(float(np.abs(np.asarray(a) - b.numpy()).max()) for a, b in zip(ours, theirs, strict=True))
     if largest > TOLERANCE:
         raise ExportError(
             f"{folder}: hidden states differ by up to {largest:.2e} from transformers' (limit {TOLERANCE})"
         )
-    version = f"transformers {transformers.__version__}, PyTorch {torch.__version__}"
-    return {"largest_difference": largest, "checked_with": f"{version}: largest difference {largest:.1e}"}
+    version = f"transformers {transformers.__version__} on PyTorch {torch.__version__}"
+    return {"largest_difference": largest, "checked_with": version}
+
+
+def _in_float32(encoder: Encoder) -> Encoder:
+    """The same parameters, computed in float32 as PyTorch will."""
+    graph, state = nnx.split(encoder)
+    copy = nnx.merge(graph, state)
+    copy.config = dataclasses.replace(encoder.config, compute_dtype="float32")
+    return copy
 
 
 def _clip(corpus: Path | None) -> np.ndarray:

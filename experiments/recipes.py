@@ -1,6 +1,7 @@
 """Chains of stages, each step resumable: run the same command again and it goes on where it was."""
 
 import difflib
+import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -9,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from experiments.machine import describe_machine, git_commit
+from experiments.stage import as_text
+from experiments.stage_files import StageFiles
 from experiments.stages import stage_function
 
 DEMO_CORPUS = Path(__file__).resolve().parent.parent / "demo_corpus"
@@ -21,10 +24,14 @@ class Step:
     Attributes:
         name: unique in the recipe; what the table of times shows.
         run: does it, or what is left of it; returns a note for the table of times.
+        product: what it leaves behind; without that the step is not done, whatever the ledger says.
+        made_with: digest of the configurations of this step and all before it; a step done with others is done again.
     """
 
     name: str
     run: Callable[[], str]
+    product: Path
+    made_with: str
 
 
 class RecipeError(ValueError):
@@ -43,19 +50,26 @@ def multi_stage(workdir: Path, audio: Path, *, size: str) -> list[Step]:
     corpus = Path(workdir) / "corpus"
     names = ("hubert_base_it1", "hubert_base_it2", "wavlab_mk", "wavlab_ms", "wavlab_mk_continued")
     stages = {name: stage_function(name, size=size)() for name in names}
-    chain = [Step("prepare", lambda: steps.prepare_corpus(audio, corpus))]
+    chain: list[Step] = []
+
+    def add(name: str, run: Callable[[], str], product: Path, config: str) -> None:
+        before = chain[-1].made_with if chain else ""
+        chain.append(Step(name, run, product, hashlib.sha256((before + config).encode()).hexdigest()[:16]))
+
+    add("prepare", lambda: steps.prepare_corpus(audio, corpus), corpus / "manifest.arrow", str(audio))
     made: set[str] = set()
     for name, cfg in stages.items():
+        files, text = StageFiles(workdir, name), as_text(cfg)
         if cfg.units.name not in made:
             made.add(cfg.units.name)
-            chain.append(Step(f"units {cfg.units.name}", lambda cfg=cfg: steps.units(cfg, workdir, corpus)))
-        chain.append(Step(f"train {name}", lambda cfg=cfg: steps.train(cfg, workdir, corpus)))
-        chain.append(Step(f"evaluate {name}", lambda cfg=cfg: steps.evaluate(cfg, workdir, corpus)))
+            store = Path(workdir) / "units" / cfg.units.name
+            add(f"units {cfg.units.name}", lambda cfg=cfg: steps.units(cfg, workdir, corpus), store, text)
+        add(f"train {name}", lambda cfg=cfg: steps.train(cfg, workdir, corpus), files.finished, text)
+        add(f"evaluate {name}", lambda cfg=cfg: steps.evaluate(cfg, workdir, corpus), files.evaluation, text)
     judged = [stages["wavlab_mk"], stages["wavlab_mk_continued"], stages["wavlab_ms"]]
-    chain += [
-        Step("probe languages", lambda: steps.probe(judged, workdir, corpus)),
-        Step("export wavlab_ms", lambda: steps.export(stages["wavlab_ms"], workdir, corpus)),
-    ]
+    last = stages["wavlab_ms"]
+    add("probe languages", lambda: steps.probe(judged, workdir, corpus), Path(workdir) / "probe.json", "")
+    add("export wavlab_ms", lambda: steps.export(last, workdir, corpus), Path(workdir) / "export" / "config.json", "")
     return chain
 
 
@@ -76,13 +90,13 @@ def run_recipe(name: str, workdir: Path) -> Path:
     ledger = Ledger(workdir / "times.json")
     print(f"recipe {name} in {workdir}, {len(steps)} steps:")
     for number, step in enumerate(steps, 1):
-        state = "done" if ledger.done(step.name) else "to do"
+        state = "done" if ledger.done(step) else "to do"
         print(f"  {number:>2}  {step.name:<32} {state}")
     for number, step in enumerate(steps, 1):
-        if ledger.done(step.name):
+        if ledger.done(step):
             continue
         print(f"\n[{number}/{len(steps)}] {step.name}", flush=True)
-        with ledger.timing(step.name) as entry:
+        with ledger.timing(step) as entry:
             entry["note"] = step.run()
         print(f"  {entry['note']} ({ledger.seconds(step.name):.0f} s)", flush=True)
     results = collect_results(f"recipe {name}", workdir, ledger.rows([step.name for step in steps]))
@@ -102,9 +116,10 @@ class Ledger:
         self.path = path
         self._entries: dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
 
-    def done(self, name: str) -> bool:
-        """Whether the step ran to its end."""
-        return self._entries.get(name, {}).get("done", False)
+    def done(self, step: Step) -> bool:
+        """Whether the step ran to its end with these configurations and its product is still there."""
+        entry = self._entries.get(step.name, {})
+        return entry.get("done", False) and entry.get("made_with") == step.made_with and step.product.exists()
 
     def seconds(self, name: str) -> float:
         """Time spent on the step; what a killed process spent since its last step is not known and not counted."""
@@ -116,9 +131,9 @@ class Ledger:
             {"name": n, "seconds": self.seconds(n), "note": self._entries.get(n, {}).get("note", "")} for n in names
         ]
 
-    def timing(self, name: str) -> "_Timing":
+    def timing(self, step: Step) -> "_Timing":
         """A context that adds the time inside it, also when it ends with an error, and marks the step done if not."""
-        return _Timing(self, name)
+        return _Timing(self, step)
 
     def write(self, name: str, entry: dict) -> None:
         """Keeps an entry, atomically."""
@@ -129,12 +144,17 @@ class Ledger:
 
 
 class _Timing:
-    def __init__(self, ledger: Ledger, name: str):
-        self._ledger, self._name = ledger, name
+    def __init__(self, ledger: Ledger, step: Step):
+        self._ledger, self._name, self._made_with = ledger, step.name, step.made_with
 
     def __enter__(self) -> dict:
         self._began = time.monotonic()
-        self._entry = {"seconds": self._ledger.seconds(self._name), "note": "", "done": False}
+        self._entry = {
+            "seconds": self._ledger.seconds(self._name),
+            "note": "",
+            "done": False,
+            "made_with": self._made_with,
+        }
         return self._entry
 
     def __exit__(self, kind, error, trace) -> None:

@@ -145,7 +145,8 @@ def _comparison(workdir: Path, manifest: Manifest, languages: list[str], definit
             differences.append({"of": "wavlab_ms", "against": against, **found._asdict()})
     return {
         "definition": definition,
-        "languages": [manifest.languages[c] for c in present],
+        "languages": languages,
+        "judged": [manifest.languages[c] for c in present],
         "clips": int(chosen.sum()),
         "rows": [{"stage": name, "label": LABELS[name], "accuracy": accuracy(score)} for name, score in scores.items()],
         "differences": differences,

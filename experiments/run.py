@@ -15,7 +15,7 @@ from data_pipelines.sampling import Draw
 from data_pipelines.units import UnitStore
 from experiments.stage import StageConfig, StageError, as_text, check_unchanged
 from experiments.stage_files import StageFiles
-from experiments.trained import load_model
+from experiments.trained import lineage, load_model
 from experiments.units import make_units
 from wavlab_jax.checkpoint import Checkpoints, start
 from wavlab_jax.metrics import MetricsWriter
@@ -37,6 +37,8 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
 
     Raises StageError (changed configuration), CheckpointError, UnitsError, ManifestError, NonFinite, Interrupted.
     """
+    if jax.process_count() > 1:
+        raise StageError("several processes are not supported yet: units, metrics and checkpoints assume one")
     files = StageFiles(workdir, cfg.name)
     if files.finished.exists():
         check_unchanged(cfg, files)
@@ -45,7 +47,7 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
     mesh = make_mesh(cfg.mesh)
     units = make_units(cfg.units, workdir, manifest, mesh)
     check_units(cfg, units, manifest)
-    _remember(cfg, files, manifest, units)
+    _remember(cfg, workdir, manifest, units)
 
     like = abstract_state(cfg.learner, mesh)
     checkpoints = Checkpoints(files.checkpoints, keep=cfg.loop.keep)
@@ -83,13 +85,17 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
     finally:
         batches.close()
         writer.close()
+        checkpoints.close()  # a save in flight is finished, also when the run stops on an error
     write_json(files.finished, {"step": cfg.loop.steps})
 
 
 def inherit(cfg: StageConfig, workdir: Path, mesh: Mesh) -> Parameters:
     """What a stage takes over from `cfg.init_from`: the encoder, and the head too if it predicts the same units."""
     params = parameters(load_model(workdir, cfg.init_from, mesh))
-    same = StageFiles(workdir, cfg.init_from).inputs.read_text() == StageFiles(workdir, cfg.name).inputs.read_text()
+    before, now = (
+        json.loads(StageFiles(workdir, name).inputs.read_text())["units"] for name in (cfg.init_from, cfg.name)
+    )
+    same = before == now
     taken = "encoder and head" if same else "its encoder; the head is fresh, because the units are others"
     tqdm.write(f"{cfg.name}: continues {cfg.init_from}: {taken}")
     return params if same else {"encoder": params["encoder"]}
@@ -123,14 +129,17 @@ def shares_table(cfg: StageConfig, manifest: Manifest) -> dict[str, dict[str, fl
     return {name: {**row, "epochs": row["heard"] / row["hours"]} for name, row in table.items()}
 
 
-def _remember(cfg: StageConfig, files: StageFiles, manifest: Manifest, units: UnitStore) -> None:
+def _remember(cfg: StageConfig, workdir: Path, manifest: Manifest, units: UnitStore) -> None:
     """Writes what this run is, or checks that it is still that."""
+    files = StageFiles(workdir, cfg.name)
     check_unchanged(cfg, files)
     inputs = {"corpus": manifest.fingerprint, "units": units.source}
+    if cfg.init_from:
+        inputs["init_from"] = lineage(workdir, cfg.init_from)
     if files.inputs.exists() and json.loads(files.inputs.read_text()) != inputs:
         raise StageError(
-            f"{files.folder} was trained on another corpus or other units: then {files.inputs.read_text()}, now "
-            f"{json.dumps(inputs)}; give another --workdir"
+            f"{files.folder} was trained on another corpus, other units or another parent: then "
+            f"{files.inputs.read_text()}, now {json.dumps(inputs)}; give another --workdir"
         )
     files.folder.mkdir(parents=True, exist_ok=True)
     write_description(files.model, cfg.learner.encoder, cfg.learner.head)

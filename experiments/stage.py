@@ -84,5 +84,5 @@ def check_unchanged(config: StageConfig, files: StageFiles) -> None:
     if changed:
         raise StageError(
             f"{files.folder} holds a run of another configuration:\n" + "\n".join(changed) + "\n"
-            "give these values again to continue it, or another --workdir (or delete that folder) to start anew"
+            "give these values again (and --size demo if that is what it is), or another --workdir to start anew"
         )

@@ -48,7 +48,8 @@ def evaluate(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
     total = evaluate_stage(cfg, workdir=workdir, corpus=corpus).get("total")
     if total is None:
         return "no held-out data"
-    ratio = total["accuracy"] / max(total["majority"], total["copy"])
+    trivial = max(total["majority"], total["copy"])
+    ratio = total["accuracy"] / trivial if trivial else float("inf")
     return (
         f"masked accuracy {total['accuracy']:.3f} on {total['clips']} held-out clips; majority unit "
         f"{total['majority']:.3f}, nearest visible unit {total['copy']:.3f}: {ratio:.2f}x the better of the two"
@@ -70,4 +71,6 @@ def export(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
     shutil.rmtree(out, ignore_errors=True)  # of a step that was killed before it was marked done
     result = export_stage(cfg.name, workdir=workdir, corpus=corpus, out=out)
     write_json(Path(workdir) / "export.json", result)
-    return result["checked_with"]
+    if result["largest_difference"] is None:
+        return result["checked_with"]
+    return f"largest difference of any hidden state to {result['checked_with']}: {result['largest_difference']:.1e}"

@@ -23,7 +23,7 @@ from data_pipelines.manifest import Manifest, Split
 from data_pipelines.pipeline import eval_batches
 from data_pipelines.sampling import DrawConfig, leaf_shares
 from data_pipelines.units import UnitStore, UnitWriter
-from experiments.trained import load_encoder
+from experiments.trained import lineage, load_encoder
 from wavlab_jax.encoder import encode, formulation_for
 from wavlab_jax.features import mfcc
 from wavlab_jax.sharding import BATCH_AXES, place_batch
@@ -81,7 +81,8 @@ def make_units(cfg: UnitsConfig, workdir: Path, manifest: Manifest, mesh: Mesh) 
     folder holds units that were made otherwise, UnitsError if they are damaged or of another corpus.
     """
     files = UnitFiles(workdir, cfg.name)
-    source = json.dumps({"corpus": manifest.fingerprint, **dataclasses.asdict(cfg)})
+    teacher = {"lineage": lineage(workdir, cfg.teacher)} if cfg.teacher else {}
+    source = json.dumps({"corpus": manifest.fingerprint, **dataclasses.asdict(cfg), **teacher})
     if files.store.exists():
         store = UnitStore.load(files.store, manifest)
         if store.source != source:

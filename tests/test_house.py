@@ -29,8 +29,8 @@ LONG_FUNCTIONS: dict[str, str] = {}
 
 # Distributions that requirements.txt names though no module imports them, each with the reason.
 DECLARED_ON_PURPOSE = {
-    "tensorflow-datasets": "corpora in TFDS form are read with it when a user has them",
-    "librosa": "feature extraction on the host, and the reference that the tests compare with",
+    "tensorflow-datasets": "corpora in TFDS form; their reader is still to come",
+    "librosa": "the reference that the feature tests compare with",
 }
 
 DEVICE_SIDE = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "transformers", "tensorflow"}

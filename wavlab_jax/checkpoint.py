@@ -1,7 +1,8 @@
 """Checkpoints on disk (Orbax), and what a run starts from."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,15 +53,13 @@ class Checkpoints:
     def save(self, state: TrainState, record: dict) -> None:
         """Writes `state` and the JSON-able `record` in the background. Errors surface at the next call or `close`."""
         step = int(state.step)
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(state.params),
-                optimizer=ocp.args.StandardSave(state.optimizer),
-                record=ocp.args.JsonSave({"step": step, **record}),
-            ),
-            force=True,
+        items = ocp.args.Composite(
+            params=ocp.args.StandardSave(state.params),
+            optimizer=ocp.args.StandardSave(state.optimizer),
+            record=ocp.args.JsonSave({"step": step, **record}),
         )
+        with self._named():
+            self._manager.save(step, args=items, force=True)
 
     def restore(self, like: TrainState, *, step: int | None = None) -> Restored:
         """The checkpoint of `step` (the newest by default), laid out as `like` (shapes with shardings) says.
@@ -87,10 +86,24 @@ class Checkpoints:
         step_array = jax.device_put(jnp.asarray(step, jnp.int32), like.step.sharding)
         return Restored(TrainState(step_array, items[PARAMS], items[OPTIMIZER]), items[RECORD])
 
+    def wait(self) -> None:
+        """Returns when everything is on disk. Raises CheckpointError naming the folder if it could not be written."""
+        with self._named():
+            self._manager.wait_until_finished()
+
     def close(self) -> None:
-        """Waits until everything is on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is on disk, and lets go of the folder."""
+        with self._named():
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except (ValueError, OSError) as error:
+            raise CheckpointError(
+                f"{self.folder} cannot be written (is the disk full?); the newest whole checkpoint stays: {error}"
+            ) from error
 
 
 def restore_parameters(folder: Path, like, *, step: int | None = None):

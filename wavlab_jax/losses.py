@@ -45,22 +45,3 @@ def feature_penalty(features: jax.Array, valid: jax.Array) -> Sum:
     """
     squares = jnp.where(valid[..., None], jnp.square(features.astype(jnp.float32)), 0.0)
     return Sum(jnp.sum(squares), jnp.sum(valid, dtype=jnp.float32) * features.shape[-1])
-
-
-def spectral_error(predicted: jax.Array, spectrum: jax.Array, valid: jax.Array) -> Sum:
-    """Squared error of a predicted log-mel spectrum [batch, frames, mels], and the number of numbers compared.
-
-    The target is standardised, each bin over the row's real frames, so that loudness and channel do not count. A
-    regression "worker" as in PASE (1904.03416): a dense target for the extractor where training is short.
-    """
-    target = standardize(spectrum, valid)
-    squares = jnp.where(valid[..., None], jnp.square(predicted.astype(jnp.float32) - target), 0.0)
-    return Sum(jnp.sum(squares), jnp.sum(valid, dtype=jnp.float32) * spectrum.shape[-1])
-
-
-def standardize(x: jax.Array, valid: jax.Array) -> jax.Array:
-    """x [batch, frames, bins] with zero mean and unit variance over each row's real frames."""
-    where = valid[..., None]
-    mean = jnp.mean(x, axis=1, keepdims=True, where=where)
-    variance = jnp.mean(jnp.square(x - mean), axis=1, keepdims=True, where=where)
-    return (x - mean) * jax.lax.rsqrt(variance + 1e-5)

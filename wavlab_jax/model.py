@@ -24,13 +24,10 @@ class HeadConfig:
     Attributes:
         units: number of classes.
         dim: of the space in which projected frames and unit embeddings meet (fairseq `final_dim`: 256 Base, 768 Large).
-        mels: log-mel bins that a linear map reads from the extractor's output, for the objective's spectral term; 0: no
-            such map.
     """
 
     units: int = 500
     dim: int = 256
-    mels: int = 0
 
 
 class Head(nnx.Module):
@@ -40,8 +37,6 @@ class Head(nnx.Module):
         projection_key, embedding_key = jax.random.split(key)
         self.projection = Dense(projection_key, encoder.width, cfg.dim, bert=False)
         self.embeddings = nnx.Param(jax.random.uniform(embedding_key, (cfg.units, cfg.dim)))
-        channels = encoder.extractor_channels[-1]
-        self.spectrum = Dense(jax.random.fold_in(key, 2), channels, cfg.mels, bert=False) if cfg.mels else None
 
 
 class Model(nnx.Module):

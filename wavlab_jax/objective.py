@@ -12,8 +12,7 @@ import jax.numpy as jnp
 
 from data_pipelines.batch import Batch
 from wavlab_jax.encoder import Formulation, encode
-from wavlab_jax.features import log_mel
-from wavlab_jax.losses import cosine_logits, cross_entropy, feature_penalty, spectral_error
+from wavlab_jax.losses import cosine_logits, cross_entropy, feature_penalty
 from wavlab_jax.masking import MaskConfig, span_masks
 from wavlab_jax.metrics import Sums
 from wavlab_jax.model import Model
@@ -28,9 +27,6 @@ class ObjectiveConfig:
         temperature: divides the cosine similarities.
         masked_weight, unmasked_weight: of the cross-entropy at hidden and at visible frames.
         feature_penalty_weight: of the extractor's mean squared output.
-        spectral_weight: of the squared error with which the head's linear map reads the input's log-mel spectrum from
-            the extractor's output; needs `HeadConfig.mels`. 0 in all published recipes. It is for runs of minutes: a
-            fresh extractor's output says next to nothing of the spectrum, and units alone teach it that slowly.
     """
 
     mask: MaskConfig = MaskConfig()
@@ -38,7 +34,6 @@ class ObjectiveConfig:
     masked_weight: float = 1.0
     unmasked_weight: float = 0.0
     feature_penalty_weight: float = 10.0
-    spectral_weight: float = 0.0
 
     def coefficients(self) -> dict[str, float]:
         """Weight of each term of the loss, by its name among the `Sums`."""
@@ -46,7 +41,6 @@ class ObjectiveConfig:
             "masked_loss": self.masked_weight,
             "unmasked_loss": self.unmasked_weight,
             "feature_penalty": self.feature_penalty_weight,
-            "spectral_error": self.spectral_weight,
         }
 
 
@@ -62,7 +56,7 @@ def scored_frames(batch: Batch, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     return labelled & mask, labelled & ~mask
 
 
-def denominators(batch: Batch, mask: jax.Array, *, channels: int, mels: int = 0) -> dict[str, jax.Array]:
+def denominators(batch: Batch, mask: jax.Array, *, channels: int) -> dict[str, jax.Array]:
     """What each term of the loss is divided by: counts over the whole step, known before any forward pass.
 
     They do not depend on parameters, so gradients of micro-batches simply add up: the sum is the large batch's.
@@ -72,17 +66,14 @@ def denominators(batch: Batch, mask: jax.Array, *, channels: int, mels: int = 0)
         "masked_loss": jnp.sum(hidden, dtype=jnp.float32),
         "unmasked_loss": jnp.sum(visible, dtype=jnp.float32),
         "feature_penalty": jnp.sum(batch.valid, dtype=jnp.float32) * channels,
-        "spectral_error": jnp.sum(batch.valid, dtype=jnp.float32) * mels,
     }
 
 
 class Prediction(NamedTuple):
-    """`logits` [rows, frames, units] float32, the extractor's `features` [rows, frames, channels], and the log-mel
-    `spectrum` [rows, frames, mels] read from them, None if the head does not."""
+    """`logits` [rows, frames, units] float32 and the extractor's `features` [rows, frames, channels]."""
 
     logits: jax.Array
     features: jax.Array
-    spectrum: jax.Array | None
 
 
 def predict(
@@ -113,8 +104,7 @@ def predict(
     encoded = encode(model.encoder, batch.waveform, valid, mask=mask, key=key, seeds=seeds, formulation=formulation)
     projected = model.head.projection(encoded.hidden[-1])
     logits = cosine_logits(projected, model.head.embeddings[...], temperature=cfg.temperature)
-    spectrum = None if model.head.spectrum is None else model.head.spectrum(encoded.features.astype(jnp.float32))
-    return Prediction(logits, encoded.features, spectrum)
+    return Prediction(logits, encoded.features)
 
 
 def sums_of(predicted: Prediction, batch: Batch, mask: jax.Array) -> Sums:
@@ -122,17 +112,13 @@ def sums_of(predicted: Prediction, batch: Batch, mask: jax.Array) -> Sums:
     hidden, visible = scored_frames(batch, mask)
     masked_loss, masked_accuracy = cross_entropy(predicted.logits, batch.units, hidden)
     unmasked_loss, unmasked_accuracy = cross_entropy(predicted.logits, batch.units, visible)
-    sums = {
+    return {
         "masked_loss": masked_loss,
         "masked_accuracy": masked_accuracy,
         "unmasked_loss": unmasked_loss,
         "unmasked_accuracy": unmasked_accuracy,
         "feature_penalty": feature_penalty(predicted.features, batch.valid),
     }
-    if predicted.spectrum is not None:
-        heard = log_mel(batch.waveform, mels=predicted.spectrum.shape[-1])
-        sums["spectral_error"] = spectral_error(predicted.spectrum, heard, batch.valid)
-    return sums
 
 
 def loss_of(sums: Sums, denominator: dict[str, jax.Array], cfg: ObjectiveConfig) -> jax.Array:

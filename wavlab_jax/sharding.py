@@ -57,8 +57,6 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"head/projection/kernel", ("width_in", "dim")),
     (r"head/projection/bias", ("dim",)),
     (r"head/embeddings", ("units", "dim")),
-    (r"head/spectrum/kernel", ("channels_in", "dim")),
-    (r"head/spectrum/bias", ("dim",)),
 )
 
 # Logical axis -> mesh axis. Only the input axes of the big matrices are split: gathered before use, never a

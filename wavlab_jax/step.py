@@ -89,7 +89,7 @@ def make_train_step(cfg: LearnerConfig, mesh: Mesh) -> Callable[[TrainState, Bat
         masks = jax.vmap(lambda rows: draw_masks(rows, mask_key, cfg.objective))(batch)
         denominator = jax.tree.map(
             lambda counts: jnp.sum(counts, axis=0),
-            jax.vmap(lambda rows, mask: denominators(rows, mask, channels=channels, mels=cfg.head.mels))(batch, masks),
+            jax.vmap(lambda rows, mask: denominators(rows, mask, channels=channels))(batch, masks),
         )
 
         def loss(params, rows, mask):

@@ -109,9 +109,8 @@ def train(
         result = jax.device_get(result)
         if not result.finite:
             raise NonFinite(
-                f"step {number}: loss {result.loss}, gradient norm {result.gradient_norm}. Parameters are still those "
-                f"of step {number - 1}; the last checkpoint is of step {saved}. The step's rows:\n  "
-                + "\n  ".join(describe(batch))
+                f"step {number}: loss {result.loss}, gradient norm {result.gradient_norm}. It changed no parameters; "
+                f"the last checkpoint is of step {saved}. The step's rows:\n  " + "\n  ".join(describe(batch))
             )
         clock.heard(batch)
         window = window.plus(_floats(result.sums), float(result.gradient_norm))
@@ -144,7 +143,7 @@ def train(
         if saved < done:
             window = read_pending(window)
             checkpoints.save(state, {**clock.record(), "window": list(window)})
-    checkpoints.close()
+    checkpoints.wait()
     if done < cfg.steps:
         raise Interrupted(f"stopped after step {done} of {cfg.steps}, saved; the same command continues")
     return state

@@ -209,7 +209,7 @@ def export_section(run: Results) -> Section:
     ]
     blocks = []
     if export:
-        good = "Rounding in float32 explains a difference of about 1e-5; above 1e-3 a layer was converted wrongly."
+        good = "Rounding in float32 explains a difference of about 1e-5; the export fails above 1e-4."
         blocks = [Table(["export", ""], [row for row in rows if row[1]]), Note(good)]
     return Section("export", "Export", "The encoder in the layout of Hugging Face transformers.", blocks)
 

@@ -133,7 +133,7 @@ def balance_finding(run: Results) -> Finding | None:
     natural, drawn = (sum(v for v in (number(s.get(key)) for s in shares) if v > 0) for key in ("natural", "drawn"))
     if not natural or not drawn:
         return None
-    words = f"The low-resource languages are {percent(natural)} of the corpus and {percent(drawn)} of what"
+    words = f"The low-resource languages are {percent(natural)} of the training audio and {percent(drawn)} of what"
     return Finding(f"{drawn / natural:.1f}×", f"{words} {run.called(text(row.get('stage')))} hears.")
 
 

@@ -101,7 +101,8 @@ def accuracy_section(run: Results) -> Section:
         blocks.append(Table(heads, table, "Table: masked accuracy by language", folded=True))
     lead = (
         "Part of the frames is hidden from the encoder, and it names their units. Accuracy is the share it gets right "
-        "on clips it never trained on; the two trivial predictors say how far one gets without listening."
+        "on clips it never trained on. The two trivial predictors do not listen; copy is even given the true "
+        "units of the visible frames."
     )
     return Section("accuracy", "Masked accuracy", lead, blocks)
 
@@ -179,6 +180,8 @@ def probe_section(run: Results) -> Section:
     probe = mapped(run.data, "probe")
     entries, differences = listed(probe, "rows"), listed(probe, "differences")
     blocks: list = []
+    if not entries and text(probe.get("note")):
+        blocks.append(Note(text(probe.get("note"))))
     if entries:
         keys = [run.probe_name(entry) for entry in entries]
         values, low, high, chance = (

@@ -34,6 +34,7 @@ def demo() -> StageConfig:
     return dataclasses.replace(
         first,
         name="hubert_base_it2",
+        data=dataclasses.replace(first.data, seed=1),  # other crops and masks than the stage it continues has heard
         units=UnitsConfig(name="hubert_base_it1_layer2", units=100, teacher="hubert_base_it1", layer=2, fit_hours=0.5),
         init_from=first.name,
     )

@@ -5,8 +5,9 @@ Paper: WavLabLM (2309.15317): a second stage on a balanced subset; the released 
 Open, and chosen here: "balanced" is a draw with language exponent 0.3 and corpus exponent 0.5 (0 would be equal shares
 and hear the smallest languages hundreds of times; XLS-R uses 0.5); 40k updates, a tenth of stage 1; a tenth of its peak
 learning rate, warmed up again over 1k steps.
-Expect: against `wavlab_mk_continued`, which hears as much more audio with the natural skew: without that control a
-gain of this stage could be a gain of training longer.
+Expect: ML-SUPERB 10 min / 1 h of the released model: LID 71.7 / 81.1, multilingual CER 37.8 / 31.9 (normal). Look at it
+beside `wavlab_mk_continued`, which hears as much more audio with the natural skew: without that control a gain of this
+stage could be a gain of training longer.
 """
 
 import dataclasses

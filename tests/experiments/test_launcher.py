@@ -34,7 +34,7 @@ def test_show_prints_values_overrides_and_parameters():
     ("arguments", "expected"),
     [
         (("trian", "wavlab_mk"), "nearest: train"),
-        (("train", "wavlab_km"), "nearest: wavlab_mk"),
+        (("train", "wavlab_km"), "the nearest: wavlab_m"),
         (("show", "wavlab_mk", "--size", "tiny"), "paper, demo"),
         (("show", "wavlab_mk", "--learner.optimizer.peak-learning-rat", "1"), "peak-learning-rate"),
         (("show", "wavlab_mk", "--loop.steps", "many"), "loop.steps"),

@@ -1,0 +1,52 @@
+"""A whole recipe on a small corpus: every step, the report, and what running it again does."""
+
+import json
+import shutil
+
+import pytest
+
+from experiments import recipes
+from experiments.stage import StageError
+from tests.experiments.conftest import small
+from tests.experiments.small_corpus import write_corpus
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe with tiny stages, and the workdir in which it ran once."""
+    folder = tmp_path_factory.mktemp("recipe with spaces")
+    audio = write_corpus(folder / "audio", clips=20)
+    patch = pytest.MonkeyPatch()
+    patch.setattr(recipes, "stage_function", lambda name, size: lambda: small(name, steps=4))
+    patch.setitem(recipes.RECIPES, "demo", lambda workdir: recipes.multi_stage(workdir, audio, size="demo"))
+    workdir = folder / "work"
+    report = recipes.run_recipe("demo", workdir)
+    yield workdir, report
+    patch.undo()
+
+
+def test_the_report_stands_on_every_step(recipe):
+    workdir, report = recipe
+    page = report.read_text()
+    assert "control" in page and "Swahili" in page
+    results = json.loads((workdir / "results.json").read_text())
+    assert len(results["steps"]) == 16 and all(step["note"] for step in results["steps"])
+    assert [row["stage"] for row in results["accuracy"]][-3:] == ["wavlab_mk", "wavlab_ms", "wavlab_mk_continued"]
+    assert {row["units"] for row in results["units"]} == {12} and len(results["units"]) == 3
+    assert len(results["low_resource"]["differences"]) == 2 and results["probe"]["rows"]
+    assert (workdir / "export" / "config.json").exists()
+
+
+def test_again_does_what_is_missing_and_nothing_else(recipe, capsys):
+    workdir, _ = recipe
+    shutil.rmtree(workdir / "export")
+    recipes.run_recipe("demo", workdir)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("]")[1].strip() for line in lines if line.startswith("[")] == ["export wavlab_ms"]
+
+
+def test_a_stage_that_was_changed_since_is_not_taken_for_done(recipe, monkeypatch):
+    workdir, _ = recipe
+    monkeypatch.setattr(recipes, "stage_function", lambda name, size: lambda: small(name, steps=5))
+    with pytest.raises(StageError, match="loop.steps: 4 then, 5 now"):
+        recipes.run_recipe("demo", workdir)
