@@ -7,6 +7,9 @@ that matters, so a run is resumed with one integer, at any number of hosts, work
 """
 
 import math
+import multiprocessing
+import signal
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -373,5 +376,12 @@ def _check_hosts(host: int, hosts: int) -> None:
         raise PipelineError(f"host {host} of {hosts}; hosts are numbered from 0")
 
 
+def _leave_interrupts_to_the_parent() -> None:
+    """In a worker process: Ctrl-C reaches the whole process group, but the trainer decides when batches end."""
+    if multiprocessing.parent_process() and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def _load_batch(cfg: DataConfig, manifest: Manifest, units: UnitStore | None, host: int, hosts: int) -> LoadBatch:
+    _leave_interrupts_to_the_parent()
     return LoadBatch(cfg, manifest, units, host=host, hosts=hosts)
