@@ -494,7 +494,8 @@ def test_sentences_name_what_the_intervals_allow():
         "In that probe, stage 2, layer 3 is not distinguishable from stage 1, layer 3 (+2.6 points [−2.1, 7.1])."
     )
     low = [row for row in LANGUAGES if row[5] < 0.05]
-    assert f"are {100 * sum(row[5] for row in low) / sum(row[5] for row in LANGUAGES):.1f}% of the training audio" in said[6]
+    share = 100 * sum(row[5] for row in low) / sum(row[5] for row in LANGUAGES)
+    assert f"are {share:.1f}% of the training audio" in said[6]
     assert "Swedish has no held-out clips and cannot be judged." in said[7]
 
 
