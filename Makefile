@@ -66,8 +66,8 @@ test: lint  ## Ruff and every test but the long ones (those that compare with to
 	  marks="not torch and not soak"; echo "Not Python 3.11: the tests that compare with torch are left out"; fi; \
 	echo "pytest -m '$$marks'"; $(PY) -m pytest -n 2 --dist loadfile -m "$$marks" $(PYTEST_ARGS)
 
-test-subset: test-venv  ## The tests that do without torch (any interpreter)
-	$(PY) -m pytest -n 2 --dist loadfile -m "not torch and not soak" $(PYTEST_ARGS)
+test-subset: test-venv  ## The tests that do without torch, less the heaviest (any interpreter)
+	$(PY) -m pytest -n 2 --dist loadfile -m "not torch and not soak and not once" $(PYTEST_ARGS)
 
 soak: test-venv  ## The long tests
 	$(FAST_MALLOC) $(PY) -m pytest -m soak $(PYTEST_ARGS)

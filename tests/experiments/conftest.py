@@ -5,9 +5,11 @@ import dataclasses
 import pytest
 
 from data_pipelines.prepare import prepare
+from experiments.stage_files import StageFiles
 from experiments.stages import STAGES, stage_function
 from tests.experiments.small_corpus import write_corpus
 from tests.wavlab_jax import tiny
+from wavlab_jax.metrics import read_lines
 
 
 def small(name: str, *, steps: int = 6):
@@ -43,3 +45,10 @@ def trained(corpus, tmp_path_factory):
     for name in STAGES:
         train_stage(small(name), workdir=workdir, corpus=corpus)
     return workdir
+
+
+def lines(workdir, name):
+    """A stage's metrics without what depends on the clock."""
+    timeless = ("seconds", "audio_hours_per_hour")
+    found = read_lines(StageFiles(workdir, name).metrics / "metrics.jsonl")
+    return [{k: v for k, v in line.items() if k not in timeless} for line in found]

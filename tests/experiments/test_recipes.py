@@ -10,6 +10,8 @@ from experiments.stage import StageError
 from tests.experiments.conftest import small
 from tests.experiments.small_corpus import write_corpus
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory):
