@@ -8,7 +8,7 @@ ACCELERATOR ?=
 PYTEST_ARGS ?=
 
 PY = $(VENV)/bin/python
-# Huge pages make memory-bound operations about three times as fast on Linux CPUs; other systems ignore the variable.
+# Huge pages make memory-bound operations faster on Linux CPUs; other systems ignore the variable.
 FAST_MALLOC = GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help

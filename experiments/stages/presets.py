@@ -78,6 +78,6 @@ DEMO = EncoderConfig(
 )
 # Visible frames count as well: they teach the extractor what a unit sounds like, which hidden frames alone do slowly.
 DEMO_OBJECTIVE = ObjectiveConfig(unmasked_weight=1.0)
-# The same for both iterations and stage 1, which so share their compiled programs: compiling takes a tenth of the time.
+# The same for both iterations and stage 1, which so share their compiled programs: compiling is a good part of minutes.
 DEMO_STEPS = 1500
 DEMO_OPTIMIZER = OptimizerConfig(peak_learning_rate=1.5e-3, warmup_steps=150, total_steps=DEMO_STEPS)
