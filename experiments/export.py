@@ -1,87 +1,121 @@
-"""Writing a trained stage for PyTorch, and checking that PyTorch computes the same."""
+"""Writing a model for PyTorch, in any layout: a trained stage, or one that was imported."""
 
-import dataclasses
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 
 import wavlab_jax.model as models
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.sources import ShardSource
-from experiments.trained import load_model
-from wavlab_jax.convert import export_huggingface
-from wavlab_jax.encoder import Encoder, encode
+from experiments import stage_card
+from experiments.stage_files import StageFiles
+from experiments.trained import imported_model, load_model
+from experiments.verify import Comparison, VerifyError, verify
+from wavlab_jax.convert.card import model_card
+from wavlab_jax.convert.checkpoint import Checkpoint, from_encoder
+from wavlab_jax.convert.heads import stored_head
+from wavlab_jax.convert.huggingface import HEAD_FILE
+from wavlab_jax.convert.layouts import differences, read_checkpoint, write_checkpoint
+from wavlab_jax.encoder import EncoderConfig
 from wavlab_jax.sharding import MeshConfig, make_mesh
 
-TOLERANCE = 1e-4  # largest absolute difference of any hidden state that counts as the same
+LABEL_RATE = 50.0  # units a second: one every 20 ms, which is what every stage trains on
 
 
-class ExportError(RuntimeError):
-    """The exported model does not compute what ours does."""
+class Exported(NamedTuple):
+    """`checkpoint` was written to `folder`, which holds `files`; `notes`: where the peers' numbers may differ."""
+
+    checkpoint: Checkpoint
+    folder: Path
+    layout: str
+    files: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def export_model(
+    name: str,
+    *,
+    workdir: Path,
+    corpus: Path | None,
+    out: Path,
+    layout: str = "huggingface",
+    licence: str | None = None,
+    architecture: EncoderConfig | None = None,
+) -> Exported:
+    """Writes a model and its card into the folder `out`, whole or not at all.
+
+    Args:
+        name: a stage that was trained in `workdir`, whose newest parameters are taken; or the path of any model that
+            `read_checkpoint` takes, with `architecture`.
+        workdir: of the stages.
+        corpus: prepared; names its parts in the card. None: they are left out.
+        out: must not exist, or be an empty folder.
+        layout: one of `wavlab_jax.convert.layouts.LAYOUTS`.
+        licence: of the weights, for the card.
+
+    Raises CheckpointError, ConvertError, CannotWrite.
+    """
+    path = imported_model(workdir, name)
+    if path is not None:
+        checkpoint, card = read_checkpoint(path, architecture=architecture), {}
+    else:
+        checkpoint = stage_checkpoint(workdir, name)
+        card = {
+            "sections": stage_card.sections(workdir, name, corpus),
+            "languages": stage_card.languages(workdir, name),
+            "papers": stage_card.papers(workdir, name),
+        }
+    notes = differences(checkpoint, layout=layout)
+    text = model_card(
+        checkpoint, notes=notes, head_file=HEAD_FILE, licence=licence, in_transformers=layout == "huggingface", **card
+    )
+    files = write_checkpoint(checkpoint, out, layout=layout, card=text)
+    return Exported(checkpoint, Path(out), layout, files, notes)
+
+
+def stage_checkpoint(workdir: Path, stage: str) -> Checkpoint:
+    """The newest model of a trained stage, head and all."""
+    model = load_model(workdir, stage, make_mesh(MeshConfig(), devices=jax.devices()[:1]))
+    config = stage_card.flat_config(StageFiles(workdir, stage).config)
+    settings = {
+        "sample_rate": 16_000,
+        "label_rate": LABEL_RATE,
+        "temperature": config["learner.objective.temperature"],
+    }
+    return from_encoder(model.encoder, head=stored_head(models.parameters(model.head)), settings=settings)
+
+
+def check(exported: Exported, corpus: Path | None) -> list[Comparison]:
+    """`verify` of what was exported, on a held-out clip. Deletes the folder if it does not compute the same."""
+    try:
+        return verify(exported.checkpoint, exported.folder, _clip(corpus), layout=exported.layout)
+    except VerifyError:
+        if can_verify():
+            shutil.rmtree(exported.folder)  # nothing wrong stays under the name that was asked for
+        raise
+
+
+def can_verify() -> bool:
+    """Whether transformers and PyTorch are installed."""
+    return all(find_spec(name) is not None for name in ("torch", "transformers"))
 
 
 def export_stage(stage: str, *, workdir: Path, corpus: Path | None, out: Path) -> dict:
-    """Writes the newest model of a stage as a Hugging Face folder; returns what was written and how it was checked.
-
-    With `transformers` and PyTorch installed, a held-out clip is run through both and every hidden state compared.
-    Raises ExportError if any differs by more than `TOLERANCE`.
-    """
-    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
-    waveform = _clip(corpus)
-    model = load_model(workdir, stage, mesh)
-    head = {name.replace("/", "."): np.asarray(leaf) for name, leaf in _leaves(models.parameters(model.head))}
-    report = export_huggingface(model.encoder, out, head=head)
-    try:
-        compared = _compare(model.encoder, Path(out), waveform)
-    except ExportError:
-        shutil.rmtree(out)  # nothing wrong stays under the name that was asked for
-        raise
-    result = {
+    """A trained stage as a Hugging Face folder, checked where that is possible: what results.json says of it."""
+    exported = export_model(stage, workdir=workdir, corpus=corpus, out=out)
+    peers = check(exported, corpus) if can_verify() else []
+    return {
         "folder": str(out),
-        "files": sorted(path.name for path in Path(out).iterdir()),
+        "files": list(exported.files),
         "bytes": sum(path.stat().st_size for path in Path(out).iterdir()),
-        "notes": list(getattr(report, "notes", ())),
-        **compared,
+        "notes": list(exported.notes),
+        "largest_difference": max((peer.largest for peer in peers), default=None),
+        "checked_with": peers[0].peer if peers else "not checked: transformers and PyTorch are not installed",
     }
-    return result
-
-
-def _compare(encoder: Encoder, folder: Path, waveform: np.ndarray) -> dict:
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        return {"largest_difference": None, "checked_with": "not checked: transformers and PyTorch are not installed"}
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-    peer, loading = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
-    if loading["missing_keys"] or loading["unexpected_keys"]:
-        raise ExportError(
-            f"{folder}: transformers misses {loading['missing_keys']}, knows not {loading['unexpected_keys']}"
-        )
-    inputs = extractor(waveform, sampling_rate=16_000, return_tensors="pt")
-    with torch.no_grad():
-        answer = peer.eval()(inputs.input_values, output_hidden_states=True)
-    # transformers 5 gives the last layer's output before the final norm among hidden_states, and after it beside them
-    theirs = (*answer.hidden_states[:-1], answer.last_hidden_state)
-    ours = encode(_in_float32(encoder), waveform[None]).hidden
-    largest = max(float(np.abs(np.asarray(a) - b.numpy()).max()) for a, b in zip(ours, theirs, strict=True))
-    if largest > TOLERANCE:
-        raise ExportError(
-            f"{folder}: hidden states differ by up to {largest:.2e} from transformers' (limit {TOLERANCE})"
-        )
-    version = f"transformers {transformers.__version__} on PyTorch {torch.__version__}"
-    return {"largest_difference": largest, "checked_with": version}
-
-
-def _in_float32(encoder: Encoder) -> Encoder:
-    """The same parameters, computed in float32 as PyTorch will."""
-    graph, state = nnx.split(encoder)
-    copy = nnx.merge(graph, state)
-    copy.config = dataclasses.replace(encoder.config, compute_dtype="float32")
-    return copy
 
 
 def _clip(corpus: Path | None) -> np.ndarray:
@@ -92,11 +126,3 @@ def _clip(corpus: Path | None) -> np.ndarray:
             if manifest.samples[i] >= 16_000:
                 return ShardSource(manifest).read(int(i))[: 16_000 * 10]
     return np.random.default_rng(0).normal(scale=0.1, size=32_000).astype(np.float32)
-
-
-def _leaves(tree: dict, prefix: str = ""):
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{name}/")
-        else:
-            yield f"{prefix}{name}", value

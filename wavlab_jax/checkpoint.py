@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -11,10 +13,12 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from data_pipelines.atomic import cannot_write
 from wavlab_jax.model import Parameters
 from wavlab_jax.state import TrainState
 
 PARAMS, OPTIMIZER, RECORD = "params", "optimizer", "record"  # items of a checkpoint, one folder each
+SPARE_BYTES = 4 << 20  # what a checkpoint takes beside its arrays, generously
 
 
 class CheckpointError(RuntimeError):
@@ -51,8 +55,20 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, record: dict) -> None:
-        """Writes `state` and the JSON-able `record` in the background. Errors surface at the next call or `close`."""
+        """Writes `state` and the JSON-able `record` in the background. Errors surface at the next call or `close`.
+
+        Raises CheckpointError before anything is written if there is no space for it: Orbax would come to the same end,
+        but by way of a traceback for every array.
+        """
         step = int(state.step)
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves((state.params, state.optimizer))) + SPARE_BYTES
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            raise CheckpointError(
+                f"{self.folder} has no space for the checkpoint of step {step}: it needs {needed / 1e6:,.1f} MB, "
+                f"{free / 1e6:,.1f} MB are free: free some, then run the same command again; the newest whole "
+                "checkpoint stays"
+            )
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave(state.optimizer),
@@ -101,9 +117,10 @@ class Checkpoints:
         try:
             yield
         except (ValueError, OSError) as error:
-            raise CheckpointError(
-                f"{self.folder} cannot be written (is the disk full?); the newest whole checkpoint stays: {error}"
-            ) from error
+            # Of what else failed with it, asyncio would tell one by one, after our own words.
+            logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+            reason = cannot_write(error, self.folder)
+            raise CheckpointError(f"{reason}; the newest whole checkpoint stays") from error
 
 
 def restore_parameters(folder: Path, like, *, step: int | None = None):
@@ -128,19 +145,25 @@ def restore_parameters(folder: Path, like, *, step: int | None = None):
 
 
 def start(
-    checkpoints: Checkpoints, *, like: TrainState, fresh: Callable[[], TrainState], inherited: Parameters | None = None
+    checkpoints: Checkpoints,
+    *,
+    like: TrainState,
+    fresh: Callable[[], TrainState],
+    inherited: Parameters | Callable[[Parameters], Parameters] | None = None,
 ) -> Restored:
     """What a run starts from, by precedence.
 
     1. The run's own newest checkpoint: it continues, bit for bit.
-    2. `inherited` parameters, all of them or whole branches: step 0, an untouched optimizer, the rest fresh.
+    2. `inherited` parameters, all of them or whole branches (or a function that makes them of the fresh ones): step 0,
+       an untouched optimizer, the rest fresh.
     3. Nothing: `fresh()`, a newly initialised TrainState.
     """
     if checkpoints.latest() is not None:
         return checkpoints.restore(like)
     state = fresh()
     if inherited is not None:
-        state = dataclasses.replace(state, params=_overlaid(state.params, inherited))
+        params = inherited(state.params) if callable(inherited) else inherited
+        state = dataclasses.replace(state, params=_overlaid(state.params, params))
     return Restored(state, {})
 
 

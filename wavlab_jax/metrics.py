@@ -1,14 +1,22 @@
 """Sums that are divided once, and the files that metrics are written to."""
 
+import contextlib
 import json
 import math
 import os
+import platform
+import struct
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.record_writer import masked_crc32c
+
+from data_pipelines.atomic import cannot_write, whole_file
 
 JSON_LINES = "metrics.jsonl"
 
@@ -23,13 +31,6 @@ class Sum(NamedTuple):
 Sums = dict[str, Sum]  # adds across micro-batches, devices, hosts and steps; each term has its own denominator
 
 
-def add(left: Sums, right: Sums) -> Sums:
-    """Term by term; both sides have the same terms, or one is empty."""
-    if not left or not right:
-        return dict(left or right)
-    return jax.tree.map(lambda a, b: a + b, left, right)
-
-
 def ratios(sums: Mapping[str, Sum]) -> dict[str, float]:
     """total / weight of each term; NaN where nothing was counted."""
     return {name: float(total) / float(weight) if weight else math.nan for name, (total, weight) in sums.items()}
@@ -41,37 +42,102 @@ class MetricsWriter:
     Opening with `resume_step` drops every line after that step, so that a run killed between a metric and the next
     checkpoint does not leave lines that the resumed run will write again. Of several hosts one is `active`; the others'
     writers write nothing.
+
+    Everything raises CannotWrite naming the file. What a full disk cuts short is taken back, so that both files hold
+    whole records only; the JSON line comes first, and stays when TensorBoard's file fails.
     """
 
     def __init__(self, folder: Path, *, resume_step: int = 0, active: bool = True):
-        self._lines = None
+        self._files = contextlib.ExitStack()
+        self._active = active
         if not active:
             return
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / JSON_LINES
-        kept = [line for line in read_lines(self.path) if line["step"] <= resume_step]
-        temporary = self.path.with_suffix(".partial")
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(temporary, self.path)
-        self._lines = open(self.path, "a", buffering=1)
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        path, board = folder / JSON_LINES, folder / "tensorboard"
+        board.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_lines(path) if line["step"] <= resume_step]
+        with whole_file(path) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        with self._files:
+            self._lines = self._files.enter_context(_Appended(path))
+            # The names sort by time, as TensorBoard reads them.
+            name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}"
+            self._board = self._files.enter_context(_Appended(board / name))
+            self._event(file_version="brain.Event:2")
+            # TensorBoard then hides what an earlier process wrote from this step on.
+            self._event(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START))
+            self._files = self._files.pop_all()
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """One line {"step": step, **values}; non-finite floats become null, so that the line stays JSON."""
-        if self._lines is None:
+        if not self._active:
             return
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-        self._lines.write(json.dumps({"step": step, **clean}) + "\n")
-        for name, value in clean.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
+        self._lines.append((json.dumps({"step": step, **clean}) + "\n").encode())
+        scalars = [Summary.Value(tag=k, simple_value=v) for k, v in clean.items() if isinstance(v, int | float)]
+        self._event(step=step, summary=Summary(value=scalars))
+
+    def sync(self) -> None:
+        """Returns when all lines are on the disk: before a checkpoint, whose run will not write them again."""
+        if self._active:
+            self._lines.sync()
 
     def close(self) -> None:
-        """Flushes both files."""
-        if self._lines is None:
-            return
-        self._lines.close()
-        self._board.close()
+        """Brings both files to the disk and closes them; a second time does nothing."""
+        self._files.close()
+
+    def _event(self, **fields) -> None:
+        """Appends a TFRecord: length and content, each followed by its checksum.
+
+        Not through tensorboardX's writer: that has a thread, which a full disk ends, and the run then waits for it for
+        good as soon as its queue is full.
+        """
+        content = Event(wall_time=time.time(), **fields).SerializeToString()
+        length = struct.pack("<Q", len(content))
+        checked = [part + struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
+        self._board.append(b"".join(checked))
+
+
+class _Appended:
+    """A file of records to which others are appended, whole or not at all. Nothing is buffered here."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        with self._named():
+            self._descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def append(self, record: bytes) -> None:
+        """Appends the bytes, or nothing."""
+        whole = os.fstat(self._descriptor).st_size
+        with self._named():
+            try:
+                left = record
+                while left:  # the last bytes before a disk is full are written, and only the next ones fail
+                    left = left[os.write(self._descriptor, left) :]
+            except BaseException:
+                with contextlib.suppress(OSError):  # the first error is the one to tell
+                    os.ftruncate(self._descriptor, whole)
+                raise
+
+    def sync(self) -> None:
+        """Returns when everything is on the disk."""
+        with self._named():
+            os.fsync(self._descriptor)
+
+    def __enter__(self) -> "_Appended":
+        return self
+
+    def __exit__(self, *_) -> None:
+        try:
+            self.sync()
+        finally:
+            os.close(self._descriptor)
+
+    @contextlib.contextmanager
+    def _named(self):
+        try:
+            yield
+        except OSError as error:
+            raise cannot_write(error, self.path) from error
 
 
 def read_lines(path: Path) -> Iterable[dict]:

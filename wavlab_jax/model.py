@@ -1,7 +1,6 @@
 """The pre-training model: an encoder and the head that predicts units; and its parameters as a plain nested dict."""
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
+from data_pipelines.atomic import whole_file
 from wavlab_jax.encoder import Encoder, EncoderConfig, make_encoder
 from wavlab_jax.encoder.config import EncoderError
 from wavlab_jax.encoder.layers import Dense
@@ -87,10 +87,9 @@ class Description(NamedTuple):
 
 
 def write_description(path: Path, encoder: EncoderConfig, head: HeadConfig) -> None:
-    """Writes both configurations as JSON, atomically."""
-    temporary = path.with_suffix(".partial")
-    temporary.write_text(json.dumps({"encoder": asdict(encoder), "head": asdict(head)}, indent=1) + "\n")
-    os.replace(temporary, path)
+    """Writes both configurations as JSON, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps({"encoder": asdict(encoder), "head": asdict(head)}, indent=1) + "\n")
 
 
 def read_description(path: Path) -> Description:

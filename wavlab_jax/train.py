@@ -125,6 +125,10 @@ def train(
             return Window.empty()
         return window
 
+    def save(window: Window) -> None:
+        writer.sync()  # a run that continues from this checkpoint does not write the lines before it again
+        checkpoints.save(state, {**clock.record(), "window": list(window)})
+
     with (
         stop_signals() as stop,
         tqdm(total=cfg.steps, initial=done, desc=title, unit="step", dynamic_ncols=True, mininterval=1.0) as bar,
@@ -138,11 +142,10 @@ def train(
             bar.update()
             if done % cfg.save_every == 0 or done == cfg.steps or stop:
                 window, pending = read_pending(window), None
-                checkpoints.save(state, {**clock.record(), "window": list(window)})
+                save(window)
                 saved = done
         if saved < done:
-            window = read_pending(window)
-            checkpoints.save(state, {**clock.record(), "window": list(window)})
+            save(read_pending(window))
     checkpoints.wait()
     if done < cfg.steps:
         raise Interrupted(f"stopped after step {done} of {cfg.steps}, saved; the same command continues")

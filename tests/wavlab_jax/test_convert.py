@@ -14,12 +14,23 @@ import safetensors
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from wavlab_jax.convert import ConvertError, export_huggingface, huggingface_config, import_huggingface
+from data_pipelines.atomic import CannotWrite
+from tests.wavlab_jax import tiny
+from tests.wavlab_jax.tiny import randomised
+from wavlab_jax.convert import (
+    Checkpoint,
+    ConvertError,
+    export_huggingface,
+    from_encoder,
+    huggingface_config,
+    import_huggingface,
+)
 from wavlab_jax.convert import huggingface as folders
 from wavlab_jax.convert.names import TABLE, Turn, flatten, tensors, unflatten
 from wavlab_jax.encoder import EncoderConfig, make_encoder
 
-HUBERT = EncoderConfig(
+# Sizes are all different, so that no axis can pass for another.
+HUBERT = tiny.encoder(
     extractor_channels=(4, 6, 5),
     extractor_kernels=(10, 3, 20),
     extractor_strides=(5, 4, 16),
@@ -52,13 +63,6 @@ WAVLM = dataclasses.replace(
 def arrays(encoder) -> dict[str, np.ndarray]:
     """Path -> array."""
     return jax.tree.map(np.asarray, flatten(nnx.to_pure_dict(nnx.state(encoder))))
-
-
-def randomised(cfg: EncoderConfig):
-    """An encoder of `cfg` in which no two values are alike (nothing is compiled for it)."""
-    rng = np.random.default_rng(0)
-    graph, state = nnx.split(nnx.eval_shape(lambda: make_encoder(jax.random.key(0), cfg)))
-    return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(rng.standard_normal(x.shape), jnp.float32), state))
 
 
 @pytest.fixture(scope="module")
@@ -119,15 +123,15 @@ def test_a_parameter_without_a_row_is_named():
 @pytest.mark.parametrize("cfg", [HUBERT, WAVLM], ids=["hubert", "wavlm"])
 def test_a_folder_comes_back_bit_for_bit(cfg, tmp_path):
     before = randomised(cfg)
-    report = export_huggingface(before, tmp_path / "deep" / "model")
-    after = import_huggingface(report.folder)
+    export_huggingface(before, tmp_path / "deep" / "model")
+    after = import_huggingface(tmp_path / "deep" / "model")
     assert after.config == cfg
     left, right = arrays(before), arrays(after)
     assert left.keys() == right.keys()
     for path in left:
         np.testing.assert_array_equal(left[path], right[path], err_msg=path)
-    assert report.parameters == sum(x.size for x in left.values())
-    assert report.tensors == len(load_file(report.folder / "model.safetensors"))
+    written = load_file(tmp_path / "deep" / "model" / "model.safetensors")
+    assert sum(x.size for x in written.values()) == sum(x.size for x in left.values())
 
 
 def test_tensors_lie_as_pytorch_has_them(encoder, folder):
@@ -158,59 +162,84 @@ def test_tensors_lie_as_pytorch_has_them(encoder, folder):
 
 def test_settings_of_the_released_base_model():
     config = huggingface_config(EncoderConfig())
-    assert config.items() >= {
-        "model_type": "hubert",
-        "architectures": ["HubertModel"],
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-        "conv_dim": [512] * 7,
-        "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
-        "conv_stride": [5, 2, 2, 2, 2, 2, 2],
-        "feat_extract_norm": "group",
-        "do_stable_layer_norm": False,
-        "feat_proj_layer_norm": True,
-        "num_conv_pos_embeddings": 128,
-        "num_conv_pos_embedding_groups": 16,
-        "hidden_dropout": 0.1,
-        "activation_dropout": 0.0,
-        "feat_proj_dropout": 0.1,
-        "layerdrop": 0.05,
-    }.items()
+    assert (
+        config.items()
+        >= {
+            "model_type": "hubert",
+            "architectures": ["HubertModel"],
+            "hidden_size": 768,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "intermediate_size": 3072,
+            "conv_dim": [512] * 7,
+            "conv_kernel": [10, 3, 3, 3, 3, 2, 2],
+            "conv_stride": [5, 2, 2, 2, 2, 2, 2],
+            "feat_extract_norm": "group",
+            "do_stable_layer_norm": False,
+            "feat_proj_layer_norm": True,
+            "num_conv_pos_embeddings": 128,
+            "num_conv_pos_embedding_groups": 16,
+            "hidden_dropout": 0.1,
+            "activation_dropout": 0.0,
+            "feat_proj_dropout": 0.1,
+            "layerdrop": 0.05,
+        }.items()
+    )
     assert "num_buckets" not in config
     wavlm = huggingface_config(EncoderConfig(relative_bias=True))
     assert (wavlm["model_type"], wavlm["num_buckets"], wavlm["max_bucket_distance"]) == ("wavlm", 320, 800)
 
 
+def head(rng) -> dict[str, np.ndarray]:
+    """HuBERT's, over 4 units in 3 dimensions."""
+    shapes = {"final_proj.weight": (3, HUBERT.width), "final_proj.bias": (3,), "label_embeddings": (4, 3)}
+    return {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+
+
 def test_the_head_and_the_card_lie_beside_the_model(encoder, tmp_path):
-    head = {"projection/kernel": np.arange(6.0, dtype=np.float32).reshape(2, 3).T, "embeddings": np.ones((4, 2))}
-    report = export_huggingface(encoder, tmp_path / "model", head=head, card="# Mine\n")
+    heads = head(np.random.default_rng(1))
+    heads["final_proj.weight"] = np.asfortranarray(heads["final_proj.weight"])  # lies otherwise in memory
+    checkpoint = from_encoder(
+        encoder, head=heads, settings={"label_rate": 50.0, "dictionaries": [["a", "b", "c", "d"]]}
+    )
+    files = folders.write(checkpoint, tmp_path / "model", card="# Mine\n")
     read = load_file(tmp_path / "model" / "pretraining_head.safetensors")
-    assert read.keys() == head.keys()
-    for name, array in head.items():
-        np.testing.assert_array_equal(read[name], array)  # a transposed view too
+    assert read.keys() == heads.keys()
+    for name, array in heads.items():
+        np.testing.assert_array_equal(read[name], array)
     assert (tmp_path / "model" / "README.md").read_text() == "# Mine\n"
-    assert set(report.files) == set(os.listdir(tmp_path / "model")) == {
-        "README.md",
-        "config.json",
-        "model.safetensors",
-        "preprocessor_config.json",
-        "pretraining_head.safetensors",
-    }
-    modes = {stat.S_IMODE((tmp_path / "model" / name).stat().st_mode) for name in report.files}
+    assert (
+        set(files)
+        == set(os.listdir(tmp_path / "model"))
+        == {
+            "README.md",
+            "config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+            "pretraining_head.safetensors",
+        }
+    )
+    modes = {stat.S_IMODE((tmp_path / "model" / name).stat().st_mode) for name in files}
     assert len(modes) == 1  # whoever may read the card may read the weights
+    again = folders.read(tmp_path / "model")
+    assert again.settings == {"sample_rate": 16_000, **checkpoint.settings} and again.encoder == WAVLM
+    for name, array in heads.items():
+        np.testing.assert_array_equal(again.heads[name].values(), array)
 
 
-def test_the_report_and_the_card_tell_the_differences(tmp_path):
-    base = export_huggingface(randomised(HUBERT), tmp_path / "base")
-    assert len(base.notes) == 1 and "padding" in base.notes[0]
-    large = export_huggingface(randomised(WAVLM), tmp_path / "large")
-    assert any("1e-07" in note for note in large.notes) and any("transformers 4" in note for note in large.notes)
-    card = (tmp_path / "large" / "README.md").read_text()
-    assert all(note in card for note in large.notes) and "WavLM" in card
-    exact = dataclasses.replace(WAVLM, waveform_epsilon=1e-7, pre_norm=False)
-    assert export_huggingface(randomised(exact), tmp_path / "exact").notes == ()
+def test_differences_stand_in_the_card(tmp_path):
+    def said(cfg):
+        return folders.differences(Checkpoint("wavlab_jax", "hubert", cfg, {}))
+
+    (base,) = said(HUBERT)
+    assert "padding" in base
+    large = said(WAVLM)
+    assert any("1e-07" in note for note in large) and any("transformers 4" in note for note in large)
+    assert said(dataclasses.replace(WAVLM, waveform_epsilon=1e-7, pre_norm=False)) == ()
+    export_huggingface(randomised(WAVLM), tmp_path / "model", head=head(np.random.default_rng(0)))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert all(note in card for note in large) and "# WavLM encoder" in card and "2110.13900" in card
+    assert "`hidden_states` has 4 entries" in card and "`label_embeddings` [4, 3]" in card
 
 
 def test_an_empty_folder_may_be_there_and_a_full_one_not(encoder, tmp_path):
@@ -226,12 +255,12 @@ def test_an_empty_folder_may_be_there_and_a_full_one_not(encoder, tmp_path):
 
 
 def test_a_failed_export_leaves_nothing(encoder, tmp_path, monkeypatch):
-    def full_disk(tensors, path, **_):
+    def full_disk(path, tensors):
         path.write_bytes(b"half a mod")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(folders, "save_file", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(folders, "write_safetensors_file", full_disk)
+    with pytest.raises(CannotWrite, match="No space left on device.*: free some space"):
         export_huggingface(encoder, tmp_path / "model")
     assert os.listdir(tmp_path) == []
 
@@ -258,8 +287,22 @@ def test_parameters_that_are_not_finite_are_named(path, index, named, tmp_path):
 
 
 def test_a_head_that_is_not_finite_is_named(encoder, tmp_path):
-    with pytest.raises(ConvertError, match="head tensor embeddings has 2 values"):
-        export_huggingface(encoder, tmp_path / "model", head={"embeddings": np.array([np.nan, 1.0, -np.inf])})
+    with pytest.raises(ConvertError, match="head tensor label_embeddings has 2 values"):
+        export_huggingface(encoder, tmp_path / "model", head={"label_embeddings": np.array([[np.nan, 1.0, -np.inf]])})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [2e4, -1e30])
+def test_values_that_no_model_has_are_refused_both_ways(value, encoder, folder, tmp_path):
+    model = load_file(folder / "model.safetensors")
+    model["encoder.layers.0.layer_norm.bias"][2] = value
+    save_file(model, folder / "model.safetensors")
+    named = r"model.safetensors: encoder.layers.0.layer_norm.bias has values up to .*the file is damaged"
+    with pytest.raises(ConvertError, match=named):
+        import_huggingface(folder)
+    with pytest.raises(ConvertError, match=named):
+        folders.write(folders.read(folder), tmp_path / "other")
+    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_what_transformers_cannot_compute_is_refused(tmp_path):
@@ -268,9 +311,9 @@ def test_what_transformers_cannot_compute_is_refused(tmp_path):
 
 
 def test_folders_that_are_not_local_are_refused(encoder):
-    with pytest.raises(ConvertError, match="gs://bucket/model is not a local folder"):
+    with pytest.raises(ConvertError, match="gs://bucket/model is not local"):
         export_huggingface(encoder, "gs://bucket/model")
-    with pytest.raises(ConvertError, match="not a local folder"):
+    with pytest.raises(ConvertError, match="not local"):
         import_huggingface("gs://bucket/model")
 
 
@@ -313,7 +356,7 @@ def test_tensors_that_do_not_fit_are_named(folder):
 
 def test_many_missing_tensors_are_counted(folder):
     change_json(folder / "config.json", num_hidden_layers=5)
-    with pytest.raises(ConvertError, match=r"38 missing: .* and 30 more$"):
+    with pytest.raises(ConvertError, match=r"38 missing: .* and 30 more\. Has config.json"):
         import_huggingface(folder)
 
 
@@ -351,7 +394,7 @@ def test_files_that_are_not_there_or_not_whole_are_named(folder):
     with pytest.raises(ConvertError, match="model.safetensors cannot be read"):
         import_huggingface(folder)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ConvertError, match="has no model.safetensors"):
+    with pytest.raises(ConvertError, match="pytorch_model.bin"):
         import_huggingface(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ConvertError, match="config.json is not JSON"):
@@ -366,9 +409,15 @@ def test_files_that_are_not_there_or_not_whole_are_named(folder):
 
 def test_shards_outside_the_folder_are_refused(folder):
     (folder / "model.safetensors").rename(folder.parent / "elsewhere.safetensors")
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": "../elsewhere.safetensors"}}))
-    with pytest.raises(ConvertError, match="not a file in its folder"):
-        import_huggingface(folder)
+    index = folder / "model.safetensors.index.json"
+    for shard in ("../elsewhere.safetensors", str(folder.parent / "elsewhere.safetensors"), "elsewhere.py", ""):
+        index.write_text(json.dumps({"weight_map": {"a": shard}}))
+        with pytest.raises(ConvertError, match="not a file of weights in its folder"):
+            import_huggingface(folder)
+    for content in ({}, {"weight_map": []}, {"weight_map": {}}):
+        index.write_text(json.dumps(content))
+        with pytest.raises(ConvertError, match="no weight_map"):
+            import_huggingface(folder)
 
 
 def test_waveform_normalisation_is_never_guessed(folder):

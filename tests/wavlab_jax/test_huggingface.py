@@ -12,9 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 import transformers
-from flax import nnx
 
 from data_pipelines.batch import num_frames
+from tests.wavlab_jax import tiny
+from tests.wavlab_jax.tiny import randomised
 from wavlab_jax.convert import export_huggingface, huggingface_config, import_huggingface
 from wavlab_jax.convert.settings import ABSENT, FINE_TUNING, HUBERT_ONLY, REQUIRED, WAVLM_ONLY
 from wavlab_jax.encoder import EncoderConfig, encode, formulation_for, make_encoder
@@ -26,15 +27,13 @@ TOLERANCE = 1e-4
 SAMPLES = 400 + 74 * 320 + 111  # 75 frames: past the largest bucketed distance
 
 # The usual seven convolutions, small.
-SEVEN = EncoderConfig(
+SEVEN = tiny.encoder(
     extractor_channels=(6,) * 7,
-    width=16,
-    layers=2,
-    heads=2,
-    feed_forward=24,
-    position_kernel=8,
+    extractor_kernels=EncoderConfig.extractor_kernels,
+    extractor_strides=EncoderConfig.extractor_strides,
     position_groups=4,
     waveform_epsilon=1e-7,  # the preprocessor's there
+    feature_gradient_scale=0.1,  # not written there, so that reading takes the default
 )
 # The same frames from three convolutions of different widths.
 THREE = dataclasses.replace(
@@ -67,19 +66,6 @@ def waveforms(rows: int, cfg: EncoderConfig) -> np.ndarray:
     rng = np.random.default_rng(1)
     level = 5e-4 if cfg.normalize_waveform else 0.1
     return (level * (rng.standard_normal((rows, SAMPLES)) + 0.3)).astype(np.float32)
-
-
-def randomised(cfg: EncoderConfig):
-    """An encoder of `cfg` whose every parameter is far from its initial value (nothing is compiled for it)."""
-    rng = np.random.default_rng(0)
-    graph, state = nnx.split(nnx.eval_shape(lambda: make_encoder(jax.random.key(0), cfg)))
-
-    def draw(path, leaf):
-        name = jax.tree_util.keystr(path)
-        values = 0.25 * rng.standard_normal(leaf.shape)
-        return jnp.asarray(values + ("scale" in name or "gain" in name or "constant" in name), jnp.float32)
-
-    return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
 
 
 def randomised_torch(model, *, seed: int = 0):

@@ -12,7 +12,14 @@ from sklearn.preprocessing import StandardScaler
 
 from wavlab_jax.evaluation import intervals
 from wavlab_jax.evaluation.intervals import IntervalError
-from wavlab_jax.evaluation.language_probe import ProbeConfig, ProbeError, compare, evaluate, pooled
+from wavlab_jax.evaluation.language_probe import (
+    ProbeConfig,
+    ProbeError,
+    compare,
+    evaluate,
+    pooled,
+    taking_part,
+)
 
 WIDTH = 40
 
@@ -105,6 +112,11 @@ def test_folds_classes_and_chance_by_hand():
     assert [(line.language, line.source, line.clips) for line in found.languages] == [("a", None, 2), ("b", None, 2)]
     assert found.interval.resampled == "clips"  # two cells are too few to redraw
     assert found.rows.tolist() == [4, 5, 18, 19]
+    labels = {"languages": languages, "sources": sources, "train": np.array(train)}
+    asked = taking_part(**labels)
+    assert np.flatnonzero(asked).tolist() == [4, 5, *range(6, 10), 18, 19, *range(20, 24)]
+    features[~asked] = np.nan  # what takes no part is not looked at
+    assert evaluate(features, **labels).to_json() == found.to_json()
 
 
 def test_macro_accuracy_and_chance_are_means_over_languages():
@@ -195,6 +207,7 @@ def test_json_is_plain_and_complete():
         "count": 24,
     }
     assert told["against_chance"]["verdict"] == "better"
+    assert told["against_chance"]["clips"] == told["clips"] == found.clips == compare(found, found).clips
     assert len(told["languages"]) == 6 and len(told["cells"]) == 24 and len(told["folds"]) == 4
     assert "not independent" in told["caveat"]
     json.dumps(compare(found, found).to_json())

@@ -14,6 +14,7 @@ from wavlab_jax.evaluation.masked_accuracy import (
     nearest_visible,
     score_clips,
     summary,
+    times_trivial,
 )
 from wavlab_jax.step import Judged
 
@@ -66,6 +67,8 @@ def test_scores_add_windows_leave_padding_and_fillers_out():
     assert macro(languages)["languages"] == 2
     total = summary(scores)
     assert total["accuracy"] == pytest.approx(scores.correct.sum() / scores.frames.sum())
+    assert times_trivial(languages["ccc"]) is None
+    assert times_trivial({"accuracy": 0.3, "majority": 0.1, "copy": 0.2}) == pytest.approx(1.5)
 
 
 def scores_of(correct, language):
@@ -87,6 +90,9 @@ def test_a_difference_is_called_one_only_where_the_clips_say_so():
     language = np.repeat([0, 1, 2], 40)
     base = rng.binomial(50, 0.3, 120).astype(float)
     better = compare(scores_of(base + 3, language), scores_of(base, language))
+    assert (
+        better.clips == 120 and compare(scores_of(base, language), scores_of(base, language), languages=[1]).clips == 40
+    )
     assert better.verdict == "better" and better.difference == pytest.approx(3 / 50)
     worse = compare(scores_of(base, language), scores_of(base + 3, language))
     assert worse.verdict == "worse"

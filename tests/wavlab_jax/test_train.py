@@ -2,13 +2,18 @@
 
 import dataclasses
 import os
+import shutil
 import signal
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import CheckpointManager
 
+from data_pipelines.atomic import CannotWrite
 from tests.wavlab_jax import tiny
+from tests.wavlab_jax.full_disk import FullDisk
 from wavlab_jax.checkpoint import CheckpointError, Checkpoints, restore_parameters, start
 from wavlab_jax.metrics import MetricsWriter, read_lines
 from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
@@ -81,6 +86,34 @@ def test_an_interrupted_run_ends_bit_for_bit_where_a_whole_one_does(whole, tmp_p
     with pytest.raises(Interrupted, match="the same command continues"):
         run(tmp_path, stream=interrupting)
     same(run(tmp_path, stream=interrupting), whole[1])
+    assert lines_of(tmp_path) == lines_of(whole[0])
+    assert [line["step"] for line in lines_of(tmp_path)] == [3, 6, 9, 12]
+
+
+@pytest.mark.parametrize(
+    ("full", "told"),
+    [
+        ("metrics.jsonl", r"metrics\.jsonl cannot be written \(No space left on device\): free some space"),
+        ("tfevents", r"tensorboard/events\S* cannot be written \(No space left on device\): free some space"),
+        ("checkpoint", r"checkpoints has no space for the checkpoint of step 8: it needs 4\.\d MB, 1\.0 MB are free"),
+        ("late", r"checkpoints cannot be written \(No space left on device\).*; the newest whole checkpoint stays$"),
+    ],
+)
+def test_a_full_disk_is_told_and_with_space_again_the_run_ends_bit_for_bit_the_same(
+    whole, tmp_path, monkeypatch, full, told
+):
+    with monkeypatch.context() as patch:
+        if full == "checkpoint":
+            free = iter((1e9, 1e6))
+            patch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=next(free)))
+        elif full == "late":  # while Orbax writes: what TensorStore says then
+            words = "RESOURCE_EXHAUSTED: Error writing local file: No space left on device [os_error_code='28']"
+            patch.setattr(CheckpointManager, "wait_until_finished", lambda _: (_ for _ in ()).throw(ValueError(words)))
+        else:
+            FullDisk(patch, full, free=600)
+        with pytest.raises((CannotWrite, CheckpointError), match=told):
+            run(tmp_path)
+    same(run(tmp_path), whole[1])
     assert lines_of(tmp_path) == lines_of(whole[0])
     assert [line["step"] for line in lines_of(tmp_path)] == [3, 6, 9, 12]
 

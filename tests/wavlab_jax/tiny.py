@@ -1,9 +1,12 @@
 """A learner small enough to compile in seconds, and random batches for it."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from data_pipelines.batch import Batch, num_frames
-from wavlab_jax.encoder import EncoderConfig
+from wavlab_jax.encoder import EncoderConfig, make_encoder
 from wavlab_jax.model import HeadConfig
 from wavlab_jax.objective import ObjectiveConfig
 from wavlab_jax.optim import OptimizerConfig
@@ -14,6 +17,7 @@ SAMPLES = 8_000
 
 
 def encoder(**changes) -> EncoderConfig:
+    """The smallest configuration that has two of everything, with `changes`."""
     fields = dict(
         # two convolutions on the same grid as the real seven (400 samples a frame, one every 320): compiled much sooner
         extractor_channels=(8, 8),
@@ -32,6 +36,19 @@ def encoder(**changes) -> EncoderConfig:
         feature_gradient_scale=1.0,
     )
     return EncoderConfig(**{**fields, **changes})
+
+
+def randomised(cfg: EncoderConfig, *, seed: int = 0):
+    """An encoder of `cfg` whose every parameter is far from its initial value (nothing is compiled for it)."""
+    rng = np.random.default_rng(seed)
+    graph, state = nnx.split(nnx.eval_shape(lambda: make_encoder(jax.random.key(0), cfg)))
+
+    def draw(path, leaf):
+        name = jax.tree_util.keystr(path)
+        values = rng.standard_normal(leaf.shape) * (0.3 if "bias" in name or leaf.ndim == 1 else 0.25)
+        return jnp.asarray(values + ("scale" in name or "gain" in name or "constant" in name), jnp.float32)
+
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
 
 
 def learner(*, steps: int = 20, objective: ObjectiveConfig | None = None, seed: int = 0, **changes) -> LearnerConfig:

@@ -6,9 +6,15 @@ leading axis here and are one tensor a layer there. Paths join the keys of `nnx.
 
 import enum
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from flax import nnx
+
+from wavlab_jax.encoder import EncoderConfig, make_encoder
 
 STACKED = "layers/"  # paths that start so hold all layers in one array
 
@@ -131,6 +137,13 @@ def tensors(parameters: Mapping[str, Any]) -> Iterator[Tensor]:
         else:
             key = row.hugging_face.format(index=numbers[0] if numbers else "")
             yield Tensor(key, row.turn.torch_shape(array.shape), path, None, row.turn)
+
+
+@lru_cache
+def wanted(cfg: EncoderConfig) -> Mapping[str, Tensor]:
+    """Key -> tensor, for every one that a Hugging Face file of such an encoder has; nothing is allocated."""
+    abstract = nnx.eval_shape(lambda: make_encoder(jax.random.key(0), cfg))
+    return MappingProxyType({tensor.key: tensor for tensor in tensors(flatten(nnx.to_pure_dict(nnx.state(abstract))))})
 
 
 def flatten(tree: Mapping[str | int, Any], *, prefix: str = "") -> dict[str, Any]:

@@ -26,6 +26,10 @@ class EncoderConfig:
         normalize_waveform: zero mean and unit variance per utterance before the extractor (Large).
         waveform_epsilon: added to that variance: fairseq and torchaudio 1e-5, Hugging Face's preprocessor 1e-7. They
             differ audibly for quiet audio only.
+        valid_frames: which frames of a padded row are real. "convolution": those that hear no padding, as in wav2vec 2.0,
+            Hugging Face and torchaudio. "fairseq_bins": HuBERT and WavLM in fairseq, UniSpeech and unilm cut the padded
+            row into as many bins as there are frames and keep a frame if its bin has a real sample; that is mostly
+            one frame more, which hears zeros. Without padding there is no difference.
         width, layers, heads, feed_forward: of the Transformer.
         pre_norm: LayerNorm before (Large) or after (Base) attention and feed-forward.
         position_kernel, position_groups: the weight-normed convolution that encodes positions.
@@ -44,6 +48,7 @@ class EncoderConfig:
     extractor_norm: Literal["group", "layer"] = "group"
     normalize_waveform: bool = False
     waveform_epsilon: float = 1e-5
+    valid_frames: Literal["convolution", "fairseq_bins"] = "convolution"
     width: int = 768
     layers: int = 12
     heads: int = 12
@@ -93,14 +98,19 @@ class Formulation(NamedTuple):
 
     Attributes:
         scan_layers: `lax.scan` over the stacked layers (small programs) or an unrolled loop (faster on CPU).
-        position_by_fft: positional convolution through the FFT; XLA:CPU's grouped convolution is many times slower.
+        position_by_dft: positional convolution through the Fourier transform of short segments, as matrix products;
+            XLA:CPU's grouped convolution is many times slower, its FFT three times.
+        attention_by_head: one head of one row after the other where nothing is dropped, so that its logits stay in the
+            cache: half the time on CPU. Training keeps all heads at once, whose gradient is the faster one.
     """
 
     scan_layers: bool
-    position_by_fft: bool
+    position_by_dft: bool
+    attention_by_head: bool
+    extractor_by_row: bool
 
 
 def formulation_for(platform: str) -> Formulation:
     """The spelling for a JAX platform name ("cpu", "gpu", "tpu"): the only place where they are chosen."""
     on_cpu = platform == "cpu"
-    return Formulation(scan_layers=not on_cpu, position_by_fft=on_cpu)
+    return Formulation(scan_layers=not on_cpu, position_by_dft=on_cpu, attention_by_head=on_cpu, extractor_by_row=on_cpu)

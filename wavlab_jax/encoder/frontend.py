@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from flax import nnx
 from jax import lax
 
 from wavlab_jax.encoder.config import EncoderConfig
-from wavlab_jax.encoder.layers import Dense, Norm, gelu, standardize, torch_uniform
+from wavlab_jax.encoder.layers import Dense, Moments, Norm, gelu, standardize, torch_uniform
 
 
 def convolved_length(samples, *, kernel: int, stride: int):
@@ -35,19 +36,47 @@ class Convolution(nnx.Module):
         self.bias = nnx.Param(torch_uniform(bias_key, (outputs,), fan_in=fan_in)) if cfg.extractor_bias else None
         self.norm = Norm(outputs) if cfg.extractor_norm == "layer" or index == 0 else None
 
-    def __call__(self, x: jax.Array, *, stride: int, lengths: jax.Array | None, cfg: EncoderConfig) -> jax.Array:
-        """[batch, time, inputs] -> [batch, time', outputs]; `lengths` [batch]: real output frames (group norm)."""
+    def convolve(self, x: jax.Array, *, stride: int) -> jax.Array:
+        """[batch, time, inputs] -> [batch, time', outputs], before norm and GELU."""
         x = lax.conv_general_dilated(
             x, self.kernel[...].astype(x.dtype), (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC")
         )
-        if self.bias is not None:
-            x = x + self.bias[...].astype(x.dtype)[None, None]
+        return x if self.bias is None else x + self.bias[...].astype(x.dtype)[None, None]
+
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        stride: int,
+        lengths: jax.Array | None,
+        cfg: EncoderConfig,
+        moments: Moments | None = None,
+    ) -> jax.Array:
+        """[batch, time, inputs] -> [batch, time', outputs]; `lengths` [batch]: real output frames (group norm).
+
+        `moments` [outputs] of the group norm, where `x` is a part of the recording that they were measured on.
+        """
+        x = self.convolve(x, stride=stride)
         if self.norm is not None and cfg.extractor_norm == "layer":
             x = self.norm.over_channels(x, epsilon=cfg.norm_epsilon)
+        elif self.norm is not None and moments is not None:
+            x = self.norm.by_moments(x, moments, epsilon=cfg.norm_epsilon)
         elif self.norm is not None:
             valid = None if lengths is None else jnp.arange(x.shape[1])[None] < lengths[:, None]
             x = self.norm.over_time(x, valid=valid, epsilon=cfg.norm_epsilon)
         return gelu(x)
+
+
+class WholeMoments(NamedTuple):
+    """What the frontend must know of a whole recording to encode a part of it.
+
+    Attributes:
+        waveform: of the samples, scalars; used where the encoder normalises the waveform.
+        first_convolution: of the first convolution's output over all time, [channels]; used by the group norm.
+    """
+
+    waveform: Moments
+    first_convolution: Moments | None
 
 
 class Frontend(nnx.Module):
@@ -59,20 +88,42 @@ class Frontend(nnx.Module):
         self.norm = Norm(cfg.extractor_channels[-1])
         self.projection = Dense(keys[-1], cfg.extractor_channels[-1], cfg.width, bert=False)
 
-    def features(self, waveform: jax.Array, *, samples: jax.Array | None, cfg: EncoderConfig) -> jax.Array:
-        """[batch, samples] -> [batch, frames, channels]; `samples` [batch]: how many are real, None if all are."""
+    def features(
+        self,
+        waveform: jax.Array,
+        *,
+        samples: jax.Array | None,
+        cfg: EncoderConfig,
+        whole: WholeMoments | None = None,
+    ) -> jax.Array:
+        """[batch, samples] -> [batch, frames, channels]; `samples` [batch]: how many are real, None if all are.
+
+        With `whole`, the waveform is a part of one recording, and the frames are those of the whole recording.
+        """
         x = waveform.astype(jnp.float32)
-        if cfg.normalize_waveform:
-            real = None if samples is None else jnp.arange(x.shape[1])[None] < samples[:, None]
+        real = None if samples is None else jnp.arange(x.shape[1])[None] < samples[:, None]
+        if cfg.normalize_waveform and whole is not None:
+            x = whole.waveform.standardize(x, epsilon=cfg.waveform_epsilon)
+        elif cfg.normalize_waveform:
             x = standardize(x, axis=1, epsilon=cfg.waveform_epsilon, where=real)
-            x = x if real is None else jnp.where(real, x, 0.0)
+        x = x if real is None else jnp.where(real, x, 0.0)  # "fairseq_bins" keeps frames that hear it
         x = x.astype(cfg.compute_dtype)[..., None]
         for convolution, kernel, stride in zip(
             self.convolutions, cfg.extractor_kernels, cfg.extractor_strides, strict=True
         ):
             samples = None if samples is None else convolved_length(samples, kernel=kernel, stride=stride)
-            x = convolution(x, stride=stride, lengths=samples, cfg=cfg)
+            moments = None if whole is None else whole.first_convolution  # only the first has a norm over time
+            x = convolution(x, stride=stride, lengths=samples, cfg=cfg, moments=moments)
         return _scale_gradient(x, cfg.feature_gradient_scale)
+
+    def first_convolution(self, waveform: jax.Array, moments: Moments, *, cfg: EncoderConfig) -> jax.Array:
+        """[batch, samples] of a part -> [batch, time, channels] that `WholeMoments.first_convolution` is taken of.
+
+        `moments` are those of the whole recording's samples.
+        """
+        x = waveform.astype(jnp.float32)
+        x = moments.standardize(x, epsilon=cfg.waveform_epsilon) if cfg.normalize_waveform else x
+        return self.convolutions[0].convolve(x.astype(cfg.compute_dtype)[..., None], stride=cfg.extractor_strides[0])
 
     def project(self, features: jax.Array, *, cfg: EncoderConfig) -> jax.Array:
         """[batch, frames, channels] -> [batch, frames, width]."""

@@ -5,6 +5,7 @@ Initial values follow fairseq: weights inside the Transformer are N(0, 0.02) wit
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,10 @@ def fold(keys: jax.Array | None, site: int) -> jax.Array | None:
 
 def gelu(x: jax.Array) -> jax.Array:
     """The exact (erf) form, as all peers use it; `jax.nn.gelu` defaults to the tanh approximation."""
-    return jax.nn.gelu(x, approximate=False)
+    if x.dtype != jnp.float32:
+        return jax.nn.gelu(x, approximate=False)
+    # PyTorch's spelling; JAX's goes through erfc, a quarter slower on CPU. In bfloat16 1 + erf would lose its left tail.
+    return 0.5 * x * (1.0 + lax.erf(x * math.sqrt(0.5)))
 
 
 def torch_uniform(key: jax.Array, shape: tuple[int, ...], *, fan_in: int) -> jax.Array:
@@ -82,6 +86,10 @@ class Norm(nnx.Module):
         where = None if valid is None else valid[:, :, None]
         return self._affine(standardize(x, axis=1, epsilon=epsilon, where=where), x.dtype)
 
+    def by_moments(self, x: jax.Array, moments: "Moments", *, epsilon: float) -> jax.Array:
+        """`over_time` of a part [batch, time, channels] of something longer, whose moments are known, [channels]."""
+        return self._affine(moments.standardize(x, epsilon=epsilon), x.dtype)
+
     def _affine(self, x: jax.Array, dtype) -> jax.Array:
         shape = (1,) * (x.ndim - 1) + (-1,)
         return (x * self.scale[...].reshape(shape) + self.bias[...].reshape(shape)).astype(dtype)
@@ -93,8 +101,22 @@ def standardize(x: jax.Array, *, axis: int, epsilon: float, where: jax.Array | N
     # at least one: a filler row has no real element, and 0 / 0 would reach every gradient through it
     count = x.shape[axis] if where is None else jnp.maximum(jnp.sum(where, axis=axis, keepdims=True), 1)
     mean = jnp.sum(x, axis=axis, keepdims=True, where=where) / count
-    variance = jnp.sum(jnp.square(x - mean), axis=axis, keepdims=True, where=where) / count
+    # mean - x, where x - mean would do as well: XLA would keep an array that both uses share, and write and read it
+    variance = jnp.sum(jnp.square(mean - x), axis=axis, keepdims=True, where=where) / count
     return (x - mean) * lax.rsqrt(variance + epsilon)
+
+
+class Moments(NamedTuple):
+    """Mean and variance of something of which a part is at hand; float32, each a scalar or [channels]."""
+
+    mean: jax.Array
+    variance: jax.Array
+
+    def standardize(self, x: jax.Array, *, epsilon: float) -> jax.Array:
+        """x [..., channels] as `standardize` would leave it, had it seen the whole."""
+        shape = (1,) * (x.ndim - 1) + (-1,)
+        scale = lax.rsqrt(self.variance + epsilon)
+        return (x.astype(jnp.float32) - self.mean.reshape(shape)) * scale.reshape(shape)
 
 
 class PositionConvolution(nnx.Module):
@@ -112,7 +134,7 @@ class PositionConvolution(nnx.Module):
         self.gain = nnx.Param(jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2))))
         self.bias = nnx.Param(jnp.zeros((cfg.width,)))
 
-    def __call__(self, x: jax.Array, *, by_fft: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, by_dft: bool) -> jax.Array:
         """[batch, frames, width] -> GELU of the convolution, same shape; even kernels lose their last output frame."""
         direction = self.direction[...]
         norm = jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2), keepdims=True))
@@ -120,7 +142,7 @@ class PositionConvolution(nnx.Module):
         taps = kernel.shape[0]
         # padding taps // 2 on both sides and dropping the last frame of an even kernel: one frame less on the right
         before, after = taps // 2, taps // 2 - (1 - taps % 2)
-        convolve = _convolve_by_fft if by_fft else _convolve_grouped
+        convolve = _convolve_by_dft if by_dft else _convolve_grouped
         y = convolve(x, kernel.astype(x.dtype), before, after)
         return gelu(y + self.bias[...].astype(x.dtype)[None, None])
 
@@ -136,21 +158,39 @@ def _convolve_grouped(x: jax.Array, kernel: jax.Array, before: int, after: int) 
     )
 
 
-def _convolve_by_fft(x: jax.Array, kernel: jax.Array, before: int, after: int) -> jax.Array:
+def _convolve_by_dft(x: jax.Array, kernel: jax.Array, before: int, after: int) -> jax.Array:
+    """Overlap-save: segments of twice the kernel's length, transformed by matrix products, in float32."""
     batch, frames, width = x.shape
     taps, inputs, _ = kernel.shape
     groups = width // inputs
     dtype, x, kernel = x.dtype, x.astype(jnp.float32), kernel.astype(jnp.float32)
-    size = 1 << (frames + before + after + taps - 2).bit_length()
-    x_hat = jnp.fft.rfft(jnp.pad(x, ((0, 0), (before, after), (0, 0))), size, axis=1)
-    kernel_hat = jnp.fft.rfft(kernel[::-1], size, axis=0)
-    y_hat = jnp.einsum(
-        "bfgi,figo->bfgo",
-        x_hat.reshape(batch, -1, groups, inputs),
-        kernel_hat.reshape(-1, inputs, groups, width // groups),
+    size = 2 * taps
+    hop = size - taps + 1  # outputs of a segment that its circular convolution leaves whole
+    segments = -(-frames // hop)
+    x = jnp.pad(x, ((0, 0), (before, (segments - 1) * hop + size - frames - before), (0, 0)))
+    x = jnp.stack([x[:, start : start + size] for start in range(0, segments * hop, hop)], axis=1)
+    forward, inverse = _real_dft(size)
+    x_hat = jnp.einsum("ctf,bstw->cfbsw", forward, x).reshape(2, taps + 1, batch * segments, groups, inputs)
+    kernel_hat = jnp.einsum("ctf,tio->cfio", forward[:, :taps], kernel)
+    real, imaginary = kernel_hat.reshape(2, taps + 1, inputs, groups, width // groups)
+    # (x_r + i x_i) (k_r - i k_i) as one real product; conjugated, because a layer's convolution is a correlation
+    x_hat = jnp.concatenate(list(x_hat), axis=-1)
+    kernel_hat = jnp.concatenate(
+        [jnp.concatenate([real, -imaginary], axis=-1), jnp.concatenate([imaginary, real], axis=-1)], axis=1
     )
-    y = jnp.fft.irfft(y_hat.reshape(batch, -1, width), size, axis=1)
-    return y[:, taps - 1 : taps - 1 + frames].astype(dtype)
+    y_hat = jnp.einsum("fngi,figo->fgno", x_hat, kernel_hat)
+    y_hat = y_hat.reshape(taps + 1, groups, batch * segments, 2, width // groups)
+    y = jnp.einsum("ctf,fgnco->ntgo", inverse[:, :hop], y_hat).reshape(batch, segments * hop, width)
+    return y[:, :frames].astype(dtype)
+
+
+def _real_dft(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Matrices [2 (real, imaginary), size, size // 2 + 1] of the transform of `size` real numbers and of its inverse."""
+    turns = np.arange(size)[:, None] * np.arange(size // 2 + 1)[None] % size / size
+    forward = np.stack([np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns)])
+    twice = np.full(size // 2 + 1, 2.0)  # a frequency stands for its mirror image too, the first and last do not
+    twice[[0, -1]] = 1.0
+    return forward.astype(np.float32), (forward * twice / size).astype(np.float32)
 
 
 def relative_buckets(frames: int, *, buckets: int, max_distance: int) -> np.ndarray:
@@ -202,7 +242,7 @@ class Attention(nnx.Module):
         self.output = Dense(keys[3], cfg.width, cfg.width)
         self.gate = Gate(keys[4], cfg) if cfg.relative_bias else None
 
-    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys) -> jax.Array:
+    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, by_head: bool) -> jax.Array:
         """`valid` [batch, frames] masks keys; `position_bias` [heads, frames, frames] comes ungated."""
 
         def split(y):
@@ -210,9 +250,13 @@ class Attention(nnx.Module):
 
         query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
         query = query * (query.shape[-1] ** -0.5)
+        gate = None if self.gate is None else self.gate(x).astype(jnp.float32)
+        if by_head and keys is None:
+            mixed = _attend_by_head(query, key, value, gate=gate, position_bias=position_bias, valid=valid)
+            return self.output(mixed.reshape(x.shape))
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
-        if self.gate is not None:
-            logits = logits + self.gate(x).astype(jnp.float32)[..., None] * position_bias[None]
+        if gate is not None:
+            logits = logits + gate[..., None] * position_bias[None]
         if valid is not None:
             # finite, so that a filler row without any real frame stays free of NaN
             logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
@@ -220,6 +264,29 @@ class Attention(nnx.Module):
         weights = dropout(weights, rate=cfg.attention_dropout, keys=fold(keys, 0))
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         return self.output(mixed.reshape(x.shape))
+
+
+def _attend_by_head(query, key, value, *, gate, position_bias, valid) -> jax.Array:
+    """Attention over [batch, frames, heads, head width], a row and head at a time; no dropout."""
+    batch, frames, heads, _ = query.shape
+
+    def attend(one):
+        logits = jnp.dot(one["query"], one["key"].T, preferred_element_type=jnp.float32)
+        if gate is not None:
+            logits = logits + one["gate"][:, None] * position_bias[one["head"]]
+        if valid is not None:
+            logits = jnp.where(valid[one["row"]][None], logits, jnp.finfo(jnp.float32).min)
+        return jnp.dot(jax.nn.softmax(logits, axis=-1).astype(value.dtype), one["value"])
+
+    def flat(y):
+        return y.transpose(2, 0, 1, 3).reshape(heads * batch, frames, -1)
+
+    # heads turn slowest: the rows of a batch find the position bias of their head in the cache
+    head, row = np.divmod(np.arange(heads * batch), batch)
+    every = {"query": flat(query), "key": flat(key), "value": flat(value), "head": head, "row": row}
+    if gate is not None:
+        every["gate"] = gate.transpose(1, 0, 2).reshape(heads * batch, frames)
+    return lax.map(attend, every).reshape(heads, batch, frames, -1).transpose(1, 2, 0, 3)
 
 
 class Layer(nnx.Module):
@@ -233,11 +300,11 @@ class Layer(nnx.Module):
         self.contract = Dense(keys[2], cfg.feed_forward, cfg.width)
         self.final_norm = Norm(cfg.width)
 
-    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys) -> jax.Array:
+    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, by_head: bool) -> jax.Array:
         """[batch, frames, width] -> same shape; `keys` [batch] draw dropout, None draws none."""
 
         def attend(y):
-            y = self.attention(y, cfg=cfg, valid=valid, position_bias=position_bias, keys=keys)
+            y = self.attention(y, cfg=cfg, valid=valid, position_bias=position_bias, keys=keys, by_head=by_head)
             return dropout(y, rate=cfg.dropout, keys=fold(keys, 1))
 
         def feed_forward(y):

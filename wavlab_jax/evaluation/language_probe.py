@@ -35,6 +35,7 @@ import numpy as np
 from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from wavlab_jax.evaluation import intervals
 from wavlab_jax.evaluation.intervals import Interval
@@ -92,12 +93,14 @@ class Comparison(NamedTuple):
     """A difference of macro accuracies, `of` minus `to`, its intervals, and what follows.
 
     Attributes:
+        clips: number of clips it rests on.
         difference: macro accuracy minus the other's (or minus chance).
         interval: the 95 % interval that the verdict rests on: over cells, or over clips if there are under `MIN_CELLS`.
         over_clips: 95 % interval that redraws clips within languages.
         verdict: "better" or "worse" if `interval` excludes zero, else "not distinguishable".
     """
 
+    clips: int
     difference: float
     interval: Interval
     over_clips: Interval
@@ -106,6 +109,7 @@ class Comparison(NamedTuple):
     def to_json(self) -> dict[str, Any]:
         """A dict of plain numbers and strings."""
         return {
+            "clips": self.clips,
             "difference": self.difference,
             "interval": self.interval._asdict(),
             "over_clips": self.over_clips._asdict(),
@@ -192,20 +196,61 @@ def evaluate(
     """Scores features [clips, width] by the module's protocol.
 
     Args:
-        features: one vector a clip.
+        features: one vector a clip; those of clips that are not `taking_part` are not looked at.
         languages: [clips], the language of each clip.
         sources: [clips], the corpus it comes from.
         train: bool [clips], True in the training split, False in development and test.
         config: the classifier; `ProbeConfig()` if None.
 
-    Raises ProbeError if lengths differ, a feature is not finite (the clip is named), fewer than two languages have two
-    sources, or no source has held-out clips of two languages that other sources train.
+    Raises ProbeError if lengths differ, a feature of a clip that takes part is not finite (the clip is named), fewer
+    than two languages have two sources, or no source has held-out clips of two languages that other sources train.
     """
     config = config or ProbeConfig()
     features, languages, sources = np.asarray(features), np.asarray(languages, str), np.asarray(sources, str)
     train = np.asarray(train)
     _check(features, languages, sources, train)
+    plan = _plan(languages, sources, train)
+    _check_finite(features, languages, sources, plan.taking_part)
 
+    predicted, guess = np.full(len(features), "", languages.dtype), np.zeros(len(features))
+    folds = []
+    for source, classes, training, testing in plan.folds:
+        # One thread: the matrices are small, and on a busy machine threads that wait for each other take ten times as
+        # long.
+        with threadpool_limits(limits=1):
+            predicted[testing] = _predict(features[training], languages[training], features[testing], config)
+        guess[testing] = 1 / len(classes)
+        right = float(np.mean(predicted[testing] == languages[testing]))
+        folds.append(Fold(source, classes, training.size, testing.size, right))
+    rows = np.flatnonzero(guess)
+    return _result(rows, languages[rows], sources[rows], predicted[rows], guess[rows], folds, plan.skipped)
+
+
+def taking_part(*, languages: Sequence[str], sources: Sequence[str], train: np.ndarray) -> np.ndarray:
+    """bool [clips]: the clips that train or test some fold. `evaluate` looks at the features of no other clip.
+
+    Raises ProbeError where `evaluate` would for want of clips.
+    """
+    return _plan(np.asarray(languages, str), np.asarray(sources, str), np.asarray(train)).taking_part
+
+
+class _FoldRows(NamedTuple):
+    """A fold before anything is fitted: its classes, and the indices of the clips that train it and test it."""
+
+    source: str
+    classes: tuple[str, ...]
+    training: np.ndarray
+    testing: np.ndarray
+
+
+class _Plan(NamedTuple):
+    folds: list[_FoldRows]
+    skipped: list[str]
+    taking_part: np.ndarray
+
+
+def _plan(languages: np.ndarray, sources: np.ndarray, train: np.ndarray) -> _Plan:
+    """Steps 1 to 3 of the protocol: they depend on labels alone."""
     pairs = set(zip(languages.tolist(), sources.tolist(), strict=True))
     shared = sorted(language for language in set(languages.tolist()) if sum(pair[0] == language for pair in pairs) >= 2)
     if len(shared) < 2:
@@ -213,27 +258,23 @@ def evaluate(
             f"no held-out data: {len(shared)} of {len(set(languages.tolist()))} languages occur in two or more of the "
             f"sources ({', '.join(sorted({source for _, source in pairs}))}); at least two languages must"
         )
-    takes_part = np.isin(languages, shared)
-    predicted, guess = np.full(len(features), "", languages.dtype), np.zeros(len(features))
-    folds, skipped = [], []
+    in_shared = np.isin(languages, shared)
+    found, folds, skipped = np.zeros(len(languages), bool), [], []
     for source in sorted({source for language, source in pairs if language in shared}):
-        training, testing = takes_part & train & (sources != source), takes_part & ~train & (sources == source)
+        training, testing = in_shared & train & (sources != source), in_shared & ~train & (sources == source)
         classes = np.intersect1d(languages[training], languages[testing])
         if len(classes) < 2:
             skipped.append(source)
             continue
         training, testing = training & np.isin(languages, classes), testing & np.isin(languages, classes)
-        predicted[testing] = _predict(features[training], languages[training], features[testing], config)
-        guess[testing] = 1 / len(classes)
-        right = float(np.mean(predicted[testing] == languages[testing]))
-        folds.append(Fold(source, tuple(classes.tolist()), int(training.sum()), int(testing.sum()), right))
-    rows = np.flatnonzero(guess)
-    if not rows.size:
+        folds.append(_FoldRows(source, tuple(classes.tolist()), np.flatnonzero(training), np.flatnonzero(testing)))
+        found |= training | testing
+    if not folds:
         raise ProbeError(
             f"no held-out data: none of the sources ({', '.join(skipped)}) has clips outside the training split in two "
             "languages that other sources have training clips of"
         )
-    return _result(rows, languages[rows], sources[rows], predicted[rows], guess[rows], folds, skipped)
+    return _Plan(folds, skipped, found)
 
 
 def compare(of: ProbeResult, to: ProbeResult) -> Comparison:
@@ -264,7 +305,11 @@ def _check(features: np.ndarray, languages: np.ndarray, sources: np.ndarray, tra
         )
     if train.dtype != np.bool_:
         raise ProbeError(f"train is {train.dtype}, expected bool: True where the clip is in the training split")
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+
+
+def _check_finite(features: np.ndarray, languages: np.ndarray, sources: np.ndarray, rows: np.ndarray) -> None:
+    """Of the clips that take part, bool [clips]; what the others hold does not matter."""
+    bad = np.flatnonzero(rows & ~np.isfinite(features).all(axis=1))
     if bad.size:
         clip = int(bad[0])
         raise ProbeError(f"features of clip {clip} ({languages[clip]}, {sources[clip]}) are not finite")
@@ -295,7 +340,7 @@ def _judged(values: np.ndarray, languages: np.ndarray, sources: np.ndarray) -> C
         verdict = "worse"
     else:
         verdict = "not distinguishable"
-    return Comparison(intervals.macro_mean(values, languages=languages), honest, clips, verdict)
+    return Comparison(values.size, intervals.macro_mean(values, languages=languages), honest, clips, verdict)
 
 
 class _Intervals(NamedTuple):

@@ -118,9 +118,19 @@ def macro(languages: dict[str, dict]) -> dict:
     }
 
 
+def times_trivial(row: dict) -> float | None:
+    """Accuracy over that of the better trivial predictor, of a `summary` or `macro`; None where there is none.
+
+    Above 1 something was learned that neither the most frequent unit nor the durations of units explain.
+    """
+    trivial = max(row["majority"] or 0.0, row["copy"] or 0.0)
+    return row["accuracy"] / trivial if trivial else None
+
+
 class Difference(NamedTuple):
     """Macro accuracy of one model minus another's on the same clips, with a 95 % bootstrap interval and a verdict."""
 
+    clips: int
     difference: float
     low: float
     high: float
@@ -156,4 +166,5 @@ def compare(
         draws.append(gain[again].sum(axis=1) / frames[again].sum(axis=1))
     low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
     verdict = "better" if low > 0 else "worse" if high < 0 else "not distinguishable"
-    return Difference(float(np.mean(point)), float(low), float(high), verdict)
+    clips = int(np.isin(scores.language, codes).sum())
+    return Difference(clips, float(np.mean(point)), float(low), float(high), verdict)

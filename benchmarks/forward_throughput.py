@@ -1,0 +1,193 @@
+"""Forward throughput beside transformers, in one process: the same weights, audio, threads and allocator settings.
+
+    PYTHONPATH=. .venv/bin/python benchmarks/forward_throughput.py \
+        [--models hubert_base wavlm_base_plus] [--rows 4] [--seconds 10] [--threads 2] [--repeats 9] [--out FILE.json]
+
+Both sides return every hidden state in float32; the largest difference between them is measured first. Then they take
+turns, so that a slow phase of the machine meets both; medians count, and the ratio is transformers' time over ours.
+transformers runs as it comes (its own choice of attention) under `torch.inference_mode`; ours is `encode`, compiled, on
+an encoder with unstacked layers. The process starts itself again with huge pages for the C library's allocator, which
+serves both. Needs the test environment (`make test-venv`), 4 GB of memory, and minutes.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from data_pipelines.atomic import whole_file
+from data_pipelines.batch import SAMPLE_RATE
+
+ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as the Makefile runs everything
+
+
+class Turns(NamedTuple):
+    """Seconds of each turn, in order: by the clock, and of processor time over all threads."""
+
+    wall: list[float]
+    processor: list[float]
+
+    def summary(self, audio_seconds: float) -> dict[str, Any]:
+        """Medians and bests; audio seconds encoded a second."""
+        median = statistics.median(self.wall)
+        return {
+            "median_seconds": round(median, 3),
+            "best_seconds": round(min(self.wall), 3),
+            "median_processor_seconds": round(statistics.median(self.processor), 3),
+            "times_real_time": round(audio_seconds / median, 2),
+            "seconds": [round(second, 3) for second in self.wall],
+        }
+
+
+def take_turns(sides: dict[str, Callable[[], object]], *, repeats: int) -> dict[str, Turns]:
+    """Each side `repeats` times, in alternating order; a call must return only when its result is there."""
+    turns = {name: Turns([], []) for name in sides}
+    for repeat in range(repeats):
+        for name in sides if repeat % 2 == 0 else reversed(sides):
+            wall, processor = time.perf_counter(), time.process_time()
+            sides[name]()
+            turns[name].wall.append(time.perf_counter() - wall)
+            turns[name].processor.append(time.process_time() - processor)
+    return turns
+
+
+def compare(model, encoder, waveform, *, repeats: int) -> dict[str, Any]:
+    """Both models, with the same weights, on `waveform` [rows, samples]: difference, times, ratio."""
+    import jax
+    import numpy as np
+    import torch
+
+    from wavlab_jax.encoder import encode, formulation_for, unstack_layers
+
+    theirs_in = torch.from_numpy(waveform)
+    program = jax.jit(lambda encoder, waveform: encode(encoder, waveform, formulation=formulation_for("cpu")).hidden)
+    encoder, ours_in = jax.device_put((unstack_layers(encoder), waveform))
+
+    def ours():
+        return jax.block_until_ready(program(encoder, ours_in))
+
+    def theirs():
+        with torch.inference_mode():
+            return model(theirs_in, output_hidden_states=True)
+
+    started = time.perf_counter()
+    hidden = ours()
+    compiled = time.perf_counter() - started
+    found = theirs()
+    states = (*found.hidden_states[:-1], found.last_hidden_state)  # see wavlab_jax.encoder.Encoded
+    difference = max(
+        float(np.abs(np.asarray(one) - other.numpy()).max()) for one, other in zip(hidden, states, strict=True)
+    )
+    del hidden, found, states
+    turns = take_turns({"wavlab_jax": ours, "transformers": theirs}, repeats=repeats)
+    audio_seconds = waveform.size / SAMPLE_RATE
+    pairs = [b / a for a, b in zip(turns["wavlab_jax"].wall, turns["transformers"].wall, strict=True)]
+    summaries = {name: turn.summary(audio_seconds) for name, turn in turns.items()}
+
+    def ratio(measure):
+        return round(summaries["transformers"][measure] / summaries["wavlab_jax"][measure], 3)
+
+    return {
+        "ratio": ratio("median_seconds"),
+        "ratio_of_bests": ratio("best_seconds"),
+        "ratio_of_processor_time": ratio("median_processor_seconds"),
+        "median_of_paired_ratios": round(statistics.median(pairs), 3),
+        "largest_difference": difference,
+        "compile_and_first_seconds": round(compiled, 1),
+        "attention_of_transformers": model.config._attn_implementation,
+        **summaries,
+    }
+
+
+def pair_of(name: str):
+    """A model of transformers with its initial weights, and the encoder with the same."""
+    import transformers
+
+    from wavlab_jax.convert import import_huggingface
+    from wavlab_jax.convert.settings import huggingface_config
+    from wavlab_jax.encoder.architectures import architecture
+
+    cfg = architecture(name)
+    config = transformers.AutoConfig.for_model(**huggingface_config(cfg))
+    model = transformers.AutoModel.from_config(config).eval()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        return model, import_huggingface(folder, normalize_waveform=cfg.normalize_waveform)
+
+
+def machine(threads: int) -> dict[str, Any]:
+    """What the numbers depend on."""
+    import jax
+    import torch
+    import transformers
+
+    processor = platform.processor()
+    if Path("/proc/cpuinfo").exists():
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
+    return {
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "load_average": os.getloadavg()[0],
+        "allocator": ALLOCATOR,
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def main() -> None:
+    """Measures each model, prints a line each, and writes the JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=["hubert_base", "wavlm_base_plus"], help="names of architectures")
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--seconds", type=float, default=10.0, help="of each row")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
+        environment = os.environ | ALLOCATOR | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(arguments.threads)}
+        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
+    if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as there are cores to run on
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+
+    import numpy as np
+    import torch
+    import transformers
+
+    torch.set_num_threads(arguments.threads)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    samples = round(arguments.seconds * SAMPLE_RATE)
+    waveform = (0.1 * np.random.default_rng(0).standard_normal((arguments.rows, samples))).astype(np.float32)
+    result = machine(arguments.threads) | {"rows": arguments.rows, "seconds": arguments.seconds, "models": {}}
+    print(f"{result['processor']}, {result['cores']} cores, {result['threads']} threads, load {os.getloadavg()[0]:.1f}")
+    for name in arguments.models:
+        found = compare(*pair_of(name), waveform, repeats=arguments.repeats)
+        result["models"][name] = found
+        ours, theirs = found["wavlab_jax"], found["transformers"]
+        print(
+            f"{name}: {ours['median_seconds']:.2f} s, transformers {theirs['median_seconds']:.2f} s: "
+            f"{found['ratio']:.2f}x (bests {found['ratio_of_bests']:.2f}x, processor time "
+            f"{found['ratio_of_processor_time']:.2f}x, pairs {found['median_of_paired_ratios']:.2f}x); largest difference "
+            f"{found['largest_difference']:.1e}",
+            flush=True,
+        )
+    if arguments.out:
+        with whole_file(arguments.out) as temporary:
+            temporary.write_text(json.dumps(result, indent=1) + "\n")
+        print(arguments.out)
+
+
+if __name__ == "__main__":
+    main()
