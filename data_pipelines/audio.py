@@ -5,6 +5,7 @@ length that was meant for the whole, that is a silent error, so what the contain
 """
 
 import io
+import mmap
 import struct
 import zlib
 from pathlib import Path
@@ -21,6 +22,7 @@ SILENCE = 1e-4  # peak of -80 dB re full scale: three steps of int16
 MAX_SECONDS = 3600.0  # longer files need segmenting first; also bounds the memory that a hostile header can ask for
 _UNKNOWN_SIZE = 0xFFFFFFFF  # what streaming writers put into a RIFF header
 _INT16 = 32768.0
+_UNDECODED = ((4, b"ftyp", "MP4 or M4A"), (0, b"\x1aE\xdf\xa3", "WebM or Matroska"))  # first bytes of each
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -33,6 +35,18 @@ class AudioError(ValueError):
 
     def __reduce__(self):  # exceptions are rebuilt from their message otherwise, which loses the parts
         return type(self), (self.name, self.reason, self.samples)
+
+
+class ForwardSoundFile(soundfile.SoundFile):
+    """A file that is read from front to back only: `read(frames)` gives fewer at the end, then none.
+
+    A SoundFile seeks to where it is after each block. In Ogg that is not always harmless: libsndfile decodes the last
+    page of an Opus file wrongly after a seek to its very beginning.
+    """
+
+    def seekable(self) -> bool:
+        """Never, so that nothing seeks."""
+        return False
 
 
 class Decoded(NamedTuple):
@@ -65,17 +79,18 @@ def decode(data: bytes | Path, *, name: str) -> Decoded:
     if not data:
         raise AudioError(name, "empty file")
     data = bytes(data)
-    _check_whole(data, name)
+    check_whole(data, name)
     try:
-        with soundfile.SoundFile(io.BytesIO(data)) as sound:
+        with ForwardSoundFile(io.BytesIO(data)) as sound:
             rate, announced, channels = sound.samplerate, sound.frames, sound.channels
             limit = int(MAX_SECONDS * rate)
             # Unknown lengths are announced as absurdly long ones: read up to the limit, then see whether more follows.
-            blocks = []
-            for block in sound.blocks(blocksize=1 << 20, frames=limit + 1, dtype="float32", always_2d=True):
-                blocks.append(block[:, 0].copy() if channels == 1 else block.mean(axis=1, dtype=np.float32))
+            blocks, left = [], limit + 1
+            while left and len(block := sound.read(min(left, 1 << 20), dtype="float32", always_2d=True)):
+                blocks.append(mono(block))
+                left -= len(block)
     except (soundfile.SoundFileError, RuntimeError, ValueError) as error:
-        raise AudioError(name, f"unreadable ({_words(error)})") from error
+        raise AudioError(name, f"unreadable ({words_of(error)})") from error
     source = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
     frames = len(source)
     if frames > limit:
@@ -124,20 +139,28 @@ def decode_crop(flac: bytes, *, start: int = 0, samples: int | None = None) -> n
                 sound.seek(start)
             crop = sound.read(samples, dtype="int16")
     except (soundfile.SoundFileError, RuntimeError) as error:
-        raise AudioError("FLAC", f"unreadable ({_words(error)})") from error
+        raise AudioError("FLAC", f"unreadable ({words_of(error)})") from error
     if len(crop) != samples:
         raise AudioError("FLAC", f"truncated: {len(crop)} of {samples} samples decode")
     return crop.astype(np.float32) / np.float32(_INT16)
 
 
-def _words(error: Exception) -> str:
+def mono(block: np.ndarray) -> np.ndarray:
+    """[frames, channels] to [frames]: the channels' mean, as an array of its own."""
+    return block[:, 0].copy() if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+
+
+def words_of(error: Exception) -> str:
     """What libsndfile says, without the address of the object it read from: the same file gives the same words."""
     return str(getattr(error, "error_string", error)).strip().rstrip(".")
 
 
-def _check_whole(data: bytes, name: str) -> None:
-    """Raises AudioError if the container says that more bytes should follow."""
+def check_whole(data: bytes | mmap.mmap, name: str) -> None:
+    """Raises AudioError if the container says that more bytes should follow, or is one that cannot be decoded."""
     announced = None
+    for place, mark, container in _UNDECODED:
+        if data[place : place + len(mark)] == mark:
+            raise AudioError(name, f"{container} is not decoded here: convert it first (ffmpeg -i FILE out.flac)")
     if data[:4] in (b"RIFF", b"RIFX", b"RF64") and data[8:12] == b"WAVE":
         _check_wav(data, name)
     elif data[:4] == b"OggS":
@@ -155,7 +178,7 @@ def _check_whole(data: bytes, name: str) -> None:
         raise AudioError(name, f"truncated: {len(data)} of {announced} bytes")
 
 
-def _mp3_bytes(data: bytes) -> int | None:
+def _mp3_bytes(data: bytes | mmap.mmap) -> int | None:
     """The file's length by an MP3's Xing header, less the 1 % by which encoders get it wrong; None without one."""
     start = 0
     if data[:3] == b"ID3" and len(data) >= 10:  # ID3v2: its size is four times seven bits
@@ -168,7 +191,7 @@ def _mp3_bytes(data: bytes) -> int | None:
     return start + int(size * 0.99) if flags & 3 == 3 else None
 
 
-def _check_wav(data: bytes, name: str) -> None:
+def _check_wav(data: bytes | mmap.mmap, name: str) -> None:
     order = ">" if data[:4] == b"RIFX" else "<"
     position, wide_size = 12, None
     while position + 8 <= len(data):
@@ -187,7 +210,7 @@ def _check_wav(data: bytes, name: str) -> None:
     raise AudioError(name, "truncated: WAV without a data chunk")
 
 
-def _check_ogg(data: bytes, name: str) -> None:
+def _check_ogg(data: bytes | mmap.mmap, name: str) -> None:
     """Walks the pages (RFC 3533, section 6): each whole and sound, none missing, the last one flagged as the last."""
     position, sequence, ended = 0, {}, False
     while position < len(data):

@@ -6,10 +6,8 @@ Batch k is a pure function of (corpus, configuration, k). Grain reads ahead, in 
 that matters, so a run is resumed with one integer, at any number of hosts, workers and threads.
 """
 
+import contextlib
 import math
-import multiprocessing
-import signal
-import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,6 +33,7 @@ from data_pipelines.mixing import Interference, MixingConfig
 from data_pipelines.sampling import Draw, DrawConfig
 from data_pipelines.sources import NoiseFolder, ShardSource
 from data_pipelines.units import UnitStore
+from data_pipelines.worker_processes import follow_parent, interrupts_blocked
 
 STEPS = 1 << 62  # as good as infinite
 SECONDS_TOLERANCE = 0.01  # steps of different lengths may differ this much in audio
@@ -222,14 +221,20 @@ class Batches(Iterator[Batch]):
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()
             share = max(1, prefetch // workers)
-            stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=share))
+            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=share)
+            stream = stream.mp_prefetch(options, worker_init_fn=_start_worker)
         self._shared = workers > 0
-        self._iterator = iter(stream)
+        self._started = False
+        with interrupts_blocked() if workers else contextlib.nullcontext():
+            self._iterator = iter(stream)
 
     def __next__(self) -> Batch:
         if self._iterator is None:
             raise StopIteration
-        batch = next(self._iterator)
+        # The first batch starts the processes; the trainer decides what Ctrl-C means, and they make batches until then.
+        with interrupts_blocked() if self._shared and not self._started else contextlib.nullcontext():
+            batch = next(self._iterator)
+        self._started = True
         # Arrays from a worker lie in memory that it shares and takes back.
         return Batch(*(np.array(array) for array in batch)) if self._shared else batch
 
@@ -376,12 +381,9 @@ def _check_hosts(host: int, hosts: int) -> None:
         raise PipelineError(f"host {host} of {hosts}; hosts are numbered from 0")
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    """In a worker process: Ctrl-C reaches the whole process group, but the trainer decides when batches end."""
-    if multiprocessing.parent_process() and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
 def _load_batch(cfg: DataConfig, manifest: Manifest, units: UnitStore | None, host: int, hosts: int) -> LoadBatch:
-    _leave_interrupts_to_the_parent()
     return LoadBatch(cfg, manifest, units, host=host, hosts=hosts)
+
+
+def _start_worker(index: int, count: int) -> None:
+    follow_parent()

@@ -14,11 +14,8 @@ import hashlib
 import itertools
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
-import signal
 import sys
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -29,12 +26,13 @@ import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from data_pipelines.atomic import delete_leftovers, whole_file
+from data_pipelines.atomic import TEMPORARY_PREFIX, delete_leftovers, whole_file
 from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
 from data_pipelines.corpora import folder as folder_corpus
 from data_pipelines.manifest import MANIFEST_NAME, SHARD_FOLDER, Manifest, ManifestError, Split, write_manifest
 from data_pipelines.shards import Joining, Shard, ShardTask, Tally, make_task, read_shard, write_shard
+from data_pipelines.worker_processes import die_of_interrupts, follow_parent, interrupts_blocked
 
 PLAN_NAME = "plan.json"
 QUARANTINE_NAME = "quarantine.tsv"
@@ -105,12 +103,12 @@ def prepare(
         folder, listing, clips_per_shard=clips_per_shard, join_seconds=join_seconds, min_seconds=min_seconds
     )
     (out / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
-    with _only_one_run(out):
+    with _only_one_run(out) as alone:
         done = _finished(out, plan, overwrite=overwrite)
         if done is not None:
             return done
-        delete_leftovers(out)
-        delete_leftovers(out / SHARD_FOLDER)
+        for place in (out, out / SHARD_FOLDER):
+            delete_leftovers(place, everyones=alone)
         with whole_file(out / PLAN_NAME) as temporary:
             temporary.write_text(json.dumps({"digest": plan.digest, **plan.summary}, indent=1, ensure_ascii=False))
         _run(plan, out, workers or os.cpu_count() or 1, progress=progress)
@@ -177,16 +175,18 @@ def _deal(clips: list[Clip], limit: int) -> Iterator[list[Clip]]:
 
 
 @contextlib.contextmanager
-def _only_one_run(out: Path) -> Iterator[None]:
+def _only_one_run(out: Path) -> Iterator[bool]:
+    """Locks the folder; gives False where the file system has no locks, so that another run may be at it unseen."""
     descriptor = os.open(out, os.O_RDONLY)  # the folder itself is locked: nothing to clean up, whatever happens
     try:
+        locked = True
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise PrepareError(f"another prepare is writing to {out}; wait for it to end") from None
         except OSError:
-            pass  # a file system without locks
-        yield
+            locked = False
+        yield locked
     finally:
         os.close(descriptor)
 
@@ -267,13 +267,14 @@ def _run_in_pool(tasks: list[ShardTask], out: Path, workers: int, advance) -> No
     # Spawned, not forked: the parent may hold threads and locks of the libraries that it imported.
     context = multiprocessing.get_context("spawn")
     count = max(1, min(workers, len(tasks)))
-    with concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_follow_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
         running: dict[concurrent.futures.Future, str] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < workers * IN_FLIGHT:
                     task = waiting.pop()
-                    running[pool.submit(write_shard, task, out)] = task.name
+                    with interrupts_blocked():  # the first task starts the processes
+                        running[pool.submit(write_shard, task, out)] = task.name
                 ready, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in ready:
                     advance(future.result())
@@ -284,21 +285,13 @@ def _run_in_pool(tasks: list[ShardTask], out: Path, workers: int, advance) -> No
                 f"{', '.join(sorted(running.values())[:4])}. Run the same command again to go on: with fewer "
                 "--workers if memory was short, with --workers 1 to see the crash"
             ) from error
-        finally:
-            for future in running:
-                future.cancel()
+        finally:  # the pool cancels them itself: cancelled from here, they would trip it while it notices dead workers
+            pool.shutdown(cancel_futures=True)
 
 
-def _follow_parent() -> None:
-    """In a worker: end at once when the parent does, however it ends, and without a word at the user's Ctrl-C."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    parent = multiprocessing.parent_process()
-
-    def wait() -> None:
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+def _start_worker() -> None:
+    die_of_interrupts()  # a shard is whole or absent, so a worker may stop anywhere
+    follow_parent()
 
 
 def _merge(plan: Plan, listing: Listing, out: Path) -> Prepared:
@@ -336,7 +329,8 @@ def _merge(plan: Plan, listing: Listing, out: Path) -> Prepared:
     )
     current = {shard.name for shard in shards}
     for path in (out / SHARD_FOLDER).iterdir():
-        if path.suffix in (".arrow", ".arrayrecord") and path.stem not in current:
+        temporary = path.name.startswith(TEMPORARY_PREFIX)  # another run's, where there are no locks
+        if path.suffix in (".arrow", ".arrayrecord") and path.stem not in current and not temporary:
             path.unlink()
     return Prepared(out, Manifest.load(out), tally, tuple(rejected), fresh=True)
 

@@ -7,7 +7,6 @@ the byte, and is either whole on disk or absent.
 import errno
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -16,7 +15,7 @@ import msgpack
 import numpy as np
 import pyarrow as pa
 
-from data_pipelines.atomic import whole_file
+from data_pipelines.atomic import cannot_write, whole_file
 from data_pipelines.audio import AudioError, decode, encode_flac
 from data_pipelines.batch import RECEPTIVE_FIELD, SAMPLE_RATE
 from data_pipelines.corpora import Clip, Rejected
@@ -142,7 +141,7 @@ def join_neighbours(items: Iterable[T], joining: Joining, *, samples: Callable[[
 def write_shard(task: ShardTask, out: str | Path) -> Tally:
     """Decodes the task's clips; writes out/shards/NAME.arrayrecord, then NAME.arrow, which says that it is whole.
 
-    Bad clips are left out and listed in the table's metadata. Raises OSError naming the file (a full disk, for
+    Bad clips are left out and listed in the table's metadata. Raises CannotWrite naming the file (a full disk, for
     one) after deleting what was half written.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -195,7 +194,7 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
             with pa.ipc.new_file(sink, table.schema) as writer:
                 writer.write_table(table)
     except (OSError, RuntimeError, pa.ArrowException) as error:
-        raise _named(error, records) from error
+        raise cannot_write(error, records) from error
     return tally
 
 
@@ -269,16 +268,3 @@ def _check_written(path: Path, records: int) -> None:
     reader.close()
     if found != records:
         raise OSError(errno.EIO, f"only {found} of {records} records reached the disk", str(path))
-
-
-def _named(error: Exception, path: Path) -> OSError:
-    """The error as an OSError of this file, with the reason that the file system gave, if one can be found out."""
-    if isinstance(error, OSError) and error.errno:
-        number, reason = error.errno, error.strerror
-    else:
-        reason = " ".join(str(error).split())
-        known = [
-            n for n in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES) if os.strerror(n) in reason
-        ]
-        number = known[0] if known else errno.EIO
-    return OSError(number, f"the shard could not be written; run again once that is mended ({reason})", str(path))

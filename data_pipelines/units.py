@@ -8,14 +8,11 @@ train on noise.
 
 import contextlib
 import json
-import os
-import secrets
-import shutil
 from pathlib import Path
 
 import numpy as np
 
-from data_pipelines.atomic import TEMPORARY_PREFIX
+from data_pipelines.atomic import whole_folder
 from data_pipelines.batch import HOP, SAMPLE_RATE, num_frames
 from data_pipelines.manifest import Manifest
 
@@ -35,15 +32,15 @@ class UnitWriter:
     """Writes a unit store, whole or not at all.
 
     Use as a context manager and `add` every utterance of the manifest in order. Everything goes to a temporary folder
-    beside the final one, which is renamed when the block ends well; after an error it is deleted. A killed process
-    leaves a folder whose name starts with `.partial-`, which nothing reads and which may be deleted.
+    beside the final one, which is renamed when the block ends well (`atomic.whole_folder`); after an error it is
+    deleted.
 
     Args:
         directory: the store to make; must not exist. manifest: the corpus. units: K, labels are 0 .. K-1.
         source: what made the labels, for people ("k-means, 500, layer 9 of step 400000 of ...").
 
     Raises UnitsError: the folder exists already, K out of range, labels out of order, of a wrong length, dtype or
-    range, or not all utterances added. Raises OSError naming the folder if the disk is full.
+    range, or not all utterances added. Raises CannotWrite naming the folder if the disk is full.
     """
 
     def __init__(self, directory: str | Path, manifest: Manifest, *, units: int, source: str):
@@ -57,11 +54,10 @@ class UnitWriter:
     def __enter__(self) -> "UnitWriter":
         if self.directory.exists():
             raise UnitsError(f"{self.directory} exists already: delete it, or write the units to another folder")
-        self.directory.parent.mkdir(parents=True, exist_ok=True)
-        name = f"{TEMPORARY_PREFIX}{os.getpid()}-{secrets.token_hex(4)}-{self.directory.name}"
-        self._temporary = self.directory.with_name(name)
-        self._temporary.mkdir()
-        self._labels = open(self._temporary / UNITS_NAME, "wb", buffering=1 << 20)  # noqa: SIM115 - closed in __exit__
+        with contextlib.ExitStack() as whole:
+            self._temporary = whole.enter_context(whole_folder(self.directory))
+            self._labels = open(self._temporary / UNITS_NAME, "wb", buffering=1 << 20)  # noqa: SIM115 - for the block
+            self._whole = whole.pop_all()
         return self
 
     def add(self, i: int, labels: np.ndarray) -> None:
@@ -82,25 +78,23 @@ class UnitWriter:
                 f"{self.directory}: labels {labels.min()}..{labels.max()} for {self.manifest.describe(i)}; "
                 f"with {self.units} units they must lie in 0..{self.units - 1}"
             )
-        try:
-            self._labels.write(labels.astype("<u2", copy=False).tobytes())
-        except OSError as error:
-            raise self._cannot_write(error) from error
+        self._labels.write(labels.astype("<u2", copy=False).tobytes())
         self._added += 1
 
     def __exit__(self, kind, error, trace) -> None:
+        temporary, self._temporary = self._temporary, None
+        if kind is not None:
+            with contextlib.suppress(OSError):  # what it could not flush; the first error is the one to tell
+                self._labels.close()
+            self._whole.__exit__(kind, error, trace)
+            return
         try:
-            if kind is None:
-                self._commit()
-            else:
-                with contextlib.suppress(OSError):  # what it could not flush; the first error is the one to tell
-                    self._labels.close()
-        finally:
-            if self._temporary is not None:
-                shutil.rmtree(self._temporary, ignore_errors=True)
-                self._temporary = None
+            with self._whole:
+                self._finish(temporary)
+        except FileExistsError as error:
+            raise UnitsError(str(error)) from error
 
-    def _commit(self) -> None:
+    def _finish(self, temporary: Path) -> None:
         if self._added != len(self._frames):
             raise UnitsError(
                 f"{self.directory}: units of only {self._added} of {len(self._frames)} utterances were added; no file "
@@ -117,23 +111,9 @@ class UnitWriter:
             "utterances": len(self._frames),
             "frames": int(self._frames.sum()),
         }
-        try:
-            self._labels.close()
-            np.save(self._temporary / OFFSETS_NAME, np.concatenate([[0], np.cumsum(self._frames)]).astype(np.int64))
-            (self._temporary / META_NAME).write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
-            for path in self._temporary.iterdir():  # the bytes must be on the disk before the name is
-                with open(path, "rb") as written:
-                    os.fsync(written.fileno())
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        try:
-            os.rename(self._temporary, self.directory)
-        except OSError as error:
-            raise UnitsError(f"{self.directory} cannot be put in place ({error}); does it exist by now?") from error
-        self._temporary = None
-
-    def _cannot_write(self, error: OSError) -> OSError:
-        return OSError(error.errno, f"cannot write units ({error.strerror}); nothing is kept", str(self.directory))
+        self._labels.close()
+        np.save(temporary / OFFSETS_NAME, np.concatenate([[0], np.cumsum(self._frames)]).astype(np.int64))
+        (temporary / META_NAME).write_text(json.dumps(meta, indent=1, ensure_ascii=False) + "\n")
 
 
 class UnitStore:

@@ -12,6 +12,7 @@ import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from data_pipelines.audio import AUDIO_SUFFIXES
 from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
@@ -19,6 +20,7 @@ from data_pipelines.languages import UnknownLanguage, normalise
 from data_pipelines.manifest import Split
 
 TABLE_NAME = "manifest.tsv"
+LAYOUT = "<language>/<corpus>/"  # of a folder without a table
 NEEDED = ("path", "language")
 SPLITS = {
     **{name: Split.TRAIN for name in ("train", "training")},
@@ -34,7 +36,8 @@ def read(folder: str | Path, *, table: str | Path | None = None) -> Listing:
     `table` is looked for in the folder, then as given; None takes the folder's manifest.tsv if it has one, else walks
     <language>/<corpus>/**. Without a split, sentences are dealt out 80/10/10 by a hash of (language, text or else id),
     so that a sentence never sits in two splits. Rows that cannot be used (a path outside of the folder or of no file,
-    a repeated id, a bad split or length) come back as rejected.
+    a repeated id, a bad split or length) come back as rejected, and so do stray files that lie higher up than a
+    corpus folder.
 
     Raises CorpusError: no folder, no table, no such column, a row with another number of fields, not UTF-8, nothing
     listed, or a language that ISO 639 does not know (a typo there would lose a whole language in silence).
@@ -42,11 +45,11 @@ def read(folder: str | Path, *, table: str | Path | None = None) -> Listing:
     folder = Path(folder)
     if not folder.is_dir():
         raise CorpusError(f"corpus folder {folder} does not exist")
+    path, strays = None, []
     if table is None and not (folder / TABLE_NAME).is_file():
-        rows = list(_walk(folder))
-        if not rows:
-            raise CorpusError(f"{folder} has neither {TABLE_NAME} nor audio files under <language>/<corpus>/")
-        where = str(folder)
+        rows, strays = _walk(folder)
+        if not rows and not strays:
+            raise CorpusError(f"{folder} has neither {TABLE_NAME} nor audio files under {LAYOUT}")
     else:
         path = folder / (table or TABLE_NAME)
         if not path.is_file():
@@ -56,9 +59,8 @@ def read(folder: str | Path, *, table: str | Path | None = None) -> Listing:
         rows = list(_rows(path))
         if not rows:
             raise CorpusError(f"{path} lists no clips")
-        where = str(path)
-    codes = _languages(rows, where)
-    clips, rejected, seen = [], [], {}
+    codes = _languages(rows, folder, path)
+    clips, rejected, seen = [], strays, {}
     for number, row in rows:
         try:
             clip = _clip(folder, number, row, codes)
@@ -95,7 +97,14 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise CorpusError(f"{path} is not UTF-8: {error}") from error
 
 
-def _walk(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
+class _Walked(NamedTuple):
+    """Audio files of a folder: `rows` as a table would have them, and `strays` that lie outside of its layout."""
+
+    rows: list[tuple[int, dict[str, str]]]
+    strays: list[Rejected]
+
+
+def _walk(folder: Path) -> _Walked:
     paths, visited = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         if os.path.realpath(parent) in visited:  # a link that leads back up
@@ -103,29 +112,38 @@ def _walk(folder: Path) -> Iterator[tuple[int, dict[str, str]]]:
             continue
         visited.add(os.path.realpath(parent))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        inside = Path(parent).relative_to(folder).as_posix()
+        inside = Path(parent).relative_to(folder)
         paths += [
-            f"{inside}/{name}" for name in files if Path(name).suffix.lower() in AUDIO_SUFFIXES and name[0] != "."
+            (inside / name).as_posix()
+            for name in files
+            if Path(name).suffix.lower() in AUDIO_SUFFIXES and name[0] != "."
         ]
+    walked = _Walked([], [])
     for number, path in enumerate(sorted(paths), start=1):
         parts = path.split("/")
-        yield number, {"path": path, "language": parts[0], "source": parts[1] if len(parts) > 2 else folder.name}
+        if len(parts) > 2:
+            walked.rows.append((number, {"path": path, "language": parts[0], "source": parts[1]}))
+        else:
+            where = "at the top" if len(parts) == 1 else f"in {parts[0]}/ itself"
+            reason = f"not under {LAYOUT}: lies {where}; move it to {LAYOUT}, or list it in {TABLE_NAME}"
+            walked.strays.append(Rejected(path, number, reason))
+    return walked
 
 
-def _languages(rows: list[tuple[int, dict[str, str]]], where: str) -> dict[str, str]:
-    first: dict[str, int] = {}
+def _languages(rows: list[tuple[int, dict[str, str]]], folder: Path, table: Path | None) -> dict[str, str]:
+    """Language as given -> ISO 639-3. Raises CorpusError naming the first row, or file, of each unknown one."""
+    codes, problems = {}, {}
     for number, row in rows:
-        first.setdefault(row["language"], number)
-    codes, problems = {}, []
-    for given, number in first.items():
+        given = row["language"]
+        if given in codes or given in problems:
+            continue
         try:
             codes[given] = normalise(given)
         except UnknownLanguage as error:
-            problems.append((number, error))
+            place = f"{table} row {number}" if table else f"{folder / row['path']} (expected under {LAYOUT})"
+            problems[given] = f"{place}: {error}"
     if problems:
-        more = "".join(f"; row {n}: {e}" for n, e in problems[1:5]) + ("; ..." if len(problems) > 5 else "")
-        number, error = problems[0]
-        raise CorpusError(f"{where} row {number}: {error}{more}") from error
+        raise CorpusError("; ".join([*list(problems.values())[:5], *(["..."] if len(problems) > 5 else [])]))
     return codes
 
 

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -8,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from data_pipelines.atomic import TEMPORARY_PREFIX
+from data_pipelines.atomic import TEMPORARY_PREFIX, CannotWrite
 from data_pipelines.batch import num_frames
 from data_pipelines.manifest import Manifest, write_manifest
 from data_pipelines.units import META_NAME, OFFSETS_NAME, UNITS_NAME, UnitsError, UnitStore, UnitWriter
@@ -173,7 +174,7 @@ def test_an_existing_folder_is_not_touched(store, manifest):
 def test_a_folder_that_appears_meanwhile_is_not_touched(tmp_path, manifest):
     directory = tmp_path / "units"
     with (
-        pytest.raises(UnitsError, match="does it exist by now"),
+        pytest.raises(UnitsError, match="exists by now, and is left as it is"),
         UnitWriter(directory, manifest, units=K, source="") as writer,
     ):
         for i in range(6):
@@ -235,15 +236,33 @@ def test_a_killed_writer_leaves_nothing_readable_and_does_not_stand_in_the_way(t
     with pytest.raises(UnitsError, match="not a whole one"):
         UnitStore.load(tmp_path / partial, manifest)
     assert len(UnitStore.load(write(directory, manifest), manifest)) == 6
+    assert leftovers(tmp_path) == []
 
 
 def test_a_full_disk_is_told_with_the_folder_and_leaves_nothing(tmp_path, manifest):
     directory = tmp_path / "units"
     child = run_child(manifest, directory, "full")
     assert child.returncode == 1
-    assert child.stderr.strip().splitlines()[-1].startswith(f"OSError: [Errno {errno.EFBIG}] cannot write units")
-    assert str(directory) in child.stderr
+    told = f"data_pipelines.atomic.CannotWrite: {directory} cannot be written ({os.strerror(errno.EFBIG)}): mend that"
+    assert child.stderr.strip().splitlines()[-1].startswith(told)
     assert not directory.exists() and leftovers(tmp_path) == []
+
+
+@pytest.mark.parametrize("full", [UNITS_NAME, OFFSETS_NAME, META_NAME])
+def test_each_file_of_a_store_may_be_the_one_that_does_not_fit(tmp_path, manifest, full):
+    """/dev/full takes nothing, and says so in the kernel's own words."""
+    directory = tmp_path / "units"
+    writer = UnitWriter(directory, manifest, units=K, source="")
+    with pytest.raises(CannotWrite, match="No space left on device.: free some space") as raised, writer:
+        if full == UNITS_NAME:
+            os.dup2(os.open("/dev/full", os.O_WRONLY), writer._labels.fileno())
+        else:
+            (writer._temporary / full).symlink_to("/dev/full")
+        for i in range(6):
+            writer.add(i, labels_of(i))
+    assert str(raised.value).startswith(f"{directory} cannot be written") and raised.value.errno == errno.ENOSPC
+    assert not directory.exists() and leftovers(tmp_path) == []
+    assert len(UnitStore.load(write(directory, manifest), manifest)) == 6
 
 
 # --- what the reader refuses ---

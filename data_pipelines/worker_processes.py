@@ -1,0 +1,42 @@
+"""Processes that work for this one: Ctrl-C is for it to answer, and they end when it does, however it ends."""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+
+
+@contextlib.contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Processes that are started in this block, or by threads that are, never see Ctrl-C.
+
+    Ctrl-C reaches the whole process group. A worker can only arrange itself with that once it runs our code; before,
+    while it imports, it would die of it with a traceback, and the run with it. A blocked signal is inherited instead.
+    """
+    resource_tracker.ensure_running()  # started by the first process, it would unblock the signal again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def die_of_interrupts() -> None:
+    """In a worker that may stop anywhere: from here on Ctrl-C ends it, without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def follow_parent() -> None:
+    """In a worker: end at once when the parent does, also if that is killed and cannot say so."""
+    parent = multiprocessing.parent_process()
+
+    def wait() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

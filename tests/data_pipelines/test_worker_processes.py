@@ -1,0 +1,81 @@
+"""Workers of the loader: Ctrl-C does not reach them, not even while they start, and they end with their parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_pipelines.prepare import prepare
+from tests.experiments.small_corpus import write_corpus
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Reads batches for good. The handler stands for a trainer's: Ctrl-C is noted, and does not interrupt.
+LOADER = """
+import signal, sys
+from data_pipelines.manifest import Manifest
+from data_pipelines.pipeline import DataConfig, train_batches
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, lambda *_: print("noted", flush=True))
+    cfg = DataConfig(lengths=(16_000,), seconds_per_step=4.0, mixing=None, workers=2, threads=1)
+    with train_batches(cfg, Manifest.load(sys.argv[1]), None) as batches:
+        print("starting", flush=True)
+        for batch in batches:
+            print("batch", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("workers")
+    audio = write_corpus(folder / "audio", clips=4)
+    prepare(audio, out=folder / "out", workers=1, progress=False, join_seconds=2.0, min_seconds=2.0)
+    return folder / "out"
+
+
+def workers_of(session):
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, its_session = stat.read_text().rsplit(")", 1)[1].split()[:4]
+            command = (stat.parent / "cmdline").read_text()
+            if int(its_session) == session and state not in "ZX" and "spawn_main" in command:
+                found.append(int(stat.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_workers_outlast_ctrl_c_while_they_start_and_end_with_a_killed_parent(corpus, tmp_path):
+    (tmp_path / "loader.py").write_text(LOADER)
+    with open(tmp_path / "errors", "w") as errors:
+        parent = subprocess.Popen(
+            [sys.executable, str(tmp_path / "loader.py"), str(corpus)],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 240
+    try:
+        assert parent.stdout.readline() == "starting\n"
+        while len(workers := workers_of(parent.pid)) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        os.killpg(parent.pid, signal.SIGINT)  # the workers have a process by now, and nothing else
+        said = [parent.stdout.readline() for _ in range(4)]
+        assert sorted(said) == ["batch\n"] * 3 + ["noted\n"], (tmp_path / "errors").read_text()
+        assert workers_of(parent.pid) == workers
+    finally:
+        parent.kill()
+        parent.communicate()
+    while workers_of(parent.pid):
+        assert time.monotonic() < deadline, "workers outlived their parent"
+        time.sleep(0.02)
+    assert "Traceback" not in (tmp_path / "errors").read_text()
