@@ -18,7 +18,8 @@ help:  ## This list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "  Variables: PYTHON=python3.12  VENV=.venv-3.12  ACCELERATOR=tpu|cuda12|cuda13  PYTEST_ARGS='-k name'"
 
-# install(stamp, requirement files, download size, packages): brings $(VENV) in line with the files, or does nothing.
+# install(stamp, requirement files, download size, packages, file installed with --no-deps, file installed so aside):
+# brings $(VENV) in line with the files, or does nothing.
 # The stamp holds the interpreter's version and a hash of the files, not a date, so that a fresh checkout or a touched
 # file changes nothing and another interpreter or an edited pin does. It is removed first and written last: what was
 # interrupted is done again. The environment is made anew only if its interpreter is another one or does not run, and
@@ -36,7 +37,7 @@ define install
 	  3.1[2-9].*|3.[2-9][0-9].*) pins=constraints-3.12.txt ;; \
 	  *) echo "Python 3.11 or newer is needed, '$$python' is $$version. Name another: make $@ PYTHON=python3.12" >&2; exit 1 ;; \
 	esac; \
-	key=$$($$python -c 'import hashlib, sys; print(hashlib.sha256(b"".join(open(f, "rb").read() for f in sys.argv[1:])).hexdigest())' $(2) $$pins); \
+	key=$$($$python -c 'import hashlib, sys; print(hashlib.sha256(b"".join(open(f, "rb").read() for f in sys.argv[1:])).hexdigest())' $(2) $(5) $(6) $$pins); \
 	key="$$version $$key $(4)"; \
 	stamp=$(VENV)/$(1); \
 	if [ "$$key" = "$$(cat $$stamp 2>/dev/null)" ] && $(PY) -c '' 2>/dev/null; then exit 0; fi; \
@@ -49,6 +50,8 @@ define install
 	rm -f $$stamp; \
 	echo "Installing $(2) into $(VENV) (Python $$version; $(3))"; \
 	$(PY) -m pip install -qq --disable-pip-version-check $(foreach file,$(2),-r $(file)) $(if $(4),"$(4)") -c $$pins; \
+	$(if $(5),$(PY) -m pip install -qq --disable-pip-version-check --no-deps -r $(5);) \
+	$(if $(6),$(PY) -m pip install -qq --disable-pip-version-check --no-deps --upgrade --target $(VENV)/aside -r $(6);) \
 	echo "$$key" > $$stamp
 endef
 
@@ -56,7 +59,7 @@ venv:  ## The environment that training needs
 	$(call install,.stamp-run,requirements.txt,the first time this downloads about 350 MB and takes 1.4 GB on disk,$(if $(ACCELERATOR),jax[$(ACCELERATOR)]))
 
 test-venv: venv  ## The same with what the tests need
-	$(call install,.stamp-test,requirements.txt requirements-test.txt,the first time this downloads up to 250 MB more (mostly torch))
+	$(call install,.stamp-test,requirements.txt requirements-test.txt,the first time this downloads up to 250 MB more (mostly torch),,requirements-oracles.txt,requirements-aside.txt)
 
 pretrain: venv  ## Pre-train a small model on the demo corpus, from raw audio to a report in work/demo
 	$(FAST_MALLOC) $(PY) -m experiments recipe demo --workdir work/demo

@@ -1,11 +1,14 @@
-"""`python -m experiments`: list, show, train, units, evaluate, export, recipe.
+"""`python -m experiments`: list, show, train, units, evaluate, import, export, features, recipe.
 
-    list                           every stage, in a line each
+    list                           every stage and every architecture, in a line each
     show STAGE [--size demo]       a stage's configuration, and what follows from it
+    show ARCHITECTURE              a published encoder's configuration and parameter counts
     train STAGE                    train a stage, or continue it
     units STAGE                    make the units that a stage trains on
     evaluate STAGE                 masked accuracy of a trained stage on held-out clips
-    export STAGE --out DIR         a trained stage as a Hugging Face folder
+    import PATH --out DIR          a published model of any layout as a Hugging Face folder
+    export MODEL --out DIR         a trained stage, or such a model, in any layout for PyTorch
+    features MODEL AUDIO...        hidden states of audio files, as an .npz
     recipe NAME                    a whole chain of stages, judged, exported and reported
 
 Stages come in --size paper (the default) and --size demo. Any value that `show` prints can be given anew:
@@ -17,11 +20,11 @@ import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
-from experiments.stage import StageConfig, as_text
+from experiments.stage import StageConfig, StageError, as_text
 from experiments.stages import SIZES, STAGES, stage_function
 
 WORKDIR = Path("work")
@@ -54,12 +57,61 @@ class StageCommand:
 
 
 @dataclass(frozen=True)
-class ExportCommand:
-    """A trained stage as a folder that `transformers.AutoModel.from_pretrained` loads."""
+class ImportCommand:
+    """A published model as a Hugging Face folder; prints what was found in it."""
 
+    model: tyro.conf.Positional[Path]
+    """A file or folder of Hugging Face, fairseq, unilm, s3prl, torchaudio or ESPnet; which, is found out."""
     out: Path
     """The folder to write; must not exist."""
+    architecture: str | None = None
+    """Of the table that `list` prints; for files that do not say it themselves."""
+
+
+@dataclass(frozen=True)
+class ExportCommand:
+    """A model for PyTorch: a folder with weights, settings, a card, and what the layout has no place for."""
+
+    model: tyro.conf.Positional[str]
+    """A stage that was trained in the workdir, or anything that `import` takes."""
+    out: Path
+    """The folder to write; must not exist."""
+    layout: Literal["huggingface", "fairseq", "unilm", "s3prl", "torchaudio", "espnet"] = "huggingface"
+    """Whose code is to load it."""
+    verify: bool = False
+    """Run PyTorch's models on it, and print the largest difference of each hidden state. Needs transformers."""
+    licence: str | None = None
+    """Of the weights, for the card, as Hugging Face spells it: cc-by-4.0."""
+    architecture: str | None = None
+    """See `import`."""
     places: Annotated[Places, tyro.conf.arg(name="")] = field(default_factory=Places)
+
+
+@dataclass(frozen=True)
+class FeaturesCommand:
+    """Hidden states of audio files: an .npz with one array [layers, frames, width] a file, whole or absent.
+
+    Arrays are called by the file's path below the deepest folder that all of AUDIO share. Files that cannot be used are
+    listed at the end; the exit status is then 1.
+    """
+
+    model: tyro.conf.Positional[str]
+    """A file or folder that `import` takes or `export` made, or a stage that was trained in the workdir."""
+    audio: tyro.conf.Positional[tuple[Path, ...]]
+    """Audio files of any length, rate and channels (wav, flac, ogg, opus, mp3, ...), or folders of them."""
+    out: Path
+    """The .npz to write; must not exist."""
+    layers: str = "all"
+    """Numbers, `mean` (of all layers) and `all`, between commas: 6,9,mean. 0 is the first layer's input, n the output
+    of layer n, after the final norm for the last one."""
+    dtype: Literal["float32", "float16"] = "float32"
+    """Of the arrays."""
+    window: float = 30.0
+    """Seconds. Longer files are encoded in windows of this length; 0: every file in one piece."""
+    context: float = 5.0
+    """Seconds on each side of such a window that are heard, but kept from its neighbours."""
+    workdir: Path = WORKDIR
+    """Of the stage, where MODEL is one."""
 
 
 @dataclass(frozen=True)
@@ -85,14 +137,30 @@ def parse_stage(verb: str, arguments: list[str]) -> StageCommand:
 
 
 def list_stages() -> None:
-    """Name and first docstring line of each stage."""
+    """Name and first docstring line of each stage; name and model of each architecture."""
+    from experiments.architectures import list_architectures
+
     width = max(map(len, STAGES))
+    print("Stages, for show, train, units, evaluate, export:")
     for name, module in STAGES.items():
         print(f"{name:<{width}}  {module.__doc__.splitlines()[0]}")
+    print(f"\nArchitectures, for show and --architecture:\n{list_architectures()}")
 
 
 def show(arguments: list[str]) -> None:
-    """The flat text of a configuration, and what follows from it."""
+    """The flat text of a stage's or an architecture's configuration, and what follows from it."""
+    from experiments.architectures import show_architecture
+    from wavlab_jax.encoder.architectures import ARCHITECTURES
+
+    name = arguments[0] if arguments else ""
+    if name in ARCHITECTURES:
+        if arguments[1:]:
+            raise StageError(f"an architecture has no sizes and no values to change: show {name}, and nothing after it")
+        return print(show_architecture(name))
+    if name and not name.startswith("-") and name not in STAGES:
+        every = (*STAGES, *ARCHITECTURES)
+        near = difflib.get_close_matches(name, every, n=4, cutoff=0.3) or every
+        raise StageError(f"no stage or architecture is called {name!r}; the nearest: {', '.join(near)}")
     config = parse_stage("show", arguments).config
     print(STAGES[config.name].__doc__)
     print(as_text(config), end="")
@@ -137,20 +205,69 @@ def evaluate(arguments: list[str]) -> None:
     print(table(evaluate_stage(command.config, workdir=command.places.workdir, corpus=command.places.corpus_folder())))
 
 
-def export(arguments: list[str]) -> None:
-    """Writes a trained stage for PyTorch."""
-    name, arguments = _take_name("export", "STAGE", arguments)
-    _, arguments = _take_size(arguments)  # the stage was trained in one size; its files say which
-    stage_function(name)
-    command = tyro.cli(ExportCommand, args=arguments, prog=f"python -m experiments export {name}")
-    from experiments.export import export_stage
+def import_(arguments: list[str]) -> None:
+    """Takes over a published model."""
+    command = tyro.cli(ImportCommand, args=arguments, prog="python -m experiments import")
+    from experiments.import_model import import_model
 
-    corpus = command.places.corpus_folder()
-    given = command.places.corpus is not None or corpus.exists()
-    result = export_stage(name, workdir=command.places.workdir, corpus=corpus if given else None, out=command.out)
-    difference = result["largest_difference"]
-    checked = "" if difference is None else f"largest difference of any hidden state {difference:.1e}, "
-    print(f"{result['folder']}: {', '.join(result['files'])}\n{checked}{result['checked_with']}")
+    print(import_model(command.model, command.out, architecture=_architecture(command.architecture)))
+
+
+def export(arguments: list[str]) -> None:
+    """Writes a model for PyTorch."""
+    _, arguments = _take_size(arguments)  # a stage was trained in one size; its files say which
+    command = tyro.cli(ExportCommand, args=arguments, prog="python -m experiments export")
+    from experiments.export import check, export_model
+    from experiments.trained import imported_model
+    from experiments.verify import table
+
+    workdir, corpus = command.places.workdir, command.places.corpus_folder()
+    if imported_model(workdir, command.model) is None:
+        stage_function(command.model)
+    corpus = corpus if command.places.corpus is not None or corpus.exists() else None
+    exported = export_model(
+        command.model,
+        workdir=workdir,
+        corpus=corpus,
+        out=command.out,
+        layout=command.layout,
+        licence=command.licence,
+        architecture=_architecture(command.architecture),
+    )
+    print(f"{exported.folder} ({exported.layout}): {', '.join(exported.files)}")
+    for note in (*exported.checkpoint.notes, *exported.notes):
+        print(f"note: {note}")
+    if command.verify:
+        print(table(check(exported, corpus)))
+
+
+def _architecture(name: str | None):
+    if name is None:
+        return None
+    from wavlab_jax.encoder.architectures import architecture
+
+    return architecture(name)
+
+
+def features(arguments: list[str]) -> None:
+    """Writes hidden states of audio files."""
+    command = tyro.cli(FeaturesCommand, args=arguments, prog="python -m experiments features")
+    from experiments.features import load_model, write_features
+    from experiments.run import configure_jax
+    from wavlab_jax.streaming import WindowConfig
+
+    if command.workdir.is_dir():
+        configure_jax(command.workdir)
+    windows = WindowConfig(command.window, command.context)
+    model = load_model(command.model, workdir=command.workdir)
+    try:
+        count = write_features(
+            model, command.audio, command.out, layers=command.layers, dtype=command.dtype, windows=windows
+        )
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was written", file=sys.stderr)
+        raise SystemExit(130) from None
+    print(f"{command.out}: {count} files")
 
 
 def recipe(arguments: list[str]) -> None:
@@ -170,7 +287,9 @@ VERBS = {
     "train": train,
     "units": units,
     "evaluate": evaluate,
+    "import": import_,
     "export": export,
+    "features": features,
     "recipe": recipe,
 }
 

@@ -1,6 +1,7 @@
 """Judging trained stages: masked accuracy on held-out clips, and a language probe across sources."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -8,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from tqdm import tqdm
 
 from data_pipelines.atomic import whole_file
-from data_pipelines.batch import NO_UTTERANCE
+from data_pipelines.batch import NO_UTTERANCE, SAMPLE_RATE, Batch
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.pipeline import eval_batches
 from data_pipelines.units import UnitStore
@@ -27,7 +29,9 @@ from wavlab_jax.features import log_mel
 from wavlab_jax.sharding import BATCH_AXES, abstract_on, make_mesh, place_batch
 from wavlab_jax.step import abstract_state, make_predict_step
 
-LENGTHS = (32_000, 64_000, 128_000)  # held-out clips are padded to the smallest that holds them, longer ones windowed
+# Samples. Clips are padded to the smallest that holds them; longer ones are judged in windows, and probed on the first.
+LENGTHS = (32_000, 64_000, 128_000)
+PROBE_LENGTHS = (32_000, 64_000, 96_000, 128_000)  # the probe hears each clip five times: less padding
 
 
 def evaluate_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> dict:
@@ -49,7 +53,9 @@ def evaluate_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> dict:
     per_batch = -(-cfg.evaluation_rows // mesh.size) * mesh.size
     with eval_batches(manifest, units, rows, lengths=LENGTHS, rows_per_batch=per_batch) as batches:
         scores = score_clips(
-            lambda batch: predict(params, place_batch(batch, mesh=mesh, passes=1)), batches, majority=majority
+            lambda batch: predict(params, place_batch(batch, mesh=mesh, passes=1)),
+            with_progress(batches, hours=_hours(manifest.samples[rows]), title=f"evaluate {cfg.name}"),
+            majority=majority,
         )
     with whole_file(files.clips) as temporary, open(temporary, "wb") as file:
         np.savez(file, **scores._asdict())
@@ -64,6 +70,21 @@ def evaluate_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> dict:
     }
     write_json(files.evaluation, result)
     return result
+
+
+def with_progress(batches: Iterable[Batch], *, hours: float, title: str) -> Iterator[Batch]:
+    """The same batches, under a bar that counts the audio-hours of those that were worked on."""
+    done = 0.0
+    with tqdm(total=round(hours, 3), desc=title, unit="audio-h", dynamic_ncols=True, mininterval=1.0) as bar:
+        for batch in batches:
+            yield batch
+            done += _hours(batch.samples)
+            bar.n = min(round(done, 3), bar.total)
+            bar.update(0)
+
+
+def _hours(samples: np.ndarray) -> float:
+    return float(samples.sum()) / SAMPLE_RATE / 3600
 
 
 def load_scores(workdir: Path, stage: str) -> ClipScores:
@@ -85,20 +106,23 @@ def probe_stages(stages: list[StageConfig], *, workdir: Path, corpus: Path, seed
     """
     manifest = Manifest.load(corpus)
     mesh = make_mesh(stages[0].mesh)
-    encoders: dict[str, Encoder] = {cfg.name: load_encoder(workdir, cfg.name, mesh) for cfg in stages}
-    encoders["untrained encoder"] = make_encoder(jax.random.key(seed), stages[-1].learner.encoder)
     labels = {
         "languages": [manifest.languages[code] for code in manifest.language],
         "sources": [manifest.corpora[code] for code in manifest.corpus],
         "train": np.asarray(manifest.split) == Split.TRAIN,
     }
-    results, layers = {}, {}
-    for name, frames in [("log-mel", _log_mel(mesh)), *((n, _hidden(e, mesh)) for n, e in encoders.items())]:
-        try:
-            results[name] = language_probe.evaluate(pool_utterances(frames, manifest, mesh), **labels)
-        except language_probe.ProbeError as error:
-            return {"note": str(error)}
-        layers[name] = encoders[name].config.layers // 2 if name in encoders else None
+    try:
+        rows = np.flatnonzero(language_probe.taking_part(**labels))
+    except language_probe.ProbeError as error:
+        return {"note": str(error)}
+    encoders: dict[str, Encoder] = {cfg.name: load_encoder(workdir, cfg.name, mesh) for cfg in stages}
+    encoders["untrained encoder"] = _untrained_like(encoders[stages[-1].name], seed=seed)
+    layers = {"log-mel": None} | {name: encoder.config.layers // 2 for name, encoder in encoders.items()}
+    features = pool_utterances({"log-mel": _log_mel(mesh), **_hidden(encoders, mesh)}, rows, manifest, mesh)
+    results = {
+        name: language_probe.evaluate(features.pop(name), **labels)
+        for name in tqdm(layers, desc="fit probes", unit="probe", dynamic_ncols=True, mininterval=1.0)
+    }
     last = stages[-1].name
     return {
         "protocol": PROTOCOL,
@@ -144,6 +168,7 @@ def _probe_difference(of: str, against: str, found: language_probe.Comparison) -
     return {
         "of": of,
         "against": against,
+        "clips": found.clips,
         "difference": found.difference,
         "low": found.interval.low,
         "high": found.interval.high,
@@ -151,40 +176,86 @@ def _probe_difference(of: str, against: str, found: language_probe.Comparison) -
     }
 
 
-def pool_utterances(frames: Callable, manifest: Manifest, mesh: Mesh) -> np.ndarray:
-    """[utterances, 2 * width]: mean and standard deviation over each utterance's frames (of its first 8 s)."""
-    every = np.arange(len(manifest))
-    found: dict[int, np.ndarray] = {}
+Vectors = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]  # placed waveform, samples, valid -> [rows, width]
+
+
+def pool_utterances(
+    vectors: dict[str, Vectors],
+    rows: np.ndarray,
+    manifest: Manifest,
+    mesh: Mesh,
+    *,
+    lengths: tuple[int, ...] = PROBE_LENGTHS,
+) -> dict[str, np.ndarray]:
+    """By name, the vector of each utterance, [utterances, width], from its first 8 s; NaN outside `rows`.
+
+    The audio is read once for all of them. `lengths`, in samples: what clips are padded to, and cut after the last.
+    """
     per_batch = 16 * mesh.size
-    with eval_batches(manifest, None, every, lengths=LENGTHS, rows_per_batch=per_batch) as batches:
-        for batch in batches:
-            placed = place_batch(batch, mesh=mesh, passes=1)
-            vectors = np.asarray(frames(placed.waveform, placed.samples, placed.valid))
-            for row, (utterance, start) in enumerate(zip(batch.utterance.tolist(), batch.start.tolist(), strict=True)):
-                if utterance != NO_UTTERANCE and start == 0:
-                    found[utterance] = vectors[row]
-    return np.stack([found[i] for i in every.tolist()])
+    heard = np.minimum(manifest.samples[rows], lengths[-1])
+    found: dict[str, np.ndarray] = {}
+    with eval_batches(manifest, None, rows, lengths=lengths, rows_per_batch=per_batch) as batches:
+        first = _first_windows(batches, rows_per_batch=per_batch)
+        for batch in with_progress(first, hours=_hours(heard), title="probe"):
+            placed, real = place_batch(batch, mesh=mesh, passes=1), batch.utterance != NO_UTTERANCE
+            for name, function in vectors.items():
+                values = np.asarray(function(placed.waveform, placed.samples, placed.valid))
+                table = found.setdefault(name, np.full((len(manifest), values.shape[1]), np.nan, np.float32))
+                table[batch.utterance[real]] = values[real]
+    return found
 
 
-def _log_mel(mesh: Mesh) -> Callable:
-    return _jitted(lambda waveform, samples, valid: language_probe.pooled(log_mel(waveform[0]), valid[0]), mesh)
+def _first_windows(batches: Iterable[Batch], *, rows_per_batch: int) -> Iterator[Batch]:
+    """The rows that begin an utterance, in full batches of one length: later windows of long ones are dropped."""
+    waiting: dict[int, list[Batch]] = {}
+    for batch in batches:
+        rows = waiting.setdefault(batch.waveform.shape[1], [])
+        for row in np.flatnonzero((batch.utterance != NO_UTTERANCE) & (batch.start == 0)):
+            rows.append(Batch(*(field[row : row + 1] for field in batch)))
+            if len(rows) == rows_per_batch:
+                yield Batch(*map(np.concatenate, zip(*rows, strict=True)))
+                rows.clear()
+    for rows in filter(None, waiting.values()):
+        filler = rows[0]._replace(
+            utterance=np.full(1, NO_UTTERANCE, np.int32), samples=np.zeros(1, np.int32), valid=rows[0].valid & False
+        )
+        rows += [filler] * (rows_per_batch - len(rows))
+        yield Batch(*map(np.concatenate, zip(*rows, strict=True)))
 
 
-def _hidden(encoder: Encoder, mesh: Mesh) -> Callable:
-    """The middle layer, pooled."""
-    formulation = formulation_for(mesh.devices.flat[0].platform)
+def _log_mel(mesh: Mesh) -> Vectors:
+    rows, everywhere = _placement(mesh)
 
-    def frames(waveform, samples, valid):
+    def pooled(waveform, samples, valid):
+        return language_probe.pooled(log_mel(waveform[0]), valid[0])
+
+    return jax.jit(pooled, in_shardings=(rows, rows, rows), out_shardings=everywhere)
+
+
+def _hidden(encoders: dict[str, Encoder], mesh: Mesh) -> dict[str, Vectors]:
+    """The middle layer of each encoder, pooled. Encoders of one shape share one compiled program."""
+    # Unrolled on every platform: layers above the middle one are then never computed.
+    formulation = formulation_for(mesh.devices.flat[0].platform)._replace(scan_layers=False)
+    rows, everywhere = _placement(mesh)
+
+    def pooled(encoder, waveform, samples, valid):
         real = jnp.arange(waveform.shape[2])[None] < samples[0][:, None]
         hidden = encode(encoder, waveform[0], real, formulation=formulation).hidden[encoder.config.layers // 2]
         return language_probe.pooled(hidden, valid[0])
 
-    return _jitted(frames, mesh)
+    compiled = jax.jit(pooled, in_shardings=(None, rows, rows, rows), out_shardings=everywhere)
+    return {name: partial(compiled, encoder) for name, encoder in encoders.items()}
 
 
-def _jitted(function: Callable, mesh: Mesh) -> Callable:
-    rows = NamedSharding(mesh, P(None, BATCH_AXES))
-    return jax.jit(function, in_shardings=(rows, rows, rows), out_shardings=NamedSharding(mesh, P()))
+def _untrained_like(encoder: Encoder, *, seed: int) -> Encoder:
+    """Of the same shape and laid out in the same way, so that both run in one compiled program."""
+    places = jax.tree.map(lambda leaf: leaf.sharding, encoder)
+    return jax.jit(lambda: make_encoder(jax.random.key(seed), encoder.config), out_shardings=places)()
+
+
+def _placement(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """Of a batch's fields [1, rows, ...], and of what is the same everywhere."""
+    return NamedSharding(mesh, P(None, BATCH_AXES)), NamedSharding(mesh, P())
 
 
 def table(result: dict) -> str:

@@ -2,13 +2,11 @@
 
 import difflib
 import hashlib
-import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
+from experiments.ledger import COUNTED, Ledger
 from experiments.machine import describe_machine, git_commit
 from experiments.stage import as_text
 from experiments.stage_files import StageFiles
@@ -88,76 +86,24 @@ def run_recipe(name: str, workdir: Path) -> Path:
     workdir.mkdir(parents=True, exist_ok=True)
     steps = RECIPES[name](workdir)
     ledger = Ledger(workdir / "times.json")
+
+    def done(step: Step) -> bool:
+        return ledger.done(step.name, made_with=step.made_with) and step.product.exists()
+
     print(f"recipe {name} in {workdir}, {len(steps)} steps:")
     for number, step in enumerate(steps, 1):
-        state = "done" if ledger.done(step) else "to do"
-        print(f"  {number:>2}  {step.name:<32} {state}")
+        print(f"  {number:>2}  {step.name:<32} {'done' if done(step) else 'to do'}")
+    origin = {"commit": git_commit(), "machine": describe_machine()}  # of the code as it is loaded, not as it ends up
     for number, step in enumerate(steps, 1):
-        if ledger.done(step):
+        if done(step):
             continue
         print(f"\n[{number}/{len(steps)}] {step.name}", flush=True)
-        with ledger.timing(step) as entry:
+        with ledger.timing(step.name, made_with=step.made_with, **origin) as entry:
             entry["note"] = step.run()
         print(f"  {entry['note']} ({ledger.seconds(step.name):.0f} s)", flush=True)
-    results = collect_results(f"recipe {name}", workdir, ledger.rows([step.name for step in steps]))
-    results |= {
-        "machine": describe_machine(),
-        "commit": git_commit(),
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    names = [step.name for step in steps]
+    results = collect_results(f"recipe {name}", workdir, ledger.rows(names))
+    # Of what was measured, not of who draws it again: nothing here changes when all steps are done.
+    results |= {"time_counted": COUNTED, **ledger.origin(names)}
     write_json(workdir / "results.json", results)
     return write_report(results, workdir / "report.html")
-
-
-class Ledger:
-    """Which steps of a recipe are done and how long they took, over all the processes that worked on them."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._entries: dict[str, dict] = json.loads(path.read_text()) if path.exists() else {}
-
-    def done(self, step: Step) -> bool:
-        """Whether the step ran to its end with these configurations and its product is still there."""
-        entry = self._entries.get(step.name, {})
-        return entry.get("done", False) and entry.get("made_with") == step.made_with and step.product.exists()
-
-    def seconds(self, name: str) -> float:
-        """Time spent on the step; what a killed process spent since its last step is not known and not counted."""
-        return self._entries.get(name, {}).get("seconds", 0.0)
-
-    def rows(self, names: list[str]) -> list[dict]:
-        """name, seconds and note of each step, in order."""
-        return [
-            {"name": n, "seconds": self.seconds(n), "note": self._entries.get(n, {}).get("note", "")} for n in names
-        ]
-
-    def timing(self, step: Step) -> "_Timing":
-        """A context that adds the time inside it, also when it ends with an error, and marks the step done if not."""
-        return _Timing(self, step)
-
-    def write(self, name: str, entry: dict) -> None:
-        """Keeps an entry, atomically."""
-        from experiments.run import write_json
-
-        self._entries[name] = entry
-        write_json(self.path, self._entries)
-
-
-class _Timing:
-    def __init__(self, ledger: Ledger, step: Step):
-        self._ledger, self._name, self._made_with = ledger, step.name, step.made_with
-
-    def __enter__(self) -> dict:
-        self._began = time.monotonic()
-        self._entry = {
-            "seconds": self._ledger.seconds(self._name),
-            "note": "",
-            "done": False,
-            "made_with": self._made_with,
-        }
-        return self._entry
-
-    def __exit__(self, kind, error, trace) -> None:
-        self._entry["seconds"] += time.monotonic() - self._began
-        self._entry["done"] = kind is None
-        self._ledger.write(self._name, self._entry)

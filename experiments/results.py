@@ -1,5 +1,6 @@
 """Everything that a recipe measured, gathered from its workdir: what the report renders."""
 
+import ast
 import json
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,7 @@ from experiments.evaluate import load_scores
 from experiments.stage_files import StageFiles
 from experiments.stages import STAGES
 from experiments.units import UnitFiles
-from wavlab_jax.evaluation.masked_accuracy import compare
+from wavlab_jax.evaluation.masked_accuracy import compare, times_trivial
 from wavlab_jax.metrics import JSON_LINES, read_lines
 from wavlab_jax.targets.kmeans import usage
 
@@ -25,6 +26,8 @@ LABELS = {
     "wavlab_mk_continued": "control",
 }
 LOW_RESOURCE_MINUTES = 3.0
+# The one definition: the report and docs/design.md say it in these words.
+LOW_RESOURCE = f"languages of which the training split holds under {LOW_RESOURCE_MINUTES:g} minutes of audio"
 
 
 def collect_results(title: str, workdir: Path, times: list[dict]) -> dict:
@@ -41,22 +44,34 @@ def collect_results(title: str, workdir: Path, times: list[dict]) -> dict:
         for name in stages
         if name.startswith("wavlab")
     ]
-    results["curves"] = [{"stage": name, "label": LABELS[name], "points": _curve(workdir, name)} for name in stages]
-    judged = [name for name in stages if StageFiles(workdir, name).clips.exists()]
-    results["accuracy"] = [
-        {"label": LABELS[name], **json.loads(StageFiles(workdir, name).evaluation.read_text())} for name in judged
+    results["curves"] = [
+        {
+            "stage": name,
+            "label": LABELS[name],
+            "continues": _continues(workdir, name),
+            "unit_set": _unit_set(workdir, name),
+            "points": _curve(workdir, name),
+        }
+        for name in stages
     ]
-    if {"wavlab_mk", "wavlab_ms", "wavlab_mk_continued"} <= set(judged):
-        minutes = {code: s / 60 for code, s in manifest.seconds(Split.TRAIN).items()}
-        low = [code for code in manifest.languages if minutes.get(code, 0.0) < LOW_RESOURCE_MINUTES]
-        text = f"languages with under {LOW_RESOURCE_MINUTES:g} minutes of training audio"
-        results["low_resource"] = _comparison(workdir, manifest, low, text)
-        results["all_languages"] = _comparison(workdir, manifest, list(manifest.languages), "all languages")
+    evaluated = [name for name in stages if StageFiles(workdir, name).evaluation.exists()]
+    results["accuracy"] = [{"label": LABELS[name], **_evaluation(workdir, name)} for name in evaluated]
+    if all(StageFiles(workdir, name).clips.exists() for name in ("wavlab_mk", "wavlab_ms", "wavlab_mk_continued")):
+        results["low_resource"] = _comparison(workdir, manifest, low_resource(manifest), LOW_RESOURCE)
+        results["all_languages"] = _comparison(
+            workdir, manifest, list(manifest.languages), "every language with held-out clips"
+        )
     for key in ("probe", "export"):
         path = workdir / f"{key}.json"
         if path.exists():
             results[key] = json.loads(path.read_text())
     return results
+
+
+def low_resource(manifest: Manifest) -> list[str]:
+    """Codes of the languages that `LOW_RESOURCE` describes."""
+    minutes = {code: seconds / 60 for code, seconds in manifest.seconds(Split.TRAIN).items()}
+    return [code for code in manifest.languages if minutes.get(code, 0.0) < LOW_RESOURCE_MINUTES]
 
 
 def _corpus(manifest: Manifest) -> dict:
@@ -107,10 +122,29 @@ def _unit_sets(workdir: Path) -> list[tuple[str, str]]:
     """(first stage that trains on it, name) of each unit set."""
     seen: dict[str, str] = {}
     for stage in STAGES:
-        path = StageFiles(workdir, stage).inputs
-        if path.exists():
-            seen.setdefault(json.loads(json.loads(path.read_text())["units"])["name"], stage)
+        if StageFiles(workdir, stage).inputs.exists():
+            seen.setdefault(_unit_set(workdir, stage), stage)
     return [(stage, name) for name, stage in seen.items()]
+
+
+def _unit_set(workdir: Path, stage: str) -> str:
+    """Name of the units that a stage was trained on."""
+    return json.loads(json.loads(StageFiles(workdir, stage).inputs.read_text())["units"])["name"]
+
+
+def _continues(workdir: Path, stage: str) -> str | None:
+    """The stage whose encoder this one took over, as the configuration that it was trained with says."""
+    lines = (line.split(" = ", 1) for line in StageFiles(workdir, stage).config.read_text().splitlines())
+    return next((ast.literal_eval(value) for path, value in lines if path == "init_from"), None)
+
+
+def _evaluation(workdir: Path, stage: str) -> dict:
+    """evaluation.json, with how many times the better trivial predictor's accuracy each overall accuracy is."""
+    result = json.loads(StageFiles(workdir, stage).evaluation.read_text())
+    judged = {
+        key: {**result[key], "times_trivial": times_trivial(result[key])} for key in ("total", "macro") if key in result
+    }
+    return {**result, **judged}
 
 
 def _curve(workdir: Path, stage: str) -> list[dict]:

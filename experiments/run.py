@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import jax
@@ -15,9 +17,12 @@ from data_pipelines.sampling import Draw
 from data_pipelines.units import UnitStore
 from experiments.stage import StageConfig, StageError, as_text, check_unchanged
 from experiments.stage_files import StageFiles
-from experiments.trained import lineage, load_model
+from experiments.trained import imported_model, lineage, load_model
 from experiments.units import make_units
 from wavlab_jax.checkpoint import Checkpoints, start
+from wavlab_jax.convert.continuing import continued
+from wavlab_jax.convert.heads import head_parameters
+from wavlab_jax.convert.layouts import read_checkpoint
 from wavlab_jax.metrics import MetricsWriter
 from wavlab_jax.model import Parameters, count, parameters, write_description
 from wavlab_jax.sharding import make_mesh, micro_batches, place_batch
@@ -50,14 +55,6 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
     _remember(cfg, workdir, manifest, units)
 
     like = abstract_state(cfg.learner, mesh)
-    checkpoints = Checkpoints(files.checkpoints, keep=cfg.loop.keep)
-    inherited = inherit(cfg, workdir, mesh) if cfg.init_from and checkpoints.latest() is None else None
-    restored = start(checkpoints, like=like, fresh=lambda: initial_state(cfg.learner, mesh), inherited=inherited)
-    first = int(restored.state.step)
-    tqdm.write(
-        f"{cfg.name}: {count(like.params):,} parameters, {cfg.data.seconds_per_step:g} s of audio a step on "
-        f"{mesh.size} device(s), {'from step ' + str(first) if first else 'from ' + (cfg.init_from or 'scratch')}"
-    )
     train_step = make_train_step(cfg.learner, mesh)
 
     def place(batch):
@@ -67,9 +64,18 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
         )
         return place_batch(batch, mesh=mesh, passes=passes)
 
-    writer = MetricsWriter(files.metrics, resume_step=first, active=jax.process_index() == 0)
-    batches = train_batches(cfg.data, manifest, units, start=first, host=jax.process_index(), hosts=jax.process_count())
-    try:
+    with ExitStack() as opened:  # everything is closed, whatever fails; a save in flight is finished
+        checkpoints = opened.enter_context(closing(Checkpoints(files.checkpoints, keep=cfg.loop.keep)))
+        inherited = inherit(cfg, workdir, mesh) if cfg.init_from and checkpoints.latest() is None else None
+        restored = start(checkpoints, like=like, fresh=lambda: initial_state(cfg.learner, mesh), inherited=inherited)
+        first = int(restored.state.step)
+        tqdm.write(
+            f"{cfg.name}: {count(like.params):,} parameters, {cfg.data.seconds_per_step:g} s of audio a step on "
+            f"{mesh.size} device(s), {'from step ' + str(first) if first else 'from ' + (cfg.init_from or 'scratch')}"
+        )
+        host, hosts = jax.process_index(), jax.process_count()
+        writer = opened.enter_context(closing(MetricsWriter(files.metrics, resume_step=first, active=host == 0)))
+        batches = opened.enter_context(train_batches(cfg.data, manifest, units, start=first, host=host, hosts=hosts))
         train(
             restored.state,
             train_step,
@@ -82,15 +88,18 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
             record=restored.record,
             title=cfg.name,
         )
-    finally:
-        batches.close()
-        writer.close()
-        checkpoints.close()  # a save in flight is finished, also when the run stops on an error
     write_json(files.finished, {"step": cfg.loop.steps})
 
 
-def inherit(cfg: StageConfig, workdir: Path, mesh: Mesh) -> Parameters:
-    """What a stage takes over from `cfg.init_from`: the encoder, and the head too if it predicts the same units."""
+def inherit(cfg: StageConfig, workdir: Path, mesh: Mesh) -> Callable[[Parameters], Parameters]:
+    """What a stage takes over from `cfg.init_from`, as a function of its fresh parameters; says so.
+
+    Of a stage: the encoder, and the head too if it predicts the same units. Of an imported model: every tensor of the
+    encoder that fits, and the head if `cfg.init_head`.
+    """
+    imported = imported_model(workdir, cfg.init_from)
+    if imported is not None:
+        return lambda fresh: continue_imported(cfg, imported, fresh)
     params = parameters(load_model(workdir, cfg.init_from, mesh))
     before, now = (
         json.loads(StageFiles(workdir, name).inputs.read_text())["units"] for name in (cfg.init_from, cfg.name)
@@ -98,7 +107,22 @@ def inherit(cfg: StageConfig, workdir: Path, mesh: Mesh) -> Parameters:
     same = before == now
     taken = "encoder and head" if same else "its encoder; the head is fresh, because the units are others"
     tqdm.write(f"{cfg.name}: continues {cfg.init_from}: {taken}")
-    return params if same else {"encoder": params["encoder"]}
+    return lambda fresh: params if same else {"encoder": params["encoder"]}
+
+
+def continue_imported(cfg: StageConfig, path: Path, fresh: Parameters) -> Parameters:
+    """The parameters of `cfg` that the model at `path` has, and what it has not, said. Raises ConvertError."""
+    checkpoint = read_checkpoint(path)
+    found = continued(checkpoint, cfg.learner.encoder, fresh=fresh["encoder"])
+    tqdm.write(f"{cfg.name}: continues {path} ({checkpoint.layout}): {found.taken} tensors of the encoder")
+    for title, names in (("fresh", found.fresh), ("not used", found.unused), ("trained otherwise", found.differing)):
+        if names:
+            more = f" and {len(names) - 12} more" if len(names) > 12 else ""
+            tqdm.write(f"  {title}: {', '.join(names[:12])}{more}")
+    if not cfg.init_head:
+        tqdm.write("  fresh: the head (--init-head True takes it over, if this stage predicts the same units)")
+        return {"encoder": found.params}
+    return {"encoder": found.params, "head": head_parameters(checkpoint, like=fresh["head"])}
 
 
 def check_units(cfg: StageConfig, units: UnitStore, manifest: Manifest) -> None:

@@ -28,8 +28,9 @@ class StageConfig:
         loop: steps and intervals.
         mesh: devices along each axis.
         seconds_per_device: audio that a device holds at once; passes a step follow from it and the devices at hand.
-        init_from: stage whose final encoder this one continues, and whose head too if both predict the same units;
-            None: from scratch.
+        init_from: stage whose final encoder this one continues, and whose head too if both predict the same units; or
+            a model that `python -m experiments import` takes, by its path. None: from scratch.
+        init_head: of such a model, take the head over too: its units are this stage's (nothing here can check that).
         evaluation_rows: held-out rows judged at once.
     """
 
@@ -41,6 +42,7 @@ class StageConfig:
     mesh: MeshConfig = MeshConfig()
     seconds_per_device: float = 90.0
     init_from: str | None = None
+    init_head: bool = False
     evaluation_rows: int = 16
 
     def __post_init__(self):
@@ -69,12 +71,15 @@ def as_text(config: StageConfig) -> str:
 FREE_TO_CHANGE = ("loop.log_every", "loop.keep", "mesh.", "seconds_per_device", "evaluation_rows", "data.workers",
                   "data.threads", "data.prefetch")  # fmt: skip
 
+# Fields that are younger than some runs, with the value that those runs had without knowing it.
+BEFORE_THE_FIELD = {"learner.encoder.valid_frames": "'convolution'", "init_head": "False"}
+
 
 def check_unchanged(config: StageConfig, files: StageFiles) -> None:
     """Raises StageError naming every line by which `config` differs from what this folder's run was started with."""
     if not files.config.exists():
         return
-    then = dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
+    then = BEFORE_THE_FIELD | dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
     now = flatten(config)
     changed = [
         f"  {path}: {then.get(path, '(absent)')} then, {now.get(path, '(absent)')} now"

@@ -16,4 +16,3 @@ class StageFiles:
         self.finished = self.folder / "finished.json"
         self.evaluation = self.folder / "evaluation.json"
         self.clips = self.folder / "clips.npz"
-        self.export = self.folder / "export"

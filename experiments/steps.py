@@ -14,6 +14,7 @@ from experiments.run import train_stage, write_json
 from experiments.stage import StageConfig
 from experiments.stage_files import StageFiles
 from experiments.units import make_units
+from wavlab_jax.evaluation.masked_accuracy import times_trivial
 from wavlab_jax.metrics import JSON_LINES, read_lines
 from wavlab_jax.sharding import make_mesh
 from wavlab_jax.targets.kmeans import usage
@@ -48,8 +49,9 @@ def evaluate(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
     total = evaluate_stage(cfg, workdir=workdir, corpus=corpus).get("total")
     if total is None:
         return "no held-out data"
-    trivial = max(total["majority"], total["copy"])
-    ratio = total["accuracy"] / trivial if trivial else float("inf")
+    ratio = times_trivial(total)
+    if ratio is None:
+        return f"{total['clips']} held-out clips, but no frame of them that the trivial predictors get right"
     return (
         f"masked accuracy {total['accuracy']:.3f} on {total['clips']} held-out clips; majority unit "
         f"{total['majority']:.3f}, nearest visible unit {total['copy']:.3f}: {ratio:.2f}x the better of the two"
@@ -62,7 +64,9 @@ def probe(stages: list[StageConfig], workdir: Path, corpus: Path) -> str:
     write_json(Path(workdir) / "probe.json", result)
     if "rows" not in result:
         return result["note"]
-    return "; ".join(f"{row['name']} {row['accuracy']:.2f}" for row in result["rows"])
+    rows = result["rows"]
+    shown = ", ".join(f"{row['name']} {row['accuracy']:.2f}" for row in rows)
+    return f"accuracy on {rows[0]['clips']} clips, chance {rows[0]['chance']:.2f}: {shown}"
 
 
 def export(cfg: StageConfig, workdir: Path, corpus: Path) -> str:

@@ -1,19 +1,44 @@
-"""Trained stages, read back from a workdir."""
+"""Trained stages, read back from a workdir, and imported models in their place."""
 
 import hashlib
+import os
+from dataclasses import asdict
 from pathlib import Path
 
+import jax
+import numpy as np
+from flax import nnx
 from jax.sharding import Mesh
 
 import wavlab_jax.model as models
 from experiments.stage_files import StageFiles
 from wavlab_jax.checkpoint import CheckpointError, restore_parameters
-from wavlab_jax.encoder import Encoder
-from wavlab_jax.sharding import abstract_on
+from wavlab_jax.convert.checkpoint import to_encoder
+from wavlab_jax.convert.layouts import read_checkpoint
+from wavlab_jax.convert.names import flatten, unflatten
+from wavlab_jax.encoder import Encoder, EncoderConfig
+from wavlab_jax.sharding import abstract_on, parameter_shardings
+
+
+def imported_model(workdir: Path, name: str) -> Path | None:
+    """The path of an imported model that stands where a stage could; None for a stage of this workdir.
+
+    What looks like a path is one; a plain name is a stage, unless there is none in the workdir and such a path exists.
+    """
+    path = Path(name)
+    if os.sep not in name and (StageFiles(workdir, name).folder.exists() or not path.exists()):
+        return None
+    return path
 
 
 def lineage(workdir: Path, stage: str) -> str:
-    """A digest of how a trained stage came about: its configuration, its inputs, and through them those before it."""
+    """A digest of how a trained stage came about: its configuration, its inputs, and through them those before it.
+
+    Of an imported model: of its architecture and its tensors, wherever they lie. Reads all of them.
+    """
+    imported = imported_model(workdir, stage)
+    if imported is not None:
+        return _fingerprint(imported)
     files = StageFiles(workdir, stage)
     if not files.finished.exists():
         raise CheckpointError(
@@ -34,5 +59,25 @@ def load_model(workdir: Path, stage: str, mesh: Mesh) -> models.Model:
 
 
 def load_encoder(workdir: Path, stage: str, mesh: Mesh) -> Encoder:
-    """The encoder of `load_model`."""
-    return load_model(workdir, stage, mesh).encoder
+    """The encoder of `load_model`, or of an imported model; placed on `mesh`."""
+    imported = imported_model(workdir, stage)
+    if imported is None:
+        return load_model(workdir, stage, mesh).encoder
+    encoder = to_encoder(read_checkpoint(imported))
+    graph, state = nnx.split(encoder)
+    params = {"encoder": models.parameters(encoder)}
+    placed = jax.device_put(params, parameter_shardings(params, mesh))["encoder"]
+    nnx.replace_by_pure_dict(state, unflatten(flatten(placed)))
+    return nnx.merge(graph, state)
+
+
+def _fingerprint(path: Path) -> str:
+    checkpoint = read_checkpoint(path)
+    defaults = asdict(EncoderConfig())  # left out, so that a field that is added later changes nothing
+    said = sorted((name, value) for name, value in asdict(checkpoint.encoder).items() if value != defaults[name])
+    digest = hashlib.sha256(repr(said).encode())
+    for group in (checkpoint.tensors, checkpoint.heads):
+        for name in sorted(group):
+            digest.update(name.encode())
+            digest.update(np.ascontiguousarray(group[name].values()).data)
+    return digest.hexdigest()[:16]

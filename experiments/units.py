@@ -180,6 +180,7 @@ def _features(
     """(utterance, its features [frames, width]) in the order of `rows`; with `centers`, its units [frames] instead."""
     total = float(manifest.samples[rows].sum()) / 16_000 / 3600
     with tqdm(total=round(total, 3), desc=title, unit="audio-h", dynamic_ncols=True, mininterval=1.0) as bar:
+        done = 0.0
         for first in range(0, len(rows), UTTERANCES_AT_ONCE):
             piece = rows[first : first + UTTERANCES_AT_ONCE]
             found = _features_of(extract, piece, manifest, mesh)
@@ -189,7 +190,9 @@ def _features(
                 found = dict(zip(found, np.split(joined, ends), strict=True))
             for i in piece.tolist():
                 yield i, found[i]
-            bar.update(float(manifest.samples[piece].sum()) / 16_000 / 3600)
+            done += float(manifest.samples[piece].sum()) / 16_000 / 3600
+            bar.n = min(round(done, 3), bar.total)
+            bar.update(0)
 
 
 def _features_of(extract: _Extractor, rows: np.ndarray, manifest: Manifest, mesh: Mesh) -> dict[int, np.ndarray]:

@@ -277,9 +277,9 @@ def averaged(x: Sequence[float], *others: Sequence[float]) -> list[np.ndarray]:
 
 def curves(
     lines: Sequence[Curve], *, name: str, alt: str, x_title: str, show_share: Callable[[float], str], width: float,
-    branch: float = math.nan,
+    branches: Sequence[float] = (),
 ) -> Markup:  # fmt: skip
-    """Loss above, masked accuracy below, over one x axis; a vertical line at `branch`, where a stage is continued."""
+    """Loss above, masked accuracy below, over one x axis; vertical lines at `branches`, where stages are continued."""
     left, right, height, top = 46.0, 14.0, 118.0, 24.0
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width / 72, (2 * (height + top) + 52) / 72))
@@ -300,7 +300,7 @@ def curves(
                         x[last[-1]], values[last[-1]], line.look.marker, color=colour(line.look.colour), clip_on=False,
                         markersize=7, markeredgecolor=colour("card"), zorder=4,
                     )  # fmt: skip
-            if math.isfinite(branch):
+            for branch in filter(math.isfinite, branches):
                 axes.axvline(branch, color=colour("muted"), linewidth=1, linestyle=(0, (3, 2)))
             axes.set_xlim(left=0)
             axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))

@@ -5,7 +5,6 @@ import math
 from experiments.report import charts
 from experiments.report.page import Chart, Figure, Look, Note, Section, Table, swatch
 from experiments.report.results import (
-    CONTINUES,
     Results,
     count,
     duration,
@@ -17,6 +16,7 @@ from experiments.report.results import (
     number,
     percent,
     pick,
+    sentence,
     text,
 )
 
@@ -102,14 +102,14 @@ def training_section(run: Results) -> Section:
     unit = "hours" if in_hours else "step"
 
     def start(stage: str) -> float:
-        before = CONTINUES.get(stage)
+        before = run.continues.get(stage)
         return start(before) + number(entries[before][-1].get(unit)) if before in entries else 0.0
 
     panels: dict[str, list[str]] = {}
     for stage in entries:
         root = stage
-        while CONTINUES.get(root) in entries:
-            root = CONTINUES[root]
+        while run.continues.get(root) in entries:
+            root = run.continues[root]
         panels.setdefault(root, []).append(stage)
     pictures, rows = [], []
     for place, stages in enumerate(panels.values()):
@@ -126,24 +126,24 @@ def training_section(run: Results) -> Section:
             rows.append(cells)
         svg = charts.curves(
             lines, name=f"curves{place}", x_title="audio-hours" if in_hours else "step",
-            width=400 if len(stages) > 1 else 280,
-            show_share=lambda value: f"{100 * value:.3g}%", branch=start(stages[-1]) if len(stages) > 1 else math.nan,
+            width=280 if len(stages) == 1 else 400 if len(stages) <= 3 else 640,
+            show_share=lambda value: f"{100 * value:.3g}%", branches=sorted({start(stage) for stage in stages} - {0.0}),
             alt=f"Training loss and masked accuracy of {', '.join(map(run.title, stages))}.",
         )  # fmt: skip
         rest = f", then {joined([run.called(stage) for stage in stages[1:]])}" if len(stages) > 1 else ""
-        heading = run.called(stages[0]) + rest
-        pictures.append(Chart(heading[:1].upper() + heading[1:], svg))
+        pictures.append(Chart(sentence(run.called(stages[0]) + rest), svg, wide=len(stages) > 3))
     blocks = []
     if pictures:
         blocks = [
             Figure(
                 pictures, [(swatch(run.look(stage)), run.title(stage)) for stage in entries],
                 shows="Loss and masked accuracy on the rows the stage trains on, smoothed where more points were "
-                "logged than can be drawn. Past the dashed line, stages go on from the one before it.",
-                good="a loss that falls and flattens, an accuracy that rises, and no jump except at the dashed line, "
-                "where the mix of languages changes.",
-                caution="panels have different units as targets, so their heights do not compare. Within a panel the "
-                "balanced stage hears more of the hard, rare languages: a higher training loss there is no verdict.",
+                "logged than can be drawn." + continued_stages(run, list(entries)),
+                good="a loss that falls and flattens, an accuracy that rises, and no jump except at a dashed line, "
+                "where the units or the mix of languages change.",
+                caution="heights of stages with different units as targets do not compare. Of stages with the same "
+                "units the balanced one hears more of the hard, rare languages: a higher training loss there is no "
+                "verdict.",
             ),
             Table(
                 ["stage", ">steps", ">audio-hours", ">first loss", ">last loss", ">first accuracy", ">last accuracy"],
@@ -151,6 +151,27 @@ def training_section(run: Results) -> Section:
             ),
         ]  # fmt: skip
     return Section("training", "Training", "What the optimizer saw.", blocks)
+
+
+def continued_stages(run: Results, stages: list[str]) -> str:
+    """Sentences that say which of the drawn stages goes on from which, and whether with its units; else nothing."""
+    units = {text(entry.get("stage")): text(entry.get("unit_set")) for entry in listed(run.data, "curves")}
+    groups: dict[tuple[str, str], list[str]] = {}
+    for stage in stages:
+        before = run.continues.get(stage)
+        if before not in stages:
+            continue
+        known = units.get(stage) and units.get(before)
+        same = "with the same units" if units.get(stage) == units.get(before) else "with other units and a fresh head"
+        groups.setdefault((before, f" {same}" if known else ""), []).append(run.called(stage))
+    if not groups:
+        return ""
+    parts = [
+        f"{joined(names)} {'continues' if len(names) == 1 else 'continue'} {run.called(before)}{how}"
+        for (before, how), names in groups.items()
+    ]
+    rule = " A stage that continues another one's encoder starts at the dashed line where that one ended: "
+    return rule + "; ".join(parts) + "."
 
 
 def units_section(run: Results) -> Section:
@@ -244,6 +265,8 @@ def time_section(run: Results) -> Section:
         ]
         rows.append(["total", duration(run.total_seconds), "", ""])
         blocks.append(Table(["step", ">time", ">share", "note"], rows))
+        if text(pick(run.data, "time_counted")):
+            blocks.append(Note(text(run.data["time_counted"])))
     if machine:
         keys = {"processor": "processor", "cores": "cores", "memory_gb": "memory (GB)", "devices": "devices"}
         keys |= {key: key.replace("_", " ") for key in machine if key not in keys}

@@ -14,10 +14,12 @@ from experiments.report.results import (
     count,
     hours,
     interval,
+    items,
     joined,
     listed,
     mapped,
     number,
+    on_clips,
     percent,
     pick,
     ratio,
@@ -31,7 +33,7 @@ from experiments.report.results import (
 
 def findings(run: Results) -> list[Finding]:
     """The summary: what the numbers say, most important first, in sentences that do not say more."""
-    found = [accuracy_finding(run)]
+    found = [accuracy_finding(run), ratios_finding(run)]
     found += comparison_findings(run, "low_resource", "On low-resource languages")
     found += comparison_findings(run, "all_languages", "On all languages together")
     found += [probe_finding(run), *probe_differences(run)]
@@ -45,17 +47,42 @@ def accuracy_finding(run: Results) -> Finding | None:
     stage = BALANCED if BALANCED in rows else next(reversed(rows), None)
     total = mapped(rows.get(stage), "total")
     if not math.isfinite(times(total)):
-        return None
+        return Finding("not judged", run.no_held_out_data(), "unclear") if run.not_judged else None
     rule = max(("majority", "copy"), key=lambda rule: max(0.0, number(total.get(rule))))
     better = f"the better trivial predictor ({rule}, {percent(total.get(rule))})"
-    over = f" on {count(total.get('clips'))} held-out clips" if number(total.get("clips")) > 0 else ""
+    over = f" on {on_held_out(total)}" if on_held_out(total) else ""
     start = f"Masked accuracy after {run.called(stage)} is {percent(total.get('accuracy'))}{over}"
     if times(total) <= 1:
         words = f"{start}, which does not reach {better}: nothing shows that context is used."
         return Finding(ratio(total), words, "worse")
     macro = mapped(rows.get(stage), "macro")
-    mean = f"; {times(macro):.2f} times on the mean over languages" if math.isfinite(times(macro)) else ""
+    many = f"{count(macro.get('languages'))} languages" if number(macro.get("languages")) > 0 else "languages"
+    mean = f"; {times(macro):.2f} times on the mean over {many}" if math.isfinite(times(macro)) else ""
     return Finding(ratio(total), f"{start}: {times(total):.2f} times {better}{mean}.")
+
+
+def ratios_finding(run: Results) -> Finding | None:
+    """Of every judged stage, accuracy over that of the better trivial predictor."""
+    rows = [row for row in run.accuracy if math.isfinite(times(mapped(row, "total")))]
+    if len(rows) < 2:  # a single one stands in the sentence before
+        return None
+    totals = [mapped(row, "total") for row in rows]
+    sizes = [on_held_out(total) for total in totals]
+    same = sizes[0] if len(set(sizes)) == 1 else ""
+    parts = []
+    for row, total, size in zip(rows, totals, sizes, strict=True):
+        own = f" ({size})" if size and not same else ""
+        parts.append(f"{ratio(total)} after {run.called(text(row.get('stage')))}{own}")
+    words = "Masked accuracy over that of the better trivial predictor, stage by stage"
+    words += f" on {same}: " if same else ": "
+    words += f"{joined(parts)}. Stages that predict other units answer other questions."
+    low, high = min(map(times, totals)), max(map(times, totals))
+    return Finding(f"{low:.2f}–{high:.2f}×", words, "worse" if high <= 1 else "fact")
+
+
+def on_held_out(total: dict) -> str:
+    """ "2,509 held-out clips"; empty where the number is not known."""
+    return on_clips(total).replace(" clips", " held-out clips")
 
 
 def phrase(row: dict, name: Callable[[str], str]) -> str:
@@ -74,9 +101,10 @@ def comparison_findings(run: Results, key: str, start: str) -> list[Finding]:
     differences = [row for row in listed(group, "differences") if math.isfinite(number(row.get("difference")))]
     size = []
     if key == "low_resource" and run.low_resource:
-        size.append(f"{len(run.low_resource)} languages")
-    if number(group.get("clips")) > 0:
-        size.append(f"{count(group.get('clips'))} clips")
+        judged = items(group, "judged")
+        fewer = f"{len(judged)} of " if 0 < len(judged) < len(run.low_resource) else ""
+        size.append(f"{fewer}{len(run.low_resource)} languages")
+    size += filter(None, [on_clips(group)])
     start += f" ({', '.join(size)})" if size else ""
     found = []
     for stage in dict.fromkeys(text(row.get("of")) for row in differences):
@@ -103,12 +131,14 @@ def probe_finding(run: Results) -> Finding | None:
         return None
     best = max(rows, key=lambda row: number(row.get("accuracy")))
     name, chance = run.probe_title(run.probe_name(best)), percent(best.get("chance"))
+    size = on_clips(best, languages=best.get("languages"))
+    start = f"Language across sources{f', on {size}' if size else ''}"
     if not any(map(above_chance, rows)):
-        words = f"Language across sources: none of the {len(rows)} representations is distinguishable from chance"
+        words = f"{start}: none of the {len(rows)} representations is distinguishable from chance"
         words += f"; the highest is {name} at {percent(best.get('accuracy'))}, chance {chance}."
         return Finding("unclear", words, "unclear")
     said = "above" if above_chance(best) else "not distinguishable from"
-    words = f"Language across sources: the highest of {len(rows)} representations is {name}"
+    words = f"{start}: the highest of {len(rows)} representations is {name}"
     words += f" {interval(best, points=False)}, {said} chance ({chance})."
     return Finding(percent(best.get("accuracy")), words)
 
@@ -120,7 +150,8 @@ def probe_differences(run: Results, most: int = 2) -> list[Finding]:
         if not math.isfinite(number(row.get("difference"))):
             continue
         said = verdict(row)
-        words = f"In that probe, {run.probe_title(text(row.get('of')))} is {phrase(row, run.probe_title)}."
+        size = f" ({on_clips(row)})" if on_clips(row) else ""
+        words = f"In that probe{size}, {run.probe_title(text(row.get('of')))} is {phrase(row, run.probe_title)}."
         shown = "unclear" if said == UNCLEAR else f"{signed(row.get('difference'))} pts"
         found.append(Finding(shown, words, tone(said)))
     return found[:most]
@@ -133,7 +164,10 @@ def balance_finding(run: Results) -> Finding | None:
     natural, drawn = (sum(v for v in (number(s.get(key)) for s in shares) if v > 0) for key in ("natural", "drawn"))
     if not natural or not drawn:
         return None
-    words = f"The low-resource languages are {percent(natural)} of the training audio and {percent(drawn)} of what"
+    means = f" ({run.low_resource_means})" if run.low_resource_means else ""
+    words = (
+        f"The low-resource languages{means} are {percent(natural)} of the training audio and {percent(drawn)} of what"
+    )
     return Finding(f"{drawn / natural:.1f}×", f"{words} {run.called(text(row.get('stage')))} hears.")
 
 

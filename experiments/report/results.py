@@ -15,7 +15,6 @@ from markupsafe import Markup
 from experiments.report.page import Look, swatch
 
 FIRST, BALANCED, CONTROL = "wavlab_mk", "wavlab_ms", "wavlab_mk_continued"
-CONTINUES = {BALANCED: FIRST, CONTROL: FIRST}  # stages that start from another one's weights
 LOOKS = {  # one colour and one mark a stage, the same in every chart
     FIRST: Look("green", "s"),
     BALANCED: Look("vermillion", "o"),
@@ -112,9 +111,8 @@ def duration(seconds: float) -> str:
 
 
 def times(row: dict) -> float:
-    """Accuracy over the better of the two trivial predictors; NaN where either is missing."""
-    trivial = max((value for value in (number(row.get("majority")), number(row.get("copy"))) if value > 0), default=0)
-    return number(row.get("accuracy")) / trivial if trivial else math.nan
+    """Accuracy over that of the better of the two trivial predictors; NaN where it is missing."""
+    return number(row.get("times_trivial"))
 
 
 def ratio(row: dict) -> str:
@@ -147,6 +145,18 @@ def joined(parts: Sequence[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
+def sentence(words: str) -> str:
+    """With a capital at the start, whatever else is in it."""
+    return words[:1].upper() + words[1:]
+
+
+def on_clips(row: dict, *, languages: Any = None) -> str:
+    """ "2,509 clips", "412 clips of 12 languages": what a figure rests on; empty where it is not known."""
+    if not number(row.get("clips")) > 0:
+        return ""
+    return f"{count(row['clips'])} clips" + (f" of {count(languages)} languages" if number(languages) > 0 else "")
+
+
 def tone(said: str) -> str:
     """The tone in which a verdict is shown: better, worse or unclear."""
     return "unclear" if said == UNCLEAR else said
@@ -162,9 +172,11 @@ class Results:
         self.shares = listed(data, "shares")
         self.accuracy = listed(data, "accuracy")
         self.low_resource = [text(language) for language in items(data, "low_resource", "languages")]
+        self.low_resource_means = text(pick(data, "low_resource", "definition"))
+        self.not_judged = [row for row in self.accuracy if row.get("note")]  # stages without held-out data
         self.total_seconds = sum(max(0.0, number(step.get("seconds"))) for step in listed(data, "steps"))
         self.labels = {}
-        for row in (*self.shares, *self.accuracy):
+        for row in (*self.shares, *self.accuracy, *listed(data, "curves")):
             if row.get("label"):
                 self.labels[text(row.get("stage"))] = text(row["label"])
         rows = [row for key in ("curves", "accuracy", "shares", "units") for row in listed(data, key)]
@@ -172,6 +184,13 @@ class Results:
         spare = [look for stage, look in LOOKS.items() if stage not in stages] or list(LOOKS.values())
         new = [stage for stage in stages if stage not in LOOKS]
         self.looks = LOOKS | {stage: spare[place % len(spare)] for place, stage in enumerate(new)}
+        self.continues: dict[str, str] = {}  # stage: the one before it in the results that it goes on from
+        seen: set[str] = set()
+        for row in listed(data, "curves"):
+            before = text(row.get("continues"))
+            if before and before in seen:
+                self.continues[text(row.get("stage"))] = before
+            seen.add(text(row.get("stage")))
         # The last stages that predict the same units are the ones that compare.
         last = self.accuracy[-1].get("unit_set") if self.accuracy else None
         self.compared = [row for row in self.accuracy if row.get("unit_set") == last] if last else self.accuracy[-1:]
@@ -219,6 +238,13 @@ class Results:
         """The look of the stage with which `name` ("wavlab_ms layer 3") starts."""
         stages = [stage for stage in self.looks if name == stage or name.startswith(f"{stage} ")]
         return self.looks[max(stages, key=len)] if stages else OTHER
+
+    def no_held_out_data(self) -> str:
+        """Which stages could not be judged, and why, in a sentence; empty if all were."""
+        reasons: dict[str, list[str]] = {}
+        for row in self.not_judged:
+            reasons.setdefault(text(row["note"]), []).append(self.called(text(row.get("stage"))))
+        return " ".join(f"{sentence(why)}: {joined(names)} could not be judged." for why, names in reasons.items())
 
     def mark(self, stage: str) -> Markup:
         """A stage's mark and title, for a table cell."""

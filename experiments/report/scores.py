@@ -19,6 +19,7 @@ from experiments.report.results import (
     listed,
     mapped,
     number,
+    on_clips,
     percent,
     pick,
     pill,
@@ -29,12 +30,12 @@ from experiments.report.results import (
 )
 
 FEW_CLIPS = 5  # accuracy on fewer held-out clips than this is drawn hollow
-DIFFERENCES = (">difference", ">interval", "verdict")
+DIFFERENCES = (">clips", ">difference", ">interval", "verdict")
 
 
 def accuracy_section(run: Results) -> Section:
     """Masked accuracy of every stage beside the trivial predictors, and by language for the stages that compare."""
-    entries = listed(run.data, "accuracy")
+    entries = [entry for entry in run.accuracy if entry not in run.not_judged]
     rows = []
     for entry in entries:
         stage, total, macro = text(entry.get("stage")), mapped(entry, "total"), mapped(entry, "macro")
@@ -44,7 +45,9 @@ def accuracy_section(run: Results) -> Section:
         rows.append(cells)
     columns = ["stage", "units from", ">units", ">clips", ">accuracy", ">majority", ">copy", ">× better trivial"]
     columns += [">languages", ">mean over languages", ">× better trivial"]
-    blocks: list = [Table(columns, rows)] if rows else []
+    blocks: list = [Note(run.no_held_out_data(), True)] if run.not_judged else []
+    if rows:
+        blocks.append(Table(columns, rows))
     if len({text(entry.get("unit_set")) for entry in entries}) > 1:
         blocks.append(
             Note("Rows with different units answer different questions: compare only rows with the same units.", True)
@@ -55,8 +58,8 @@ def accuracy_section(run: Results) -> Section:
         low = set(run.low_resource)
         paths = [("total",), ("macro",), *(("languages", language) for language in languages)]
         clips = [largest([pick(entry, *path, "clips") for entry in compared]) for path in paths]
+        clips[1] = clips[0]  # the mean over languages rests on the same clips
         notes = [f"{value:,.0f}" if value > 0 else "–" for value in clips]
-        notes[1] = ""  # a mean over languages has no clips of its own
         strong = [place < 2 or value >= FEW_CLIPS for place, value in enumerate(clips)]
         look_majority, look_copy = Look("faint", "|"), Look("faint", "x")
         series = [
@@ -82,7 +85,7 @@ def accuracy_section(run: Results) -> Section:
                 [Chart("", svg, wide=True)],
                 legend,
                 shows="One row a language, most hours first. The stages share one set of units, so their marks compare."
-                + " Low-resource languages are printed in grey." * bool(low),
+                + f" Low-resource languages ({run.low_resource_means}) are printed in grey." * bool(low),
                 good="filled marks clearly right of both grey marks in every row: then context is used, and not only "
                 "the most frequent units or their duration.",
                 caution=few + "Single rows rest on few clips from few speakers; judge by the comparisons with "
@@ -91,7 +94,7 @@ def accuracy_section(run: Results) -> Section:
         )
         table = []
         for path, label in zip(paths, ["All held-out frames", "Mean over languages", *languages], strict=True):
-            cells = [run.name(label) if path[0] == "languages" else label, notes[len(table)] or "–"]
+            cells = [run.name(label) if path[0] == "languages" else label, notes[len(table)]]
             cells += [percent(pick(entry, *path, "accuracy")) for entry in compared]
             cells += [percent(pick(compared[-1], *path, key)) for key in ("majority", "copy")]
             empty = path[0] == "languages" and not clips[len(table)] > 0
@@ -108,11 +111,12 @@ def accuracy_section(run: Results) -> Section:
 
 
 def difference_rows(differences: Sequence[dict], title: Callable[[str], str]) -> list[list[str]]:
-    """Table rows (of, against, difference in points, interval, verdict) of a list of differences."""
+    """Table rows (of, against, clips, difference in points, interval, verdict) of a list of differences."""
     rows = []
     for row in differences:
         sides = [title(text(row.get(side))) for side in ("of", "against")]
-        rows.append([*sides, signed(row.get("difference")), interval(row), pill(verdict(row))])
+        figures = [count(row.get("clips")), signed(row.get("difference")), interval(row)]
+        rows.append([*sides, *figures, pill(verdict(row))])
     return rows
 
 
@@ -120,10 +124,11 @@ def difference_chart(rows: Sequence[tuple[str, dict]], *, name: str, width: floa
     """Dots with intervals in percentage points around zero; hollow where the difference is not distinguishable."""
     values, low, high = ([100 * number(d.get(key)) for _, d in rows] for key in ("difference", "low", "high"))
     strong = [verdict(d) != UNCLEAR for _, d in rows]
+    notes = [", ".join(filter(None, [verdict(d), on_clips(d)])) for _, d in rows]
     svg = charts.row_chart(
         [label for label, _ in rows], [charts.Series(Look("ink", "o"), values, low, high, strong)], name=name,
         title="difference in points", show=lambda value: f"{value:+g}".replace("-", "−") if value else "0",
-        width=width, reference=0.0, zero=True, alt=alt, notes=[verdict(d) for _, d in rows], notes_title="verdict",
+        width=width, reference=0.0, zero=True, alt=alt, notes=notes, notes_title="verdict",
     )  # fmt: skip
     return Chart("", svg, wide=True)
 
@@ -132,7 +137,7 @@ def balance_section(run: Results) -> Section:
     """Differences between stages, with intervals, on low-resource languages and on all."""
     groups = [("low-resource", mapped(run.data, "low_resource")), ("all languages", mapped(run.data, "all_languages"))]
     groups = [(label, group) for label, group in groups if group]
-    blocks: list = []
+    blocks: list = [Note(run.no_held_out_data(), True)] if run.not_judged else []
     rows = [(label, d) for label, group in groups for d in listed(group, "differences")]
     if rows:
         labelled = [
@@ -165,7 +170,9 @@ def balance_section(run: Results) -> Section:
     if stages:
         values = [{text(r.get("stage")): r.get("accuracy") for r in listed(group, "rows")} for _, group in groups]
         table = [[run.mark(s), *(percent(v.get(s)) for v in values)] for s in stages]
-        blocks.append(Table(["stage", *(f">{label}" for label, _ in groups)], table, "Masked accuracy"))
+        sizes = [f" ({on_clips(group)})" if on_clips(group) else "" for _, group in groups]
+        heads = [f">{label}{size}" for (label, _), size in zip(groups, sizes, strict=True)]
+        blocks.append(Table(["stage", *heads], table, "Masked accuracy, mean over languages"))
     for label, group in groups:
         names = [run.name(language) for language in items(group, "languages")]
         parts = [text(group.get("definition")), f"{count(group.get('clips'))} held-out clips" * ("clips" in group)]
@@ -196,7 +203,8 @@ def probe_section(run: Results) -> Section:
         svg = charts.row_chart(
             [run.probe_title(key) for key in keys], series, name="probe", width=640, zero=True,
             title="accuracy on sources that were not trained on", show=lambda value: f"{100 * value:g}%",
-            notes=list(map(percent, values)), notes_title="accuracy",
+            notes=[", ".join(filter(None, [percent(entry.get("accuracy")), on_clips(entry)])) for entry in entries],
+            notes_title="accuracy, clips",
             alt="Accuracy of the language probe across sources for each representation, with intervals and chance.",
         )  # fmt: skip
         blocks.append(

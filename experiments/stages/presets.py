@@ -1,9 +1,12 @@
 """Pieces that several stages share."""
 
+from dataclasses import replace
+
 from data_pipelines.mixing import MixingConfig
 from data_pipelines.pipeline import DataConfig
 from data_pipelines.sampling import DrawConfig
 from wavlab_jax.encoder import EncoderConfig
+from wavlab_jax.encoder.architectures import architecture
 from wavlab_jax.objective import ObjectiveConfig
 from wavlab_jax.optim import OptimizerConfig
 
@@ -35,26 +38,9 @@ def demo_data(*, draw: DrawConfig = NATURAL, mixing: MixingConfig | None = None)
     return DataConfig(lengths=(32_000, 64_000), seconds_per_step=8.0, draw=draw, mixing=mixing, threads=1, prefetch=8)
 
 
-# HuBERT Large (fairseq hubert_large_librivox.yaml): no dropout, no layerdrop, waveform normalised. WavLabLM has this
-# architecture, without WavLM's relative position bias.
-LARGE = EncoderConfig(
-    extractor_norm="layer",
-    normalize_waveform=True,
-    width=1024,
-    layers=24,
-    heads=16,
-    feed_forward=4096,
-    pre_norm=True,
-    dropout=0.0,
-    attention_dropout=0.0,
-    projection_dropout=0.0,
-    layerdrop=0.0,
-    feature_gradient_scale=1.0,
-    compute_dtype="bfloat16",
-    rematerialize=True,
-)
-
-BASE = EncoderConfig(compute_dtype="bfloat16")  # HuBERT Base (fairseq hubert_base_librispeech.yaml)
+# WavLabLM has HuBERT Large's shape, without WavLM's relative position bias; here it hears normalised waveforms.
+LARGE = replace(architecture("hubert_large"), compute_dtype="bfloat16", rematerialize=True)
+BASE = replace(architecture("hubert_base"), compute_dtype="bfloat16")
 
 # One shape for all demo stages, so that each can continue the one before. The extractor is narrow where time is long,
 # and normalised as in Base: LayerNorm at every sample makes it learn several times more slowly.

@@ -1,5 +1,6 @@
-"""A stage that is killed with -9 and started again ends bit for bit where one that never was ends."""
+"""Runs stopped by Ctrl-C, kill -9 or a full disk, and started again, end bit for bit where one that never was ends."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -13,52 +14,147 @@ import pytest
 
 from experiments.stage_files import StageFiles
 from tests.experiments.conftest import lines
+from tests.experiments.small_corpus import write_corpus
+from tests.experiments.small_launcher import STAGE, STEPS
 from wavlab_jax.sharding import MeshConfig, make_mesh
 
 pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parents[2]
 
-KILLED = """
-import sys
-from pathlib import Path
-from experiments.run import train_stage
-from tests.experiments.conftest import small
-train_stage(small("hubert_base_it1", steps=40), workdir=Path(sys.argv[1]), corpus=Path(sys.argv[2]))
-"""
+
+class Launched:
+    """The small launcher in a session of its own, as a terminal starts it: Ctrl-C reaches everything in it."""
+
+    def __init__(self, workdir, *arguments, audio, log=None):
+        workdir.mkdir(exist_ok=True)
+        self.log, self.lines = log or workdir / "log", StageFiles(workdir, STAGE).metrics / "metrics.jsonl"
+        command = [sys.executable, "-m", "tests.experiments.small_launcher", *arguments, "--workdir", str(workdir)]
+        env = {**os.environ, "AUDIO": str(audio), "JAX_NUM_CPU_DEVICES": "1", "TQDM_DISABLE": "1"}
+        with open(self.log, "w") as log:
+            self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+
+    def when(self, condition):
+        """Waits until the condition holds; the process must not end before."""
+        deadline = time.monotonic() + 300  # a busy machine is slow, not stuck
+        while not condition():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.log.read_text()[-2000:]
+            time.sleep(0.005)
+        return self
+
+    def when_lines(self, count):
+        return self.when(lambda: self.lines.exists() and self.lines.read_text().count("\n") >= count)
+
+    def interrupted(self):
+        """Ctrl-C; returns what was printed, once nothing of the session is left."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self.ended(130)
+
+    def ended(self, status):
+        text = f"expected {status}, got {self.process.wait(300)}: {self.log.read_text()[-2000:]}"
+        assert self.process.returncode == status, text
+        deadline = time.monotonic() + 60  # multiprocessing's resource tracker ends a little later
+        while self.others():
+            assert time.monotonic() < deadline, f"still there: {self.others()}"
+            time.sleep(0.02)
+        return self.log.read_text()
+
+    def others(self):
+        """Command lines of the session's processes beside the first."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, _, session = stat.read_text().rsplit(")", 1)[1].split()[:4]
+                if int(session) == self.process.pid != int(stat.parent.name) and state not in "ZX":
+                    found.append((stat.parent / "cmdline").read_text().replace("\0", " "))
+            except OSError:
+                continue
+        return found
+
+    def workers(self):
+        return sum("spawn_main" in command for command in self.others())
+
+
+@pytest.fixture(scope="module")
+def audio(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("audio") / "audio")
+
+
+@pytest.fixture(scope="module")
+def whole(audio, tmp_path_factory):
+    """A workdir in which the small recipe ran without a stop."""
+    workdir = tmp_path_factory.mktemp("whole")
+    Launched(workdir, "recipe", "demo", audio=audio).ended(0)
+    return workdir
 
 
 def parameters_of(workdir):
     from experiments.trained import load_model
     from wavlab_jax.model import parameters
 
-    return jax.device_get(parameters(load_model(workdir, "hubert_base_it1", make_mesh(MeshConfig()))))
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    return jax.device_get(parameters(load_model(workdir, STAGE, mesh)))
 
 
-def run_killed(workdir, corpus, *, kill_after_lines=None):
-    """Runs the stage in a process of its own; kills it with -9 once it has written that many lines of metrics."""
-    command = [sys.executable, "-c", KILLED, str(workdir), str(corpus)]
-    with open(workdir / "log", "a") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-    path = StageFiles(workdir, "hubert_base_it1").metrics / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while process.poll() is None and time.monotonic() < deadline:
-        if kill_after_lines and path.exists() and path.read_text().count("\n") >= kill_after_lines:
-            os.kill(process.pid, signal.SIGKILL)
-        time.sleep(0.02)
-    code = process.wait(10)
-    assert code == (-9 if kill_after_lines else 0), (workdir / "log").read_text()[-2000:]
-
-
-def test_kill_9_and_the_same_command_again_end_bit_for_bit_the_same(corpus, tmp_path):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for folder in (whole, killed):
-        folder.mkdir()
-    run_killed(whole, corpus)
-    for after in (2, 8, 13):
-        run_killed(killed, corpus, kill_after_lines=after)
-    run_killed(killed, corpus)
-    a, b = parameters_of(whole), parameters_of(killed)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+def assert_same(workdir, whole):
+    for x, y in zip(jax.tree.leaves(parameters_of(workdir)), jax.tree.leaves(parameters_of(whole)), strict=True):
         np.testing.assert_array_equal(x, y)
-    assert lines(whole, "hubert_base_it1") == lines(killed, "hubert_base_it1")
-    assert [line["step"] for line in lines(killed, "hubert_base_it1")] == list(range(2, 41, 2))
+    assert lines(workdir, STAGE) == lines(whole, STAGE)
+    assert [line["step"] for line in lines(workdir, STAGE)] == list(range(2, STEPS + 1, 2))
+
+
+def test_kill_9_and_the_same_command_again_end_bit_for_bit_the_same(whole, audio, tmp_path):
+    command = ("train", STAGE, "--corpus", str(whole / "corpus"))
+    for after in (2, 8, 13):
+        run = Launched(tmp_path / "killed", *command, audio=audio).when_lines(after)
+        run.process.kill()
+        run.ended(-9)
+    Launched(tmp_path / "killed", *command, audio=audio).ended(0)
+    assert_same(tmp_path / "killed", whole)
+
+
+def test_ctrl_c_of_a_recipe_and_the_same_command_again(whole, audio, tmp_path):
+    """While `prepare`'s workers start, and while a stage trains."""
+    workdir, command = tmp_path / "stopped", ("recipe", "demo")
+    run = Launched(workdir, *command, audio=audio)
+    said = run.when(run.workers).interrupted()
+    assert said.rstrip().endswith("interrupted; the same command goes on from here") and "Traceback" not in said
+    said = Launched(workdir, *command, audio=audio).when_lines(4).interrupted()
+    assert said.rstrip().endswith(f"of {STEPS}, saved; the same command continues") and "Traceback" not in said
+    assert not list(workdir.rglob(".partial-*"))
+    Launched(workdir, *command, audio=audio).ended(0)
+    assert_same(workdir, whole)
+
+
+def test_ctrl_c_of_a_stage_with_loader_processes(whole, audio, tmp_path):
+    workdir, command = tmp_path / "stopped", ("train", STAGE, "--corpus", str(whole / "corpus"), "--data.workers", "2")
+    run = Launched(workdir, *command, audio=audio).when_lines(4)
+    assert run.workers() == 2
+    said = run.interrupted()
+    assert said.rstrip().endswith(f"of {STEPS}, saved; the same command continues") and "Traceback" not in said
+    Launched(workdir, *command, audio=audio).ended(0)
+    assert_same(workdir, whole)
+
+
+@pytest.mark.soak
+def test_a_really_full_disk_is_told_and_with_space_again_the_same_command_goes_on(whole, audio, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    mounted = subprocess.run(mount, capture_output=True, text=True)
+    assert mounted.returncode == 0, f"this test needs root and a machine that lets it mount: {mounted.stderr.strip()}"
+    command = ("train", STAGE, "--corpus", str(whole / "corpus"))
+    try:
+        for after in (1, 6, 10):
+            run = Launched(disk / "work", *command, audio=audio, log=tmp_path / "log").when_lines(after)
+            with open(disk / "ballast", "wb", buffering=0) as ballast, contextlib.suppress(OSError):
+                while True:
+                    ballast.write(bytes(1 << 12))
+            # Orbax's threads tell of the same on their own, before that line or after it.
+            (said,) = (line for line in run.ended(1).splitlines() if line.startswith("error: "))
+            assert said.startswith(f"error: {disk}/work/stages/{STAGE}/") and "free some" in said
+            (disk / "ballast").unlink()
+        Launched(disk / "work", *command, audio=audio, log=tmp_path / "log").ended(0)
+        assert_same(disk / "work", whole)
+        assert not list(disk.rglob(".partial-*")) and not list(disk.rglob("*checkpoint-tmp*"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)

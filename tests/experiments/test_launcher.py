@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.stages import STAGES
+from wavlab_jax.encoder.architectures import ARCHITECTURES
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,9 +18,20 @@ def launch(*arguments, module="experiments"):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
 
 
-def test_list_names_every_stage():
+def test_list_names_every_stage_and_architecture():
     found = launch("list")
-    assert found.returncode == 0 and [line.split()[0] for line in found.stdout.splitlines()] == list(STAGES)
+    assert found.returncode == 0, found.stderr
+    stages, architectures = (part.splitlines()[1:] for part in found.stdout.split("\n\n"))
+    assert [line.split()[0] for line in stages] == list(STAGES)
+    assert [line.split()[0] for line in architectures] == list(ARCHITECTURES)
+
+
+def test_show_takes_an_architecture():
+    found = launch("show", "xls_r_2b")  # 8.6 GB of parameters, of which none is made
+    assert found.returncode == 0, found.stderr
+    assert "encoder.width = 1920\n" in found.stdout and "2,159,259,648 parameters in the encoder" in found.stdout
+    wrong = launch("show", "xlsr53")
+    assert wrong.returncode == 1 and "xlsr_53" in wrong.stderr
 
 
 def test_show_prints_values_overrides_and_parameters():

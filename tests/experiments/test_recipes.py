@@ -21,6 +21,7 @@ def recipe(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(recipes, "stage_function", lambda name, size: lambda: small(name, steps=4))
     patch.setitem(recipes.RECIPES, "demo", lambda workdir: recipes.multi_stage(workdir, audio, size="demo"))
+    patch.setattr(recipes, "git_commit", lambda: "abc1234")
     workdir = folder / "work"
     report = recipes.run_recipe("demo", workdir)
     yield workdir, report
@@ -36,7 +37,31 @@ def test_the_report_stands_on_every_step(recipe):
     assert [row["stage"] for row in results["accuracy"]][-3:] == ["wavlab_mk", "wavlab_ms", "wavlab_mk_continued"]
     assert {row["units"] for row in results["units"]} == {12} and len(results["units"]) == 3
     assert len(results["low_resource"]["differences"]) == 2 and results["probe"]["rows"]
+    for row in (*results["low_resource"]["differences"], *results["probe"]["differences"]):
+        assert row["clips"] > 0
+    for row in results["accuracy"]:
+        total = row["total"]
+        assert total["times_trivial"] == total["accuracy"] / max(total["majority"], total["copy"])
+    assert {row["stage"]: row["continues"] for row in results["curves"]} == {
+        "hubert_base_it1": None,
+        "hubert_base_it2": "hubert_base_it1",
+        "wavlab_mk": "hubert_base_it2",
+        "wavlab_ms": "wavlab_mk",
+        "wavlab_mk_continued": "wavlab_mk",
+    }
     assert (workdir / "export" / "config.json").exists()
+
+
+def test_again_with_nothing_left_to_do_changes_no_result(recipe, monkeypatch):
+    """Not even if another commit on another machine draws the report again."""
+    workdir, _ = recipe
+    before = {name: (workdir / name).read_bytes() for name in ("results.json", "report.html", "times.json")}
+    monkeypatch.setattr(recipes, "git_commit", lambda: "another")
+    monkeypatch.setattr(recipes, "describe_machine", lambda: {"processor": "another"})
+    recipes.run_recipe("demo", workdir)
+    assert {name: (workdir / name).read_bytes() for name in before} == before
+    results = json.loads(before["results.json"])
+    assert results["commit"] == "abc1234" and results["machine"]["cores"] and results["finished"]
 
 
 def test_again_does_what_is_missing_and_nothing_else(recipe, capsys):

@@ -16,10 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from experiments.ledger import COUNTED
 from experiments.report import page as report_page
 from experiments.report import write_report
 from experiments.report.findings import findings
 from experiments.report.results import Results, duration, percent, signed, verdict
+from experiments.results import LOW_RESOURCE
 
 LANGUAGES = [  # code, name, source corpora, training clips, held-out clips, hours: a real small corpus
     ("spa", "Spanish", 4, 1136, 282, 0.885), ("fra", "French", 4, 1267, 291, 0.7962),
@@ -46,8 +48,12 @@ STAGES = [  # name, label, number of units, where they come from, accuracy
 ]
 
 
-def difference(of, against, value, low, high, verdict):
-    return {"of": of, "against": against, "difference": value, "low": low, "high": high, "verdict": verdict}
+def difference(of, against, value, low, high, verdict, **clips):
+    return {"of": of, "against": against, **clips, "difference": value, "low": low, "high": high, "verdict": verdict}
+
+
+def with_ratio(row):
+    return {**row, "times_trivial": row["accuracy"] / max(row["majority"], row["copy"])}
 
 
 def make_results(languages=31):
@@ -93,10 +99,16 @@ def make_results(languages=31):
         macro = {key: float(np.mean([row[key] for row in judged])) for key in ("accuracy", "majority", "copy")}
         return {
             "stage": stage, "label": label, "unit_set": unit_set, "units": units,
-            "total": {"clips": 2509, "frames": 125000, "accuracy": value, "majority": 0.081, "copy": 0.225},
-            "macro": {"languages": len(judged), **macro},
+            "total": with_ratio(
+                {"clips": 2509, "frames": 125000, "accuracy": value, "majority": 0.081, "copy": 0.225}
+            ),
+            "macro": with_ratio({"languages": len(judged), **macro}),
             "languages": table,
         }  # fmt: skip
+
+    def curve(stage, continues, points):
+        unit_set = next(row[3] for row in STAGES if row[0] == stage)
+        return {"stage": stage, "continues": continues, "unit_set": unit_set, "points": points}
 
     def unit_row(name, stage, units, dead):
         counts = rng.permutation(np.concatenate([rng.gamma(1.6, 300, units - dead), np.zeros(dead)])).astype(int)
@@ -131,6 +143,7 @@ def make_results(languages=31):
     return {
         "title": "recipe demo",
         "finished": "2026-11-22T21:00:00Z",
+        "time_counted": COUNTED,
         "commit": "abc1234",
         "machine": {
             "processor": "AMD EPYC 9B14 96-Core Processor", "cores": 2, "memory_gb": 24, "devices": "1 x cpu",
@@ -153,11 +166,11 @@ def make_results(languages=31):
             shares("wavlab_ms", "stage 2, balanced", balanced, 150),
         ],
         "curves": [
-            {"stage": "hubert_base_it1", "points": points(2.7, 0.36, 200)},
-            {"stage": "hubert_base_it2", "points": points(2.9, 0.33, 200)},
-            {"stage": "wavlab_mk", "points": points(2.8, 0.30, 300)},
-            {"stage": "wavlab_ms", "points": points(2.75, 0.31, 150, start=0.3)},
-            {"stage": "wavlab_mk_continued", "points": points(2.68, 0.325, 150, start=0.1)},
+            curve("hubert_base_it1", None, points(2.7, 0.36, 200)),
+            curve("hubert_base_it2", "hubert_base_it1", points(2.9, 0.33, 200)),
+            curve("wavlab_mk", "hubert_base_it2", points(2.8, 0.30, 300)),
+            curve("wavlab_ms", "wavlab_mk", points(2.75, 0.31, 150, start=0.3)),
+            curve("wavlab_mk_continued", "wavlab_mk", points(2.68, 0.325, 150, start=0.1)),
         ],
         "units": [
             unit_row("mfcc", "hubert_base_it1", 100, 0),
@@ -166,8 +179,9 @@ def make_results(languages=31):
         ],
         "accuracy": [accuracy(name, label, units, source, value) for name, label, units, source, value in STAGES],
         "low_resource": {
-            "definition": "languages with under 3 minutes of training audio",
+            "definition": LOW_RESOURCE,
             "languages": low,
+            "judged": [code for code in low if code != "swe"],
             "clips": 232,
             "rows": [
                 {"stage": "wavlab_mk", "accuracy": 0.251},
@@ -175,8 +189,8 @@ def make_results(languages=31):
                 {"stage": "wavlab_mk_continued", "accuracy": 0.269},
             ],
             "differences": [
-                difference("wavlab_ms", "wavlab_mk", 0.021, 0.010, 0.032, "better"),
-                difference("wavlab_ms", "wavlab_mk_continued", 0.003, -0.008, 0.014, "not distinguishable"),
+                difference("wavlab_ms", "wavlab_mk", 0.021, 0.010, 0.032, "better", clips=232),
+                difference("wavlab_ms", "wavlab_mk_continued", 0.003, -0.008, 0.014, "not distinguishable", clips=232),
             ],
         },
         "all_languages": {
@@ -189,8 +203,8 @@ def make_results(languages=31):
                 {"stage": "wavlab_mk_continued", "accuracy": 0.327},
             ],
             "differences": [
-                difference("wavlab_ms", "wavlab_mk", 0.020, 0.016, 0.024, "better"),
-                difference("wavlab_ms", "wavlab_mk_continued", -0.007, -0.011, -0.003, "worse"),
+                difference("wavlab_ms", "wavlab_mk", 0.020, 0.016, 0.024, "better", clips=2509),
+                difference("wavlab_ms", "wavlab_mk_continued", -0.007, -0.011, -0.003, "worse", clips=2509),
             ],
         },
         "probe": {
@@ -206,8 +220,10 @@ def make_results(languages=31):
                 probe_row("wavlab_mk_continued", 3, 0.241),
             ],
             "differences": [
-                difference("wavlab_ms layer 3", "log-mel", 0.091, 0.032, 0.149, "better"),
-                difference("wavlab_ms layer 3", "wavlab_mk layer 3", 0.026, -0.021, 0.071, "not distinguishable"),
+                difference("wavlab_ms layer 3", "log-mel", 0.091, 0.032, 0.149, "better", clips=412),
+                difference(
+                    "wavlab_ms layer 3", "wavlab_mk layer 3", 0.026, -0.021, 0.071, "not distinguishable", clips=412
+                ),
             ],
             "languages": {
                 "log-mel": {"spa": {"clips": 40, "accuracy": 0.2}, "fra": {"clips": 38, "accuracy": 0.15}},
@@ -296,14 +312,19 @@ def test_every_section_shows_its_figures(full):
     expected = {
         "summary": ["1.42×", "32.0% on 2,509 held-out clips", "6.02 h", "31 languages", "316 times", "3.1e-06"],
         "data": ["Norwegian Nynorsk", "Modern Greek", "0.885", "14.70%"],
-        "training": ["stage 2 (wavlab_ms)", "Stage 1, then stage 2 and the control", "audio-hours", "6.00"],
+        "training": [
+            "stage 2 (wavlab_ms)", "First iteration, then second iteration, stage 1, stage 2 and the control",
+            "audio-hours", "6.00", "stage 2 and the control continue stage 1 with the same units",
+            "second iteration continues first iteration with other units and a fresh head",
+        ],
         "units": ["hubert_base_it1-layer3", "perplexity", "11", f"{results['units'][0]['perplexity']:.1f}"],
         "accuracy": ["1.56×", "32.0%", "22.5%", "no held-out data", "compare only rows with the same units"],
-        "balance": ["+2.1", "[−0.8, 1.4]", "27.2%", "under 3 minutes", "○ not distinguishable", "▼ worse", "▲ better"],
+        "balance": ["+2.1", "[−0.8, 1.4]", "27.2%", LOW_RESOURCE,
+                    "low-resource (232 clips)", "○ not distinguishable", "▼ worse", "▲ better"],
         "probe": ["log-mel", "stage 2, layer 3", "[21.7%, 31.0%]", "12.1%", "leave one source out", "41.0%"],
         "export": ["model.safetensors", "1.8 MB", "transformers 5.23.0", "3.1e-06"],
-        "time": ["33 min 17 s", "8 min 40 s", "26.0%", "AMD EPYC 9B14", "12,634 clips, 6.0 h, 0 refused"],
-    }
+        "time": ["33 min 17 s", "8 min 40 s", "26.0%", "AMD EPYC 9B14", "12,634 clips, 6.0 h, 0 refused", COUNTED],
+    }  # fmt: skip
     assert set(expected) == {key for key in page.sections if key}
     for section, figures in expected.items():
         text = page.text(section)
@@ -405,12 +426,18 @@ def test_continued_stages_start_where_their_parent_ended(tmp_path, monkeypatch):
     )
     results = make_results(2)
     write_report({key: results[key] for key in ("curves", "accuracy")}, tmp_path / "page.html")
-    lines, options = next(value for alt, value in drawn.items() if "stage 1" in alt)
-    assert len(drawn) == 3 and len(lines) == 3 and options["branch"] == lines[0].x[-1] == 6.0
-    for line, place in zip(lines[1:], (3, 4), strict=True):
-        own = [point["hours"] for point in results["curves"][place]["points"]]
-        np.testing.assert_allclose(line.x, [6.0 + value for value in own])
-        assert line.loss == [point["loss"] for point in results["curves"][place]["points"]]
+    ((lines, options),) = drawn.values()
+    np.testing.assert_allclose(options["branches"], [4.0, 8.0, 14.0])
+    for line, entry, start in zip(lines, results["curves"], (0.0, 4.0, 8.0, 14.0, 14.0), strict=True):
+        np.testing.assert_allclose(line.x, [start + point["hours"] for point in entry["points"]])
+        assert line.loss == [point["loss"] for point in entry["points"]]
+
+    drawn.clear()
+    for entry, parent in zip(results["curves"], ("wavlab_ms", None, "wavlab_mk", "nowhere", "wavlab_mk"), strict=True):
+        entry["continues"] = parent  # of a stage that is not there, of a later one, of itself: each starts anew
+    page = Page(write_report({key: results[key] for key in ("curves", "accuracy")}, tmp_path / "page.html"))
+    assert [len(lines) for lines, _ in drawn.values()] == [1, 1, 2, 1]
+    assert "the control continues stage 1 with the same units." in page.text("training")
 
 
 def test_names_are_escaped(tmp_path):
@@ -426,6 +453,36 @@ def test_names_are_escaped(tmp_path):
     assert "<script>alert(1)</script> & more" in page.texts
     assert "</p><p onclick=x>" in page.text("balance") and "<i>step</i>" in page.text("time")
     assert "<u>&amp;, layer" not in page.text() and "<u>&amp;" in page.text("probe")
+
+
+def test_without_held_out_data_the_sections_say_so(tmp_path):
+    results = make_results(2)
+    results["accuracy"] = [
+        {"label": label, "stage": stage, "note": "no held-out data"} for stage, label, *_ in STAGES[2:]
+    ]
+    for key in ("low_resource", "all_languages"):
+        del results[key]
+    page = Page(write_report(results, tmp_path / "page.html"))
+    said = "No held-out data: stage 1, stage 2 and the control could not be judged."
+    for section in ("summary", "accuracy", "balance"):
+        assert said in page.text(section) and "Not available" not in page.text(section)
+
+
+def test_every_difference_says_on_how_many_clips(full):
+    results, page = full
+    tables = [rows for rows in page.tables if rows[0][-3:] == ["difference", "interval", "verdict"]]
+    groups = [listing["differences"] for listing in (results["low_resource"], results["all_languages"])]
+    expected = [[f"{row['clips']:,}" for row in sum(groups, [])], ["412", "412"]]
+    assert [[row[rows[0].index("clips")] for row in rows[1:]] for rows in tables] == expected
+    for section, clips in (("balance", "worse, 2,509 clips"), ("probe", "26.2%, 412 clips")):
+        assert clips in page.text(section)
+
+
+def test_low_resource_is_defined_once(full):
+    _, page = full
+    assert page.text().count(LOW_RESOURCE) >= 3
+    design = (Path(__file__).parents[2] / "docs" / "design.md").read_text()
+    assert LOW_RESOURCE in " ".join(design.split())
 
 
 SECTIONS = {
@@ -478,40 +535,44 @@ def test_sentences_name_what_the_intervals_allow():
     said = sentences(**results)
     assert said[0] == (
         "Masked accuracy after stage 2 is 32.0% on 2,509 held-out clips: 1.42 times the better trivial predictor "
-        f"(copy, 22.5%); {ratio_of(results['accuracy'][3]['macro']):.2f} times on the mean over languages."
+        f"(copy, 22.5%); {results['accuracy'][3]['macro']['times_trivial']:.2f} times on the mean over 30 languages."
     )
     assert said[1] == (
-        "On low-resource languages (16 languages, 232 clips), stage 2 is 2.1 points above stage 1 [1.0, 3.2] and not "
-        "distinguishable from the control (+0.3 points [−0.8, 1.4]). Longer training alone may explain the gain."
+        "Masked accuracy over that of the better trivial predictor, stage by stage on 2,509 held-out clips: 1.56× "
+        "after first iteration, 1.47× after second iteration, 1.33× after stage 1, 1.42× after stage 2 and 1.40× after "
+        "the control. Stages that predict other units answer other questions."
     )
-    assert said[2].endswith(
-        "stage 2 is 2.0 points above stage 1 [1.6, 2.4] and 0.7 points below the control [−1.1, −0.3]."
+    assert said[2] == (
+        "On low-resource languages (15 of 16 languages, 232 clips), stage 2 is 2.1 points above stage 1 [1.0, 3.2] and "
+        "not distinguishable from the control (+0.3 points [−0.8, 1.4]). Longer training alone may explain the gain."
     )
     assert said[3].endswith(
-        "the highest of 7 representations is stage 2, layer 3 [21.7%, 31.0%], above chance (12.1%)."
+        "stage 2 is 2.0 points above stage 1 [1.6, 2.4] and 0.7 points below the control [−1.1, −0.3]."
     )
-    assert said[5] == (
-        "In that probe, stage 2, layer 3 is not distinguishable from stage 1, layer 3 (+2.6 points [−2.1, 7.1])."
+    assert said[4] == (
+        "Language across sources, on 412 clips of 12 languages: the highest of 7 representations is stage 2, layer 3 "
+        "[21.7%, 31.0%], above chance (12.1%)."
+    )
+    assert said[6] == (
+        "In that probe (412 clips), stage 2, layer 3 is not distinguishable from stage 1, layer 3 (+2.6 points "
+        "[−2.1, 7.1])."
     )
     low = [row for row in LANGUAGES if row[5] < 0.05]
     share = 100 * sum(row[5] for row in low) / sum(row[5] for row in LANGUAGES)
-    assert f"are {share:.1f}% of the training audio" in said[6]
-    assert "Swedish has no held-out clips and cannot be judged." in said[7]
-
-
-def ratio_of(row):
-    return row["accuracy"] / max(row["majority"], row["copy"])
+    assert f"are {share:.1f}% of the training audio" in said[7] and LOW_RESOURCE in said[7]
+    assert "Swedish has no held-out clips and cannot be judged." in said[8]
 
 
 def test_weak_results_are_not_dressed_up():
     results = make_results()
     for row in results["accuracy"]:
-        row["total"]["accuracy"] = 0.2
+        row["total"] = with_ratio({**row["total"], "accuracy": 0.2})
     for row in results["probe"]["rows"]:
         row["low"] = 0.05
     results["export"].update(largest_difference=None, checked_with="not checked: transformers is not installed")
     said = sentences(**results)
     assert "does not reach the better trivial predictor" in said[0]
+    assert findings(Results(results))[1].tone == "worse"
     assert any("none of the 7 representations is distinguishable from chance" in words for words in said)
     assert any("not compared (not checked: transformers is not installed)" in words for words in said)
 

@@ -2,14 +2,17 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
+from data_pipelines.batch import num_frames
 from data_pipelines.manifest import Manifest
+from data_pipelines.sources import ShardSource
 from data_pipelines.units import UnitsError, UnitStore
-from experiments.evaluate import evaluate_stage, probe_stages, table
+from experiments.evaluate import evaluate_stage, pool_utterances, probe_stages, table
 from experiments.export import export_stage
 from experiments.run import train_stage
 from experiments.stage import StageError
@@ -51,6 +54,44 @@ def test_judged_on_every_held_out_clip(trained, corpus):
     assert table(result).splitlines()[-1].startswith("all")
     again = evaluate_stage(small("wavlab_ms"), workdir=trained, corpus=corpus)
     assert again == result
+
+
+def test_nothing_held_out_is_told(trained, corpus, monkeypatch):
+    """In the note of the step, in evaluation.json, and in what the report is drawn from."""
+    from experiments import evaluate, steps
+    from experiments.results import collect_results
+
+    files = StageFiles(trained, "hubert_base_it1")
+    monkeypatch.setattr(evaluate, "held_out", lambda manifest: np.zeros(0, np.int64))
+    assert steps.evaluate(small("hubert_base_it1"), trained, corpus) == "no held-out data"
+    shutil.copytree(corpus, trained / "corpus")
+    results = collect_results("recipe", trained, [])
+    assert {"label": "HuBERT iteration 1", "stage": "hubert_base_it1", "note": "no held-out data"} in results[
+        "accuracy"
+    ]
+    files.evaluation.unlink()
+
+
+def test_the_probe_hears_the_first_8_seconds_of_what_takes_part(corpus):
+    """Whatever length a batch is padded to, and however many windows an utterance has."""
+    manifest, mesh = Manifest.load(corpus), make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    rows = np.flatnonzero(np.arange(len(manifest)) % 3 > 0)
+    heard = {}
+
+    def vectors(waveform, samples, valid):
+        assert waveform.shape[1] == 16 and waveform.shape[2] in (16_000, 32_000)
+        heard["rows"] = heard.get("rows", 0) + int((samples > 0).sum())
+        return np.stack([samples[0], valid[0].sum(axis=1), np.square(waveform[0]).sum(axis=1)], axis=1)
+
+    found = pool_utterances({"a": vectors, "b": vectors}, rows, manifest, mesh, lengths=(16_000, 32_000))
+    source = ShardSource(manifest)
+    assert heard["rows"] == 2 * len(rows) and (manifest.samples[rows] > 32_000).any()
+    for i in range(len(manifest)):
+        samples = min(int(manifest.samples[i]), 32_000)
+        energy = np.square(source.read(i, samples=samples)).sum()
+        expected = [samples, num_frames(samples), energy] if i in rows else [np.nan] * 3
+        np.testing.assert_allclose(found["a"][i], expected, rtol=1e-4)
+    np.testing.assert_array_equal(found["a"], found["b"])
 
 
 def test_probed_across_sources(trained, corpus):
