@@ -40,7 +40,7 @@ def show_architecture(name: str) -> str:
     lines += [f"head.{path} = {value}" for path, value in flatten(row.head).items()]
     lines += [
         "",
-        f"{counts.encoder:,} parameters in the encoder (transformers' {_BARE[row.model_type]}), {counts.head:,} in the head it "
-        f"was pre-trained with; {sum(counts):,} in all",
+        f"{counts.encoder:,} parameters in the encoder (transformers' {_BARE[row.model_type]}), {counts.head:,} in the "
+        f"head it was pre-trained with; {sum(counts):,} in all",
     ]
     return "\n".join(lines)

@@ -198,7 +198,8 @@ def test_unstacked_layers_compute_the_same(waveform):
     encoder = randomised(LARGE)
     apart = unstack_layers(encoder)
     for formulation in (HERE, SCANNED):
-        assert largest_difference(run(apart, waveform, formulation=formulation).hidden, run(encoder, waveform).hidden) < 2e-5
+        found = run(apart, waveform, formulation=formulation)
+        assert largest_difference(found.hidden, run(encoder, waveform).hidden) < 2e-5
     assert len(apart.layers) == LARGE.layers and encoder.layers.expand.kernel.shape[0] == LARGE.layers
 
 

@@ -6,7 +6,6 @@ The positional convolution, heads and buckets are those of the released models; 
 import dataclasses
 import logging
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -140,7 +139,7 @@ def test_padded_batches_at_real_frames(variant, rule):
 
 @pytest.mark.parametrize("variant", ["wavlm-base", "wavlm-large"])
 def test_long_audio(variant):
-    """17 s: distances from 778 frames on share WavLM's last bucket, and the positional convolution has many segments."""
+    """17 s: distances from 778 frames on share WavLM's last bucket; the positional convolution has many segments."""
     kind, cfg = VARIANTS[variant]
     model = random_model(kind, cfg)
     waveform = noise(1, 400 + 850 * 320)

@@ -26,10 +26,10 @@ class EncoderConfig:
         normalize_waveform: zero mean and unit variance per utterance before the extractor (Large).
         waveform_epsilon: added to that variance: fairseq and torchaudio 1e-5, Hugging Face's preprocessor 1e-7. They
             differ audibly for quiet audio only.
-        valid_frames: which frames of a padded row are real. "convolution": those that hear no padding, as in wav2vec 2.0,
-            Hugging Face and torchaudio. "fairseq_bins": HuBERT and WavLM in fairseq, UniSpeech and unilm cut the padded
-            row into as many bins as there are frames and keep a frame if its bin has a real sample; that is mostly
-            one frame more, which hears zeros. Without padding there is no difference.
+        valid_frames: which frames of a padded row are real. "convolution": those that hear no padding, as in wav2vec
+            2.0, Hugging Face and torchaudio. "fairseq_bins": HuBERT and WavLM in fairseq, UniSpeech and unilm cut the
+            padded row into as many bins as there are frames and keep a frame if its bin has a real sample; that is
+            mostly one frame more, which hears zeros. Without padding there is no difference.
         width, layers, heads, feed_forward: of the Transformer.
         pre_norm: LayerNorm before (Large) or after (Base) attention and feed-forward.
         position_kernel, position_groups: the weight-normed convolution that encodes positions.
@@ -113,4 +113,6 @@ class Formulation(NamedTuple):
 def formulation_for(platform: str) -> Formulation:
     """The spelling for a JAX platform name ("cpu", "gpu", "tpu"): the only place where they are chosen."""
     on_cpu = platform == "cpu"
-    return Formulation(scan_layers=not on_cpu, position_by_dft=on_cpu, attention_by_head=on_cpu, extractor_by_row=on_cpu)
+    return Formulation(
+        scan_layers=not on_cpu, position_by_dft=on_cpu, attention_by_head=on_cpu, extractor_by_row=on_cpu
+    )

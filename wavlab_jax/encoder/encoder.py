@@ -102,8 +102,8 @@ def encode(
     formulation = formulation or formulation_for(jax.default_backend())
     samples = None if valid is None else jnp.sum(valid, axis=1)
     if formulation.extractor_by_row and key is None:
-        features = lax.map(lambda row: encoder.frontend.features(row[0], samples=row[1], cfg=cfg), _rows(waveform, samples))
-        features = features[:, 0]
+        rows = _rows(waveform, samples)
+        features = lax.map(lambda row: encoder.frontend.features(row[0], samples=row[1], cfg=cfg), rows)[:, 0]
     else:
         features = encoder.frontend.features(waveform, samples=samples, cfg=cfg)
     frames = features.shape[1]

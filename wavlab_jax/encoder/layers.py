@@ -36,7 +36,7 @@ def gelu(x: jax.Array) -> jax.Array:
     """The exact (erf) form, as all peers use it; `jax.nn.gelu` defaults to the tanh approximation."""
     if x.dtype != jnp.float32:
         return jax.nn.gelu(x, approximate=False)
-    # PyTorch's spelling; JAX's goes through erfc, a quarter slower on CPU. In bfloat16 1 + erf would lose its left tail.
+    # PyTorch's spelling; JAX's goes through erfc, a quarter slower on CPU. In bfloat16 1 + erf loses its left tail.
     return 0.5 * x * (1.0 + lax.erf(x * math.sqrt(0.5)))
 
 
@@ -185,7 +185,7 @@ def _convolve_by_dft(x: jax.Array, kernel: jax.Array, before: int, after: int) -
 
 
 def _real_dft(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices [2 (real, imaginary), size, size // 2 + 1] of the transform of `size` real numbers and of its inverse."""
+    """Matrices [2 (real, imaginary), size, size // 2 + 1] of the transform of `size` real numbers and its inverse."""
     turns = np.arange(size)[:, None] * np.arange(size // 2 + 1)[None] % size / size
     forward = np.stack([np.cos(2 * np.pi * turns), -np.sin(2 * np.pi * turns)])
     twice = np.full(size // 2 + 1, 2.0)  # a frequency stands for its mirror image too, the first and last do not
