@@ -24,11 +24,15 @@ def num_frames(samples):
 
 
 class Batch(NamedTuple):
-    """Rows of one static length: `waveform` [rows, samples], `units` and `valid` [rows, frames], the rest [rows].
+    """Rows of one static length: `waveform` [rows, samples], `units` [rows, frames, sets], `valid` [rows, frames], the
+    rest [rows].
 
     Attributes:
         waveform: float32, 16 kHz, roughly in [-1, 1]; what the encoder hears, interference mixed in.
-        units: int32 target of each frame, taken from the clean utterance; `NO_UNIT` where there is none.
+        clean: float32, the same samples without interference, for targets that are computed in the step; [rows, 0]
+            where nobody asked for them (`DataConfig.keep_clean`).
+        units: int32 targets of each frame, one for each set of units, taken from the clean utterance; `NO_UNIT` where
+            there is none, and in sets that are computed in the step.
         valid: bool, True where a frame is real. All True in training (no padding); evaluation pads.
         samples: int32 number of real samples of each row, leading ones; `valid` holds the frames that they make.
         language: int32 index into the manifest's `languages`.
@@ -40,6 +44,7 @@ class Batch(NamedTuple):
     """
 
     waveform: np.ndarray
+    clean: np.ndarray
     units: np.ndarray
     valid: np.ndarray
     samples: np.ndarray
@@ -57,10 +62,11 @@ class BatchError(ValueError):
 def check_batch(batch: Batch) -> Batch:
     """The batch itself, if dtypes and shapes keep the contract. Raises BatchError naming the field that does not."""
     rows, samples = np.shape(batch.waveform)
-    frames = num_frames(samples)
+    frames, sets = num_frames(samples), np.shape(batch.units)[-1]
     expected = {
         "waveform": (np.float32, (rows, samples)),
-        "units": (np.int32, (rows, frames)),
+        "clean": (np.float32, (rows, samples if np.size(batch.clean) else 0)),
+        "units": (np.int32, (rows, frames, sets)),
         "valid": (np.bool_, (rows, frames)),
         "samples": (np.int32, (rows,)),
         "language": (np.int32, (rows,)),

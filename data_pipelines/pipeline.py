@@ -51,6 +51,7 @@ class DataConfig:
         lengths: static lengths in samples, ascending. Every row of a step has the same one.
         seconds_per_step: audio in one step, over all hosts; constant, whatever the length.
         draw: balance of languages and corpora. mixing: what is mixed in; None mixes nothing.
+        keep_clean: whether batches carry the clean waveform too, for targets that are computed in the step.
         seed: of everything random here.
         workers: processes that make batches; 0 makes them in this one. threads: in each of them; 0 reads nothing ahead.
         prefetch: batches made ahead.
@@ -60,6 +61,7 @@ class DataConfig:
     seconds_per_step: float = 64.0
     draw: DrawConfig = field(default_factory=DrawConfig)
     mixing: MixingConfig | None = field(default_factory=MixingConfig)
+    keep_clean: bool = False
     seed: int = 0
     workers: int = 0
     threads: int = 2
@@ -98,7 +100,9 @@ class LoadBatch(grain.transforms.Map):
     Pickles as its arguments; each process opens the corpus and builds the draw for itself.
     """
 
-    def __init__(self, cfg: DataConfig, manifest: Manifest, units: UnitStore | None, *, host: int = 0, hosts: int = 1):
+    def __init__(
+        self, cfg: DataConfig, manifest: Manifest, units: Sequence[UnitStore], *, host: int = 0, hosts: int = 1
+    ):
         self.cfg, self.manifest, self.units, self.host, self.hosts = cfg, manifest, units, host, hosts
         self.rows = tuple(rows_per_step(length, cfg=cfg) for length in cfg.lengths)
         _check_hosts(host, hosts)
@@ -125,7 +129,7 @@ class LoadBatch(grain.transforms.Map):
         place, first_row = self.draw.step(step)
         rows, samples = self.rows[place], self.cfg.lengths[place]
         own = range(rows * self.host // self.hosts, rows * (self.host + 1) // self.hosts)
-        batch = _empty_batch(len(own), samples)
+        batch = _empty_batch(len(own), samples, sets=len(self.units), clean=self.cfg.keep_clean)
         for at, row in enumerate(own):
             utterance = self.draw.draw(place, first_row + row).utterance
             # Everything random about a row comes from this one generator. Mixing is drawn last, so that two runs that
@@ -138,9 +142,11 @@ class LoadBatch(grain.transforms.Map):
             waveform = self.source.read(utterance, start=start, samples=samples)
             batch.waveform[at], batch.partner[at] = self._mixed(waveform, place, utterance, rng)
             batch.valid[at], batch.samples[at] = True, samples
-            if self.units is not None:
+            if self.cfg.keep_clean:
+                batch.clean[at] = waveform
+            for at_set, store in enumerate(self.units):
                 frames = num_frames(samples)
-                batch.units[at] = self.units.read(utterance, start_frame=start // HOP, frames=frames)
+                batch.units[at, :, at_set] = store.read(utterance, start_frame=start // HOP, frames=frames)
         return check_batch(batch)
 
     def _mixed(self, waveform: np.ndarray, place: int, utterance: int, rng: np.random.Generator) -> "_Mixed":
@@ -183,18 +189,24 @@ class _Mixed(NamedTuple):
 
 
 def train_dataset(
-    cfg: DataConfig, manifest: Manifest, units: UnitStore | None, *, host: int = 0, hosts: int = 1
+    cfg: DataConfig, manifest: Manifest, units: Sequence[UnitStore], *, host: int = 0, hosts: int = 1
 ) -> grain.MapDataset:
     """The training batches as a random-access dataset: element k is Batch k, or this host's rows of it.
 
-    Rows of host h of H are h*rows/H .. (h+1)*rows/H of the batch that one host alone would load. `units` None labels
-    every frame `NO_UNIT`. Raises PipelineError, SamplingError, CropError, SourceError for what cannot be run.
+    Rows of host h of H are h*rows/H .. (h+1)*rows/H of the batch that one host alone would load. `units`: a store for
+    each set of labels, perhaps none. Raises PipelineError, SamplingError, CropError, SourceError for what cannot run.
     """
     return grain.MapDataset.range(STEPS).map(LoadBatch(cfg, manifest, units, host=host, hosts=hosts))
 
 
 def train_batches(
-    cfg: DataConfig, manifest: Manifest, units: UnitStore | None, *, start: int = 0, host: int = 0, hosts: int = 1
+    cfg: DataConfig,
+    manifest: Manifest,
+    units: Sequence[UnitStore],
+    *,
+    start: int = 0,
+    host: int = 0,
+    hosts: int = 1,
 ) -> "Batches":
     """Batches `start`, `start` + 1, ... without end, read ahead; see `train_dataset`. Close it, or use it in a `with`.
 
@@ -264,7 +276,7 @@ class LoadHeldOut(grain.transforms.Map):
     def __init__(
         self,
         manifest: Manifest,
-        units: UnitStore | None,
+        units: Sequence[UnitStore],
         plan: Sequence[_HeldOut],
         *,
         rows_per_batch: int,
@@ -279,7 +291,7 @@ class LoadHeldOut(grain.transforms.Map):
         """Batch `element`: waveform [rows of this host, samples], zero where padded, and the rest to match."""
         length, planned = self.plan[int(element)]
         own = range(self.rows_per_batch * self.host // self.hosts, self.rows_per_batch * (self.host + 1) // self.hosts)
-        batch = _empty_batch(len(own), length)
+        batch = _empty_batch(len(own), length, sets=len(self.units))
         for at, row in enumerate(own):
             if row >= len(planned):
                 continue
@@ -287,9 +299,9 @@ class LoadHeldOut(grain.transforms.Map):
             frames = num_frames(samples)
             batch.waveform[at, :samples] = self.source.read(utterance, start=start, samples=samples)
             batch.valid[at, :frames], batch.samples[at] = True, samples
-            if self.units is not None:
-                labels = self.units.read(utterance, start_frame=start // HOP, frames=frames)
-                batch.units[at, :frames] = labels
+            for at_set, store in enumerate(self.units):
+                labels = store.read(utterance, start_frame=start // HOP, frames=frames)
+                batch.units[at, :frames, at_set] = labels
             batch.utterance[at], batch.start[at] = utterance, start
             batch.language[at] = self.manifest.language[utterance]
             # The same clip is masked in the same way wherever it lies and whatever is evaluated beside it.
@@ -299,7 +311,7 @@ class LoadHeldOut(grain.transforms.Map):
 
 def eval_batches(
     manifest: Manifest,
-    units: UnitStore | None,
+    units: Sequence[UnitStore],
     rows: Sequence[int],
     *,
     lengths: Sequence[int],
@@ -360,12 +372,13 @@ def describe_rows(batch: Batch, manifest: Manifest) -> list[str]:
     return lines
 
 
-def _empty_batch(rows: int, samples: int) -> Batch:
+def _empty_batch(rows: int, samples: int, *, sets: int, clean: bool = False) -> Batch:
     """A batch of filler rows: silence, no units, nothing valid."""
     frames = num_frames(samples)
     return Batch(
         waveform=np.zeros((rows, samples), np.float32),
-        units=np.full((rows, frames), NO_UNIT, np.int32),
+        clean=np.zeros((rows, samples if clean else 0), np.float32),
+        units=np.full((rows, frames, sets), NO_UNIT, np.int32),
         valid=np.zeros((rows, frames), np.bool_),
         samples=np.zeros(rows, np.int32),
         language=np.zeros(rows, np.int32),  # a filler's language is 0, so that it can index; nothing of it is valid
@@ -381,7 +394,7 @@ def _check_hosts(host: int, hosts: int) -> None:
         raise PipelineError(f"host {host} of {hosts}; hosts are numbered from 0")
 
 
-def _load_batch(cfg: DataConfig, manifest: Manifest, units: UnitStore | None, host: int, hosts: int) -> LoadBatch:
+def _load_batch(cfg: DataConfig, manifest: Manifest, units: Sequence[UnitStore], host: int, hosts: int) -> LoadBatch:
     return LoadBatch(cfg, manifest, units, host=host, hosts=hosts)
 
 

@@ -192,7 +192,9 @@ def units(arguments: list[str]) -> None:
     from experiments.run import configure_jax
 
     configure_jax(command.places.workdir)
-    print(steps.units(command.config, command.places.workdir, command.places.corpus_folder()))
+    workdir, corpus = command.places.workdir, command.places.corpus_folder()
+    for sort in command.config.unit_sets:
+        print(f"{sort.name}: {steps.units(command.config, sort, workdir, corpus)}")
 
 
 def evaluate(arguments: list[str]) -> None:

@@ -40,7 +40,7 @@ def evaluate_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> dict:
     lineage(workdir, cfg.name)
     check_unchanged(cfg, files)
     manifest = Manifest.load(corpus)
-    units = UnitStore.load(UnitFiles(workdir, cfg.units.name).store, manifest)
+    units = [UnitStore.load(UnitFiles(workdir, each.name).store, manifest) for each in cfg.unit_sets]
     mesh = make_mesh(cfg.mesh)
     params = restore_parameters(files.checkpoints, abstract_on(abstract_state(cfg.learner, mesh).params, mesh))
     predict = make_predict_step(cfg.learner, mesh)
@@ -49,7 +49,7 @@ def evaluate_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> dict:
         result = {"stage": cfg.name, "note": "no held-out data"}
         write_json(files.evaluation, result)
         return result
-    majority = int(units.counts(manifest.rows(Split.TRAIN)).argmax())
+    majority = int(units[0].counts(manifest.rows(Split.TRAIN)).argmax())
     per_batch = -(-cfg.evaluation_rows // mesh.size) * mesh.size
     with eval_batches(manifest, units, rows, lengths=LENGTHS, rows_per_batch=per_batch) as batches:
         scores = score_clips(
@@ -194,7 +194,7 @@ def pool_utterances(
     per_batch = 16 * mesh.size
     heard = np.minimum(manifest.samples[rows], lengths[-1])
     found: dict[str, np.ndarray] = {}
-    with eval_batches(manifest, None, rows, lengths=lengths, rows_per_batch=per_batch) as batches:
+    with eval_batches(manifest, (), rows, lengths=lengths, rows_per_batch=per_batch) as batches:
         first = _first_windows(batches, rows_per_batch=per_batch)
         for batch in with_progress(first, hours=_hours(heard), title="probe"):
             placed, real = place_batch(batch, mesh=mesh, passes=1), batch.utterance != NO_UTTERANCE

@@ -4,6 +4,7 @@ import difflib
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from experiments.ledger import COUNTED, Ledger
@@ -58,10 +59,12 @@ def multi_stage(workdir: Path, audio: Path, *, size: str) -> list[Step]:
     made: set[str] = set()
     for name, cfg in stages.items():
         files, text = StageFiles(workdir, name), as_text(cfg)
-        if cfg.units.name not in made:
-            made.add(cfg.units.name)
-            store = Path(workdir) / "units" / cfg.units.name
-            add(f"units {cfg.units.name}", lambda cfg=cfg: steps.units(cfg, workdir, corpus), store, text)
+        for sort in cfg.unit_sets:
+            if sort.name not in made:
+                made.add(sort.name)
+                store = Path(workdir) / "units" / sort.name
+                make = partial(steps.units, cfg, sort, workdir, corpus)
+                add(f"units {sort.name}", make, store, text)
         add(f"train {name}", lambda cfg=cfg: steps.train(cfg, workdir, corpus), files.finished, text)
         add(f"evaluate {name}", lambda cfg=cfg: steps.evaluate(cfg, workdir, corpus), files.evaluation, text)
     judged = [stages["wavlab_mk"], stages["wavlab_mk_continued"], stages["wavlab_ms"]]

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -50,8 +50,8 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
         return
     manifest = Manifest.load(corpus)
     mesh = make_mesh(cfg.mesh)
-    units = make_units(cfg.units, workdir, manifest, mesh)
-    check_units(cfg, units, manifest)
+    units = [make_units(each, workdir, manifest, mesh) for each in cfg.unit_sets]
+    check_units(cfg, units)
     _remember(cfg, workdir, manifest, units)
 
     like = abstract_state(cfg.learner, mesh)
@@ -101,10 +101,8 @@ def inherit(cfg: StageConfig, workdir: Path, mesh: Mesh) -> Callable[[Parameters
     if imported is not None:
         return lambda fresh: continue_imported(cfg, imported, fresh)
     params = parameters(load_model(workdir, cfg.init_from, mesh))
-    before, now = (
-        json.loads(StageFiles(workdir, name).inputs.read_text())["units"] for name in (cfg.init_from, cfg.name)
-    )
-    same = before == now
+    before, now = (json.loads(StageFiles(workdir, name).inputs.read_text()) for name in (cfg.init_from, cfg.name))
+    same = all(before.get(key) == now.get(key) for key in ("units", "more_units"))
     taken = "encoder and head" if same else "its encoder; the head is fresh, because the units are others"
     tqdm.write(f"{cfg.name}: continues {cfg.init_from}: {taken}")
     return lambda fresh: params if same else {"encoder": params["encoder"]}
@@ -125,16 +123,17 @@ def continue_imported(cfg: StageConfig, path: Path, fresh: Parameters) -> Parame
     return {"encoder": found.params, "head": head_parameters(checkpoint, like=fresh["head"])}
 
 
-def check_units(cfg: StageConfig, units: UnitStore, manifest: Manifest) -> None:
-    """Before step 1: the classes of the head are those of the store, and most of them occur."""
-    if units.units != cfg.learner.head.units:
-        raise StageError(f"{cfg.name}: {units.directory} has {units.units} units, the head {cfg.learner.head.units}")
-    used = int((units.counts() > 0).sum())
-    if used < units.units / 2:
-        raise StageError(
-            f"{cfg.name}: only {used} of {units.units} units of {units.directory} occur; a teacher that has collapsed "
-            "makes such units: look at its metrics, delete the folder and make them again"
-        )
+def check_units(cfg: StageConfig, stores: Sequence[UnitStore]) -> None:
+    """Before step 1: the classes of the head are those of the stores, and most of them occur."""
+    for store, classes in zip(stores, cfg.learner.head.unit_sets, strict=True):
+        if store.units != classes:
+            raise StageError(f"{cfg.name}: {store.directory} has {store.units} units, the head {classes}")
+        used = int((store.counts() > 0).sum())
+        if used < store.units / 2:
+            raise StageError(
+                f"{cfg.name}: only {used} of {store.units} units of {store.directory} occur; a teacher that has "
+                "collapsed makes such units: look at its metrics, delete the folder and make them again"
+            )
 
 
 def shares_table(cfg: StageConfig, manifest: Manifest) -> dict[str, dict[str, float]]:
@@ -153,11 +152,13 @@ def shares_table(cfg: StageConfig, manifest: Manifest) -> dict[str, dict[str, fl
     return {name: {**row, "epochs": row["heard"] / row["hours"]} for name, row in table.items()}
 
 
-def _remember(cfg: StageConfig, workdir: Path, manifest: Manifest, units: UnitStore) -> None:
+def _remember(cfg: StageConfig, workdir: Path, manifest: Manifest, units: Sequence[UnitStore]) -> None:
     """Writes what this run is, or checks that it is still that."""
     files = StageFiles(workdir, cfg.name)
     check_unchanged(cfg, files)
-    inputs = {"corpus": manifest.fingerprint, "units": units.source}
+    inputs: dict[str, object] = {"corpus": manifest.fingerprint, "units": units[0].source}
+    if units[1:]:
+        inputs["more_units"] = [store.source for store in units[1:]]
     if cfg.init_from:
         inputs["init_from"] = lineage(workdir, cfg.init_from)
     if files.inputs.exists() and json.loads(files.inputs.read_text()) != inputs:

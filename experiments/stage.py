@@ -24,7 +24,8 @@ class StageConfig:
         name: of the stage; its folder in the workdir.
         learner: architecture, objective, optimizer, seed.
         data: lengths, seconds a step, draw, mixing.
-        units: the targets.
+        units: the targets; the set that the stage is judged by. more_units: further sets, predicted beside it by the
+            same projection or by one each (`HeadConfig.split_projection`).
         loop: steps and intervals.
         mesh: devices along each axis.
         seconds_per_device: audio that a device holds at once; passes a step follow from it and the devices at hand.
@@ -41,16 +42,27 @@ class StageConfig:
     loop: LoopConfig
     mesh: MeshConfig = MeshConfig()
     seconds_per_device: float = 90.0
+    more_units: tuple[UnitsConfig, ...] = ()
     init_from: str | None = None
     init_head: bool = False
     evaluation_rows: int = 16
 
     def __post_init__(self):
-        if self.learner.head.units != self.units.units:
+        classes, units = self.learner.head.unit_sets, tuple(each.units for each in self.unit_sets)
+        if classes != units:
             raise StageError(
-                f"{self.name}: the head has {self.learner.head.units} classes but the units have {self.units.units}: "
-                "set learner.head.units and units.units to the same number"
+                f"{self.name}: the head has {_listed(classes)} classes but the units have {_listed(units)}: set "
+                "learner.head.units and units.units (and more_units of both) to the same numbers"
             )
+
+    @property
+    def unit_sets(self) -> tuple[UnitsConfig, ...]:
+        """`units`, then `more_units`: the order of the last axis of `Batch.units`."""
+        return (self.units, *self.more_units)
+
+
+def _listed(numbers: tuple[int, ...]) -> str:
+    return " and ".join(map(str, numbers))
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:
@@ -58,7 +70,9 @@ def flatten(config: Any, prefix: str = "") -> dict[str, str]:
     flat = {}
     for field in dataclasses.fields(config):
         value, path = getattr(config, field.name), f"{prefix}{field.name}"
-        flat |= flatten(value, f"{path}.") if dataclasses.is_dataclass(value) else {path: repr(value)}
+        several = isinstance(value, tuple) and any(map(dataclasses.is_dataclass, value))
+        for place, part in ((f"{path}.{i}", v) for i, v in enumerate(value)) if several else ((path, value),):
+            flat |= flatten(part, f"{place}.") if dataclasses.is_dataclass(part) else {place: repr(part)}
     return flat
 
 
@@ -72,7 +86,14 @@ FREE_TO_CHANGE = ("loop.log_every", "loop.keep", "mesh.", "seconds_per_device", 
                   "data.threads", "data.prefetch")  # fmt: skip
 
 # Fields that are younger than some runs, with the value that those runs had without knowing it.
-BEFORE_THE_FIELD = {"learner.encoder.valid_frames": "'convolution'", "init_head": "False"}
+BEFORE_THE_FIELD = {
+    "learner.encoder.valid_frames": "'convolution'",
+    "learner.head.more_units": "()",
+    "learner.head.split_projection": "False",
+    "data.keep_clean": "False",
+    "more_units": "()",
+    "init_head": "False",
+}
 
 
 def check_unchanged(config: StageConfig, files: StageFiles) -> None:

@@ -13,7 +13,7 @@ from experiments.export import export_stage
 from experiments.run import train_stage, write_json
 from experiments.stage import StageConfig
 from experiments.stage_files import StageFiles
-from experiments.units import make_units
+from experiments.units import UnitsConfig, make_units
 from wavlab_jax.evaluation.masked_accuracy import times_trivial
 from wavlab_jax.metrics import JSON_LINES, read_lines
 from wavlab_jax.sharding import make_mesh
@@ -27,9 +27,9 @@ def prepare_corpus(audio: Path, corpus: Path) -> str:
     return f"{made.tally.clips:,} clips, {hours:.2f} h, {len(made.rejected)} left out"
 
 
-def units(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
-    """The unit store that a stage trains on."""
-    store = make_units(cfg.units, workdir, Manifest.load(corpus), make_mesh(cfg.mesh))
+def units(cfg: StageConfig, sort: UnitsConfig, workdir: Path, corpus: Path) -> str:
+    """The store of one set of units that a stage trains on."""
+    store = make_units(sort, workdir, Manifest.load(corpus), make_mesh(cfg.mesh))
     used = usage(np.asarray(store.counts()))
     return f"{store.units} units, perplexity {used.perplexity:.0f}, {used.dead} unused"
 

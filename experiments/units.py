@@ -202,7 +202,7 @@ def _features_of(extract: _Extractor, rows: np.ndarray, manifest: Manifest, mesh
         if not fitting:
             continue
         per_batch = max(PASS_SECONDS * 16_000 // length, 1) * mesh.size
-        with eval_batches(manifest, None, fitting, lengths=(length,), rows_per_batch=per_batch) as batches:
+        with eval_batches(manifest, (), fitting, lengths=(length,), rows_per_batch=per_batch) as batches:
             for batch in batches:
                 for i, start, features in _run(extract, batch, mesh):
                     windows[i].append((start, features))

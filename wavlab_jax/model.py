@@ -24,19 +24,32 @@ class HeadConfig:
     Attributes:
         units: number of classes.
         dim: of the space in which projected frames and unit embeddings meet (fairseq `final_dim`: 256 Base, 768 Large).
+        more_units: classes of further sets of units that are predicted beside these (fairseq: several `labels`).
+        split_projection: a projection for each set (fairseq `untie_final_proj`), not one for all.
     """
 
     units: int = 500
     dim: int = 256
+    more_units: tuple[int, ...] = ()
+    split_projection: bool = False
+
+    @property
+    def unit_sets(self) -> tuple[int, ...]:
+        """Classes of each set."""
+        return (self.units, *self.more_units)
 
 
 class Head(nnx.Module):
-    """Final projection [width -> dim] and one embedding a unit, U(0, 1) at first (fairseq `hubert.py`)."""
+    """Final projection [width -> dim, or dim a set] and one embedding a unit, U(0, 1) at first (fairseq `hubert.py`).
+
+    Embeddings of several sets follow one another, as in fairseq's `label_embs_concat`.
+    """
 
     def __init__(self, key: jax.Array, cfg: HeadConfig, *, encoder: EncoderConfig):
         projection_key, embedding_key = jax.random.split(key)
-        self.projection = Dense(projection_key, encoder.width, cfg.dim, bert=False)
-        self.embeddings = nnx.Param(jax.random.uniform(embedding_key, (cfg.units, cfg.dim)))
+        projections = len(cfg.unit_sets) if cfg.split_projection else 1
+        self.projection = Dense(projection_key, encoder.width, cfg.dim * projections, bert=False)
+        self.embeddings = nnx.Param(jax.random.uniform(embedding_key, (sum(cfg.unit_sets), cfg.dim)))
 
 
 class Model(nnx.Module):

@@ -52,7 +52,7 @@ def draw_masks(batch: Batch, key: jax.Array, cfg: ObjectiveConfig) -> jax.Array:
 
 def scored_frames(batch: Batch, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Frames whose prediction counts: (hidden, visible), both [rows, frames] bool, real and labelled ones only."""
-    labelled = batch.valid & (batch.units >= 0)
+    labelled = batch.valid & (batch.units[..., 0] >= 0)
     return labelled & mask, labelled & ~mask
 
 
@@ -110,8 +110,9 @@ def predict(
 def sums_of(predicted: Prediction, batch: Batch, mask: jax.Array) -> Sums:
     """Every term of the loss and the accuracies over these rows."""
     hidden, visible = scored_frames(batch, mask)
-    masked_loss, masked_accuracy = cross_entropy(predicted.logits, batch.units, hidden)
-    unmasked_loss, unmasked_accuracy = cross_entropy(predicted.logits, batch.units, visible)
+    units = batch.units[..., 0]
+    masked_loss, masked_accuracy = cross_entropy(predicted.logits, units, hidden)
+    unmasked_loss, unmasked_accuracy = cross_entropy(predicted.logits, units, visible)
     return {
         "masked_loss": masked_loss,
         "masked_accuracy": masked_accuracy,

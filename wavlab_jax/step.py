@@ -146,7 +146,7 @@ def make_predict_step(cfg: LearnerConfig, mesh: Mesh) -> Callable[..., Judged]:
         mask = draw_masks(rows, jax.random.key(cfg.seed), cfg.objective)
         model = assemble(params, cfg.encoder, cfg.head)
         logits = predict(model, rows, mask, key=None, cfg=cfg.objective, padded=True, formulation=formulation).logits
-        chosen = jnp.maximum(rows.units, 0)[..., None]
+        chosen = jnp.maximum(rows.units[..., :1], 0)
         loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), chosen, axis=-1)[..., 0]
         return Judged(mask, jnp.argmax(logits, axis=-1), loss)
 

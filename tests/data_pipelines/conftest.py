@@ -47,10 +47,10 @@ def corpus(tmp_path_factory) -> Manifest:
 
 
 @pytest.fixture(scope="session")
-def units(corpus, tmp_path_factory) -> UnitStore:
+def units(corpus, tmp_path_factory) -> tuple[UnitStore]:
     """The unit of frame t of utterance i is 500 i + t: it tells where it is from. (No clip has 500 frames.)"""
     directory = tmp_path_factory.mktemp("units") / "positions"
     with UnitWriter(directory, corpus, units=500 * len(corpus), source="positions") as writer:
         for i in range(len(corpus)):
             writer.add(i, 500 * i + np.arange(num_frames(int(corpus.samples[i]))))
-    return UnitStore.load(directory, corpus)
+    return (UnitStore.load(directory, corpus),)

@@ -36,7 +36,8 @@ def test_hop_and_receptive_field_are_those_of_the_convolutions():
 def good_batch() -> Batch:
     return Batch(
         waveform=np.zeros((3, 1600), np.float32),
-        units=np.zeros((3, 4), np.int32),
+        clean=np.zeros((3, 1600), np.float32),
+        units=np.zeros((3, 4, 2), np.int32),
         valid=np.ones((3, 4), np.bool_),
         samples=np.full(3, 1600, np.int32),
         language=np.zeros(3, np.int32),
@@ -50,6 +51,8 @@ def good_batch() -> Batch:
 def test_a_good_batch_passes():
     batch = good_batch()
     assert check_batch(batch) is batch
+    bare = batch._replace(clean=np.zeros((3, 0), np.float32), units=np.zeros((3, 4, 0), np.int32))
+    assert check_batch(bare) is bare
 
 
 @pytest.mark.parametrize("name", Batch._fields)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.batch import HOP, NO_UNIT, NO_UTTERANCE, Batch, check_batch, num_frames
+from data_pipelines.batch import HOP, NO_UTTERANCE, Batch, check_batch, num_frames
 from data_pipelines.crops import CropError
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.mixing import MixingConfig
@@ -25,6 +25,7 @@ from data_pipelines.pipeline import (
 )
 from data_pipelines.sampling import Draw, DrawConfig, SamplingError
 from data_pipelines.sources import SourceError
+from data_pipelines.units import UnitStore, UnitWriter
 from tests.data_pipelines.ramps import CLEAN, LENGTHS, MIXED, STRIDE, assert_same, first, ramp
 
 # --- training: what a row is ---
@@ -47,7 +48,8 @@ def test_rows_are_crops_on_the_grid_with_their_units(corpus, units):
             assert samples == max(length for length in LENGTHS if length <= corpus.samples[i])
             expected = ramp(int(corpus.id(i)), start, samples) / np.float32(32768)
             np.testing.assert_array_equal(batch.waveform[row], expected)
-            np.testing.assert_array_equal(batch.units[row], 500 * i + start // HOP + np.arange(num_frames(samples)))
+            frames = 500 * i + start // HOP + np.arange(num_frames(samples))
+            np.testing.assert_array_equal(batch.units[row, :, 0], frames)
     assert set(lengths) == set(LENGTHS)
 
 
@@ -57,7 +59,7 @@ def test_rows_are_those_of_the_draw_and_balanced(corpus):
     rows = [rows_per_step(length, cfg=cfg) for length in LENGTHS]
     draw = Draw(corpus, lengths=LENGTHS, rows=rows, cfg=cfg.draw, seed=cfg.seed)
     seconds = Counter()
-    for k, batch in enumerate(first(cfg, corpus, None, 60)):
+    for k, batch in enumerate(first(cfg, corpus, (), 60)):
         step = draw.step(k)
         expected = [draw.draw(step.length, step.first_row + row).utterance for row in range(rows[step.length])]
         assert batch.utterance.tolist() == expected
@@ -71,7 +73,7 @@ def test_rows_are_those_of_the_draw_and_balanced(corpus):
 
 def test_crops_move_from_epoch_to_epoch_and_reach_both_ends(corpus):
     starts = {}
-    for batch in first(dataclasses.replace(CLEAN, lengths=(16_000,)), corpus, None, 60):
+    for batch in first(dataclasses.replace(CLEAN, lengths=(16_000,)), corpus, (), 60):
         for i, start in zip(batch.utterance.tolist(), batch.start.tolist(), strict=True):
             starts.setdefault(i, []).append(start)
     room = {i: int(corpus.samples[i]) - 16_000 for i in starts if corpus.samples[i] > 40_000}
@@ -81,15 +83,30 @@ def test_crops_move_from_epoch_to_epoch_and_reach_both_ends(corpus):
 
 
 def test_seeds_of_rows_are_all_different(corpus):
-    seeds = np.concatenate([batch.seed for batch in first(CLEAN, corpus, None, 30)])
+    seeds = np.concatenate([batch.seed for batch in first(CLEAN, corpus, (), 30)])
     assert len(set(seeds.tolist())) == len(seeds)
     bits = (seeds[:, None] >> np.arange(32, dtype=np.uint32) & 1).mean(0)
     assert np.abs(bits - 0.5).max() < 0.2
 
 
-def test_without_units_every_frame_has_none(corpus):
-    (batch,) = first(CLEAN, corpus, None, 1)
-    assert (batch.units == NO_UNIT).all() and batch.valid.all()
+def test_every_set_of_units_has_its_place(corpus, units, tmp_path):
+    """Labels of a second store stand beside those of the first, of the same frames; without a store there are none."""
+    with UnitWriter(tmp_path / "parity", corpus, units=2, source="parity") as writer:
+        for i in range(len(corpus)):
+            writer.add(i, np.arange(num_frames(int(corpus.samples[i]))) % 2)
+    both = (*units, UnitStore.load(tmp_path / "parity", corpus))
+    (batch,), (alone,), (bare,) = (first(CLEAN, corpus, stores, 1) for stores in (both, units, ()))
+    np.testing.assert_array_equal(batch.units[..., :1], alone.units)
+    np.testing.assert_array_equal(batch.units[..., 1], (alone.units[..., 0] - 500 * batch.utterance[:, None]) % 2)
+    assert bare.units.shape == (*bare.valid.shape, 0) and bare.valid.all()
+
+
+def test_clean_waveforms_come_along_where_asked_for(corpus, units):
+    kept = first(dataclasses.replace(MIXED, keep_clean=True), corpus, units, 4)
+    for batch, mixed, clean in zip(kept, first(MIXED, corpus, units, 4), first(CLEAN, corpus, units, 4), strict=True):
+        np.testing.assert_array_equal(batch.waveform, mixed.waveform)
+        np.testing.assert_array_equal(batch.clean, clean.waveform)
+        assert mixed.clean.shape == (len(mixed.waveform), 0)
 
 
 # --- training: batch k is a pure function of k ---
@@ -142,7 +159,7 @@ def test_closing_ends_the_threads(corpus):
         return [t for t in threading.enumerate() if t.name.startswith("grain-prefetch") and t.is_alive()]
 
     before = len(grain_threads())
-    batches = train_batches(CLEAN, corpus, None)
+    batches = train_batches(CLEAN, corpus, ())
     next(batches)
     assert len(grain_threads()) > before
     batches.close()
@@ -156,7 +173,7 @@ def test_closing_ends_the_threads(corpus):
 
 
 def test_another_seed_is_other_data(corpus):
-    (one,), (other,) = (first(dataclasses.replace(CLEAN, seed=seed), corpus, None, 1) for seed in (0, 1))
+    (one,), (other,) = (first(dataclasses.replace(CLEAN, seed=seed), corpus, (), 1) for seed in (0, 1))
     assert one.waveform.shape != other.waveform.shape or not np.array_equal(one.utterance, other.utterance)
     assert one.seed[0] != other.seed[0]
 
@@ -217,7 +234,7 @@ def test_partners_are_other_training_utterances_of_that_length_mixed_in_clean(co
 
 def test_mixed_rows_have_the_asked_ratio(corpus):
     cfg = dataclasses.replace(MIXED, mixing=MixingConfig(probability=1.0, noise_share=1.0, noise_snr_db=(7.0, 7.0)))
-    clean, noisy = first(CLEAN, corpus, None, 10), first(cfg, corpus, None, 10)
+    clean, noisy = first(CLEAN, corpus, (), 10), first(cfg, corpus, (), 10)
     ratios = []
     for one, other in zip(clean, noisy, strict=True):
         assert (other.partner == NO_UTTERANCE).all()
@@ -233,7 +250,7 @@ def test_mixed_rows_have_the_asked_ratio(corpus):
 
 def test_share_of_mixed_rows(corpus):
     cfg = dataclasses.replace(CLEAN, mixing=MixingConfig(), lengths=(16_000,))
-    partners = np.concatenate([batch.partner for batch in first(cfg, corpus, None, 60)])
+    partners = np.concatenate([batch.partner for batch in first(cfg, corpus, (), 60)])
     assert np.mean(partners != NO_UTTERANCE) == pytest.approx(0.2 * 0.9, abs=4 * np.sqrt(0.18 * 0.82 / len(partners)))
 
 
@@ -241,7 +258,7 @@ def test_noise_from_a_folder(corpus, tmp_path):
     tone = np.sin(np.arange(160_000) * 2 * np.pi * 3000 / 16_000).astype(np.float32)
     soundfile.write(tmp_path / "tone.wav", tone, 16_000)
     noisy = MixingConfig(probability=1.0, noise_share=1.0, noise_folder=str(tmp_path))
-    clean, mixed = first(CLEAN, corpus, None, 3), first(dataclasses.replace(CLEAN, mixing=noisy), corpus, None, 3)
+    clean, mixed = first(CLEAN, corpus, (), 3), first(dataclasses.replace(CLEAN, mixing=noisy), corpus, (), 3)
     for one, other in zip(clean, mixed, strict=True):
         added = (other.waveform - one.waveform).sum(0)
         spectrum = np.abs(np.fft.rfft(added))
@@ -251,7 +268,7 @@ def test_noise_from_a_folder(corpus, tmp_path):
 def test_a_missing_noise_folder_is_named_at_once(corpus, tmp_path):
     cfg = dataclasses.replace(CLEAN, mixing=MixingConfig(noise_folder=str(tmp_path / "nothing")))
     with pytest.raises(SourceError, match="nothing"):
-        train_batches(cfg, corpus, None)
+        train_batches(cfg, corpus, ())
 
 
 # --- training: what cannot be run ---
@@ -285,23 +302,23 @@ def test_configurations_that_cannot_be_meant(changes):
 
 def test_hosts_that_cannot_share_a_step(corpus):
     with pytest.raises(PipelineError, match=r"length 16000 has 12 rows, which 5 hosts cannot share"):
-        train_batches(CLEAN, corpus, None, hosts=5)
+        train_batches(CLEAN, corpus, (), hosts=5)
     for host, hosts in ((2, 2), (-1, 2), (0, 0)):
         with pytest.raises(PipelineError, match=f"host {host} of {hosts}"):
-            train_batches(CLEAN, corpus, None, host=host, hosts=hosts)
+            train_batches(CLEAN, corpus, (), host=host, hosts=hosts)
     with pytest.raises(PipelineError, match="start is -1"):
-        train_batches(CLEAN, corpus, None, start=-1)
+        train_batches(CLEAN, corpus, (), start=-1)
 
 
 def test_a_corpus_too_small_for_a_step(corpus):
     with pytest.raises(SamplingError, match="crops of that length are in the TRAIN split: lower seconds_per_step"):
-        train_batches(dataclasses.replace(CLEAN, seconds_per_step=1200.0), corpus, None)
+        train_batches(dataclasses.replace(CLEAN, seconds_per_step=1200.0), corpus, ())
 
 
 def test_an_utterance_too_short_for_every_length_is_named(corpus):
     cfg = dataclasses.replace(CLEAN, lengths=(48_000,))
     with pytest.raises(CropError, match=r"(deu|eng|fra)/[xy] utterance \d\d has .*--min-seconds 3 "):
-        train_batches(cfg, corpus, None)
+        train_batches(cfg, corpus, ())
 
 
 def test_a_damaged_shard_is_named_where_it_is_met(corpus, tmp_path):
@@ -313,5 +330,5 @@ def test_a_damaged_shard_is_named_where_it_is_met(corpus, tmp_path):
     damaged = Manifest.load(copy)
     for workers in (0, 1):
         cfg = dataclasses.replace(CLEAN, workers=workers, threads=1)
-        with train_batches(cfg, damaged, None) as batches, pytest.raises(SourceError, match=str(copy / "shards")):
+        with train_batches(cfg, damaged, ()) as batches, pytest.raises(SourceError, match=str(copy / "shards")):
             next(batches)

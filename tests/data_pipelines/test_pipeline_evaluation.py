@@ -41,8 +41,8 @@ def test_every_frame_of_every_clip_once(corpus, units, lengths):
             real = int(batch.valid[row].sum())
             assert batch.valid[row, :real].all()  # padding comes last
             assert (batch.units[row, real:] == NO_UNIT).all()
-            assert batch.units[row, :real].tolist() == [500 * i + start // HOP + t for t in range(real)]
-            seen[i] += batch.units[row, :real].tolist()
+            assert batch.units[row, :real, 0].tolist() == [500 * i + start // HOP + t for t in range(real)]
+            seen[i] += batch.units[row, :real, 0].tolist()
             held = min(samples, int(corpus.samples[i]) - start)
             assert num_frames(held) == real
             expected = ramp(int(corpus.id(i)), start, held) / np.float32(32768)
@@ -57,7 +57,7 @@ def test_every_frame_of_every_clip_once(corpus, units, lengths):
 
 
 def test_fillers_only_at_the_end_of_a_length(corpus):
-    batches = evaluated(corpus, None, corpus.rows(Split.DEV), rows_per_batch=8)
+    batches = evaluated(corpus, (), corpus.rows(Split.DEV), rows_per_batch=8)
     lengths = [batch.waveform.shape[1] for batch in batches]
     assert lengths == sorted(lengths)
     for batch, following in zip(batches, [*lengths[1:], None], strict=True):
@@ -95,20 +95,20 @@ def test_hosts_share_evaluation_batches(corpus, units):
 
 def test_a_language_that_was_never_trained_on_can_be_evaluated(corpus):
     (clip,) = (i for i in corpus.rows(Split.TEST) if corpus.languages[corpus.language[i]] == "ukr")
-    batches = evaluated(corpus, None, [clip])
+    batches = evaluated(corpus, (), [clip])
     assert {int(i) for batch in batches for i in batch.utterance} <= {int(clip), NO_UTTERANCE}
     assert corpus.languages[batches[0].language[0]] == "ukr"
 
 
 def test_what_cannot_be_evaluated(corpus):
     with pytest.raises(PipelineError, match="no utterances to evaluate"):
-        eval_batches(corpus, None, [], lengths=LENGTHS, rows_per_batch=4)
+        eval_batches(corpus, (), [], lengths=LENGTHS, rows_per_batch=4)
     with pytest.raises(PipelineError, match=r"utterances 0\.\.66 asked of a corpus of 66"):
-        eval_batches(corpus, None, [0, 66], lengths=LENGTHS, rows_per_batch=4)
+        eval_batches(corpus, (), [0, 66], lengths=LENGTHS, rows_per_batch=4)
     with pytest.raises(PipelineError, match="positive multiple of the 2 hosts"):
-        eval_batches(corpus, None, [0], lengths=LENGTHS, rows_per_batch=3, hosts=2)
+        eval_batches(corpus, (), [0], lengths=LENGTHS, rows_per_batch=3, hosts=2)
     with pytest.raises(CropError, match="ascend"):
-        eval_batches(corpus, None, [0], lengths=(32_000, 16_000), rows_per_batch=4)
+        eval_batches(corpus, (), [0], lengths=(32_000, 16_000), rows_per_batch=4)
 
 
 # --- naming ---
@@ -124,7 +124,7 @@ def test_every_row_names_its_clips(corpus, units):
             assert line.startswith(f"row {row}: {corpus.describe(i)}, {begin:.2f}-")
             assert line.endswith(f"mixed with {corpus.describe(partner)}")
     (clip,) = corpus.rows(Split.DEV)[:1]
-    batch = evaluated(corpus, None, [clip], lengths=(200_000,))[0]
+    batch = evaluated(corpus, (), [clip], lengths=(200_000,))[0]
     total = corpus.samples[clip] / 16_000
     assert describe_rows(batch, corpus) == [
         f"row 0: {corpus.describe(clip)}, 0.00-{total:.2f} of {total:.2f} s",
@@ -135,5 +135,5 @@ def test_every_row_names_its_clips(corpus, units):
 
 
 def test_batches_is_an_iterator(corpus):
-    with train_batches(CLEAN, corpus, None) as batches:
+    with train_batches(CLEAN, corpus, ()) as batches:
         assert isinstance(batches, Batches) and iter(batches) is batches

@@ -23,7 +23,7 @@ from data_pipelines.pipeline import DataConfig, train_batches
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: print("noted", flush=True))
     cfg = DataConfig(lengths=(16_000,), seconds_per_step=4.0, mixing=None, workers=2, threads=1)
-    with train_batches(cfg, Manifest.load(sys.argv[1]), None) as batches:
+    with train_batches(cfg, Manifest.load(sys.argv[1]), ()) as batches:
         print("starting", flush=True)
         for batch in batches:
             print("batch", flush=True)

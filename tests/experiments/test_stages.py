@@ -67,6 +67,8 @@ def test_a_head_that_does_not_fit_its_units_is_refused():
     cfg = stage_function("wavlab_mk", size="demo")()
     with pytest.raises(StageError, match="100 classes but the units have 50"):
         dataclasses.replace(cfg, units=dataclasses.replace(cfg.units, units=50))
+    with pytest.raises(StageError, match="100 classes but the units have 100 and 50"):
+        dataclasses.replace(cfg, more_units=(dataclasses.replace(cfg.units, units=50),))
 
 
 def test_a_changed_stage_is_refused_by_name_and_free_values_are_not(tmp_path):

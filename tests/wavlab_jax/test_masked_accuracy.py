@@ -35,7 +35,8 @@ def batch_of(units, valid, utterance, language):
     rows, frames = units.shape
     return Batch(
         waveform=np.zeros((rows, 400 + 320 * (frames - 1)), np.float32),
-        units=units.astype(np.int32),
+        clean=np.zeros((rows, 0), np.float32),
+        units=units.astype(np.int32)[..., None],
         valid=valid,
         samples=np.zeros(rows, np.int32),
         language=np.array(language, np.int32),

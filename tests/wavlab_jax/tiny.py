@@ -66,7 +66,8 @@ def batch(rows: int = 8, samples: int = SAMPLES, seed: int = 0) -> Batch:
     frames = num_frames(samples)
     return Batch(
         waveform=rng.normal(scale=0.1, size=(rows, samples)).astype(np.float32),
-        units=rng.integers(0, UNITS, (rows, frames)).astype(np.int32),
+        clean=np.zeros((rows, 0), np.float32),
+        units=rng.integers(0, UNITS, (rows, frames, 1)).astype(np.int32),
         valid=np.ones((rows, frames), bool),
         samples=np.full(rows, samples, np.int32),
         language=np.zeros(rows, np.int32),

@@ -1,5 +1,7 @@
 """Masked accuracy on held-out clips, clip by clip, beside two predictors that know nothing of speech.
 
+Where a model predicts several sets of units, the first one is judged.
+
 Every model of one mask seed is asked the same frames of the same clips. The trivial predictors see what the model's
 mask leaves visible - and more: they are given the visible frames' true units, which the model has to hear.
 
@@ -49,18 +51,19 @@ def score_clips(
         for row, utterance in enumerate(batch.utterance.tolist()):
             if utterance == NO_UTTERANCE:
                 continue
-            valid = batch.valid[row] & (batch.units[row] >= 0)
+            units = batch.units[row, :, 0]
+            valid = batch.valid[row] & (units >= 0)
             hidden = np.flatnonzero(valid & judged.mask[row])
             visible = np.flatnonzero(valid & ~judged.mask[row])
             if not hidden.size:
                 continue
-            target = batch.units[row, hidden]
+            target = units[hidden]
             values = np.array(
                 [
                     hidden.size,
                     np.sum(judged.predicted[row, hidden] == target),
                     np.sum(target == majority),
-                    np.sum(nearest_visible(batch.units[row], hidden, visible, default=majority) == target),
+                    np.sum(nearest_visible(units, hidden, visible, default=majority) == target),
                     np.sum(judged.loss[row, hidden], dtype=np.float64),
                 ],
                 np.float64,
