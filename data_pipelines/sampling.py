@@ -19,7 +19,7 @@ import math
 import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -45,12 +45,17 @@ class DrawConfig:
 
     Attributes:
         language_exponent: alpha; a language's share is proportional to its seconds ** alpha. 1 is as found, 0 is equal.
-        corpus_exponent: beta; inside a language, a corpus' share is proportional to its seconds ** beta. (mHuBERT-147
-            trains with 0.5 and 0.8.)
+        corpus_exponent: beta; inside a language, a corpus' share is proportional to its seconds ** beta. mHuBERT-147
+            trains with 0.7 and 0.9 (utter-project's `hubert_dataset.py`, which counts utterances, not seconds).
+        first: which level comes first. "corpus" is XLS-R's order (2111.09296): a corpus' share is proportional to its
+            seconds ** beta, and inside a corpus a language's to its seconds there ** alpha.
+        corpora: names of the corpora that may be drawn from; none named: all of them.
     """
 
     language_exponent: float = 1.0
     corpus_exponent: float = 1.0
+    first: Literal["language", "corpus"] = "language"
+    corpora: tuple[str, ...] = ()
 
     def __post_init__(self):
         for name in ("language_exponent", "corpus_exponent"):
@@ -64,7 +69,8 @@ def leaf_shares(
 ) -> dict[tuple[Hashable, Hashable], float]:
     """{(language, corpus): share of the drawn seconds}; shares sum to 1.
 
-    p(language) ~ seconds ** alpha, p(corpus | language) ~ seconds ** beta. Pairs without any seconds are left out.
+    p(language) ~ seconds ** alpha, p(corpus | language) ~ seconds ** beta; or with `cfg.first` "corpus", p(corpus) ~
+    seconds ** beta, p(language | corpus) ~ seconds ** alpha. Pairs without any seconds are left out.
     Raises SamplingError: negative or not finite seconds, or none at all.
     """
     for pair, amount in seconds.items():
@@ -73,15 +79,35 @@ def leaf_shares(
     present = {pair: amount for pair, amount in seconds.items() if amount > 0}
     if not present:
         raise SamplingError("no audio to draw from: every language has zero seconds")
-    by_language: dict[Hashable, float] = {}
-    for (language, _), amount in present.items():
-        by_language[language] = by_language.get(language, 0.0) + amount
-    languages = _powers(by_language, cfg.language_exponent)
+    exponents = (cfg.language_exponent, cfg.corpus_exponent)
+    outer = 0 if cfg.first == "language" else 1  # which half of a pair is the first level
+    above: dict[Hashable, float] = {}
+    for pair, amount in present.items():
+        above[pair[outer]] = above.get(pair[outer], 0.0) + amount
     shares = {}
-    for language, share in languages.items():
-        corpora = {pair: amount for pair, amount in present.items() if pair[0] == language}
-        shares |= {pair: share * part for pair, part in _powers(corpora, cfg.corpus_exponent).items()}
+    for name, share in _powers(above, exponents[outer]).items():
+        inside = {pair: amount for pair, amount in present.items() if pair[outer] == name}
+        shares |= {pair: share * part for pair, part in _powers(inside, exponents[1 - outer]).items()}
     return shares
+
+
+def declared_rows(manifest: Manifest, split: Split, corpora: Sequence[str]) -> np.ndarray:
+    """Rows of the manifest that belong to `split` and to one of the named `corpora` (all, if none is named), ascending.
+
+    Raises SamplingError naming the corpora that the manifest does not have.
+    """
+    rows = manifest.rows(split)
+    if not corpora:
+        return rows
+    missing = [name for name in corpora if name not in manifest.corpora]
+    if missing:
+        raise SamplingError(
+            f"the draw names the corpora {', '.join(missing)}, which were not prepared here; there are "
+            f"{', '.join(manifest.corpora)}: prepare those too, or give --data.draw.corpora the names to draw from "
+            "(after it, nothing: all)"
+        )
+    codes = [manifest.corpora.index(name) for name in corpora]
+    return rows[np.isin(manifest.corpus[rows], codes)]
 
 
 def _powers(amounts: Mapping[Hashable, float], exponent: float) -> dict[Hashable, float]:
@@ -245,7 +271,7 @@ class Draw:
     Args:
         manifest: the corpus.
         lengths: static lengths in samples, ascending. rows: rows of a step of each.
-        cfg: the exponents. split: what may be drawn. seed: orders everything.
+        cfg: exponents and corpora. split: what may be drawn. seed: orders everything.
 
     Raises SamplingError: an empty split, or a length with fewer crops than a step has rows. Raises CropError: an
     utterance shorter than the smallest length.
@@ -265,9 +291,10 @@ class Draw:
         self.lengths, self.rows = check_lengths(lengths), tuple(int(n) for n in rows)
         if len(self.rows) != len(self.lengths) or min(self.rows) < 1:
             raise SamplingError(f"rows {self.rows} must be positive, one for each of the lengths {self.lengths}")
-        utterances = manifest.rows(split)
+        utterances = declared_rows(manifest, split, cfg.corpora)
         if not len(utterances):
-            raise SamplingError(f"the manifest has no {Split(split).name} utterances to draw from")
+            of = f" of {', '.join(cfg.corpora)}" if cfg.corpora else ""
+            raise SamplingError(f"the manifest has no {Split(split).name} utterances{of} to draw from")
         samples = manifest.samples[utterances]
         classes = length_class(samples, lengths=self.lengths, describe=lambda i: manifest.describe(utterances[i]))
         pairs = manifest.language[utterances].astype(np.int64) * len(manifest.corpora) + manifest.corpus[utterances]

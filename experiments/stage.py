@@ -91,6 +91,8 @@ BEFORE_THE_FIELD = {
     "learner.head.more_units": "()",
     "learner.head.split_projection": "False",
     "data.keep_clean": "False",
+    "data.draw.first": "'language'",
+    "data.draw.corpora": "()",
     "more_units": "()",
     "init_head": "False",
 }

@@ -99,6 +99,39 @@ def test_drawn_seconds_are_shared_as_declared(skewed, alpha, beta):
         assert share.drawn == pytest.approx(expected[share.language, share.corpus])
 
 
+def test_corpora_may_come_first(skewed):
+    """XLS-R's order, by the definition: p(corpus) ~ s ** beta, then p(language | corpus) ~ s ** alpha."""
+    alpha, beta = 0.5, 0.25
+    seconds = Counter()
+    for i in skewed.rows(Split.TRAIN):
+        seconds[pair(skewed, i)] += skewed.samples[i] / 16_000
+    corpora = Counter()
+    for (_, name), amount in seconds.items():
+        corpora[name] += amount
+    cfg = DrawConfig(alpha, beta, first="corpus")
+    found = Draw(skewed, lengths=LENGTHS, rows=ROWS, cfg=cfg, seed=3).shares()
+    assert len(found) == len(seconds)
+    for share in found:
+        of_corpus = corpora[share.corpus] ** beta / sum(s**beta for s in corpora.values())
+        inside = sum(s**alpha for (_, name), s in seconds.items() if name == share.corpus)
+        expected = of_corpus * seconds[share.language, share.corpus] ** alpha / inside
+        assert share.drawn == pytest.approx(expected)
+
+
+def test_only_the_declared_corpora_are_drawn(skewed):
+    draw = Draw(skewed, lengths=LENGTHS, rows=ROWS, cfg=DrawConfig(corpora=("z", "y")), seed=3)
+    assert {(s.language, s.corpus) for s in draw.shares()} == {
+        ("aaa", "y"), ("bbb", "y"), ("bbb", "z"), ("ccc", "y"), ("ddd", "z")
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    for row in range(300):
+        drawn = draw.draw(0, row).utterance
+        assert pair(skewed, drawn)[1] in "yz"
+        assert pair(skewed, draw.partner(0, of=drawn, rng=rng))[1] in "yz"
+    with pytest.raises(SamplingError, match="names the corpora w, which were not prepared here; there are x, y, z"):
+        Draw(skewed, lengths=LENGTHS, rows=ROWS, cfg=DrawConfig(corpora=("x", "w")))
+
+
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 1.0), (0.5, 0.8), (0.0, 0.0)])
 def test_drawn_seconds_converge_to_what_is_declared(skewed, alpha, beta):
     """After a million blocks: within 1e-6 of all the drawn seconds."""
