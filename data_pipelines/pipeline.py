@@ -18,6 +18,7 @@ import numpy as np
 from absl import flags
 
 from data_pipelines import mixing
+from data_pipelines.balance import DrawConfig
 from data_pipelines.batch import (
     HOP,
     NO_UNIT,
@@ -30,7 +31,7 @@ from data_pipelines.batch import (
 from data_pipelines.crops import CropError, check_lengths, crop_start, windows
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.mixing import Interference, MixingConfig
-from data_pipelines.sampling import Draw, DrawConfig
+from data_pipelines.sampling import Draw
 from data_pipelines.sources import NoiseFolder, ShardSource
 from data_pipelines.units import UnitStore
 from data_pipelines.worker_processes import follow_parent, interrupts_blocked

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
+from data_pipelines.balance import DrawConfig
 from data_pipelines.mixing import MixingConfig
 from data_pipelines.pipeline import DataConfig
-from data_pipelines.sampling import DrawConfig
 from wavlab_jax.encoder import EncoderConfig
 from wavlab_jax.encoder.architectures import architecture
 from wavlab_jax.objective import ObjectiveConfig
@@ -17,6 +17,13 @@ PAPER_SECONDS_PER_STEP = (
 )
 
 NATURAL = DrawConfig(language_exponent=1.0, corpus_exponent=1.0)
+LIBRISPEECH = DrawConfig(corpora=("librispeech",))
+# Openli110, WavLabLM's stage 1 (ESPnet egs2/open_li110/asr1/local/data.sh), and FLEURS, which the released model's card
+# names. BABEL is heard in stage 2 only: the released checkpoint's folder is called `exp_babel`.
+OPENLI110 = ("commonvoice", "voxforge", "mls", "googlei18n", "voxpopuli")
+WAVLABLM = DrawConfig(corpora=(*OPENLI110, "fleurs"))
+# WavLM's 94k hours (2110.13900; microsoft/UniSpeech WavLM/README.md)
+MIX94K = DrawConfig(corpora=("librilight", "gigaspeech", "voxpopuli"))
 WAVLM_MIXING = MixingConfig()  # probability 0.2, noise share 0.1, as the WavLM paper has it
 
 

@@ -1,7 +1,7 @@
 """The control for stage 2: stage 1 continued for exactly as many steps, on the natural skew.
 
 Command: `python -m experiments train wavlab_mk_continued --workdir W --corpus PREPARED` (after wavlab_mk in W)
-Everything but the draw is `wavlab_ms`: steps, schedule, units, mixing, seeds.
+Everything but the exponents of the draw is `wavlab_ms`: corpora, steps, schedule, units, mixing, seeds.
 Expect: the difference between the two is what balancing did.
 """
 
@@ -23,4 +23,5 @@ def demo() -> StageConfig:
 
 
 def _on_natural_skew(stage2: StageConfig) -> StageConfig:
-    return dataclasses.replace(stage2, name="wavlab_mk_continued", data=dataclasses.replace(stage2.data, draw=NATURAL))
+    natural = dataclasses.replace(NATURAL, corpora=stage2.data.draw.corpora)
+    return dataclasses.replace(stage2, name="wavlab_mk_continued", data=dataclasses.replace(stage2.data, draw=natural))

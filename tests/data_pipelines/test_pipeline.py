@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_pipelines.balance import DrawConfig, SamplingError
 from data_pipelines.batch import HOP, NO_UTTERANCE, Batch, check_batch, num_frames
 from data_pipelines.crops import CropError
 from data_pipelines.manifest import Manifest, Split
@@ -23,7 +24,7 @@ from data_pipelines.pipeline import (
     train_batches,
     train_dataset,
 )
-from data_pipelines.sampling import Draw, DrawConfig, SamplingError
+from data_pipelines.sampling import Draw
 from data_pipelines.sources import SourceError
 from data_pipelines.units import UnitStore, UnitWriter
 from tests.data_pipelines.ramps import CLEAN, LENGTHS, MIXED, STRIDE, assert_same, first, ramp

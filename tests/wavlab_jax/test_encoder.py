@@ -157,8 +157,8 @@ def test_initial_values_follow_fairseq():
 # ------------------------------------------------------------------------------------------------------- spellings
 
 # between them every choice in both ways
-UNROLLED = Formulation(scan_layers=False, position_by_dft=False, attention_by_head=False)
-SCANNED = Formulation(scan_layers=True, position_by_dft=True, attention_by_head=True)
+UNROLLED = Formulation(False, position_by_dft=False, attention_by_head=False, extractor_by_row=False)
+SCANNED = Formulation(True, position_by_dft=True, attention_by_head=True, extractor_by_row=True)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
@@ -189,8 +189,9 @@ def test_spellings_agree_in_gradients(waveform):
 
 
 def test_platforms_choose_their_spelling():
-    assert formulation_for("cpu") == Formulation(scan_layers=False, position_by_dft=True, attention_by_head=True)
-    plain = Formulation(scan_layers=True, position_by_dft=False, attention_by_head=False)
+    on_cpu = Formulation(scan_layers=False, position_by_dft=True, attention_by_head=True, extractor_by_row=True)
+    assert formulation_for("cpu") == on_cpu
+    plain = Formulation(scan_layers=True, position_by_dft=False, attention_by_head=False, extractor_by_row=False)
     assert formulation_for("tpu") == formulation_for("gpu") == plain
 
 

@@ -102,6 +102,8 @@ class Formulation(NamedTuple):
             XLA:CPU's grouped convolution is many times slower, its FFT three times.
         attention_by_head: one head of one row after the other where nothing is dropped, so that its logits stay in the
             cache: half the time on CPU. Training keeps all heads at once, whose gradient is the faster one.
+        extractor_by_row: the convolutions of one row after the other where no gradient is wanted, so that what lies
+            between them stays in the cache on CPU.
     """
 
     scan_layers: bool
