@@ -17,11 +17,14 @@ class OptimizerConfig:
     Attributes:
         peak_learning_rate: reached after warm-up.
         warmup_steps: linear from 0.
-        schedule: "linear": down to 0 at `total_steps` (fairseq polynomial_decay with power 1); "inverse_sqrt":
-            peak * sqrt(warmup / step) (ESPnet `warmup_lr.py`, used for WavLabLM); "constant" after warm-up.
-        total_steps: where the linear schedule ends.
-        beta1, beta2, epsilon: of Adam.
-        weight_decay: decoupled, on all parameters (fairseq's Adam).
+        schedule: "linear": down to 0 after `total_steps` (fairseq `polynomial_decay_schedule.py`, power 1);
+            "inverse_sqrt": peak * sqrt(warmup / step) (ESPnet `warmup_lr.py`, used for WavLabLM); "constant" after
+            warm-up.
+        total_steps: updates of the linear schedule.
+        beta1, beta2, epsilon: of Adam. The moments are bias-corrected before epsilon is added, as in the paper, PyTorch
+            and fairseq's newer fused Adam; its plain Adam adds epsilon first, which amounts to epsilon / sqrt(1 -
+            beta2 ** n) at update n: 7 times as much at the first update, 1 % more at the 200th.
+        weight_decay: decoupled (parameters shrink by rate * weight_decay), on all parameters, as in fairseq's Adam.
         clip_norm: largest global gradient norm; 0 for none.
     """
 
@@ -43,7 +46,11 @@ class OptimizerConfig:
 
 
 def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
-    """Step number (from 0) -> learning rate. The first update uses that of step 1, as in fairseq."""
+    """Step number (from 0) -> learning rate of that update.
+
+    Update n, from 1, has peak * n / warmup at first, as in ESPnet. In fairseq that is the rate of update n + 1: its
+    first update has rate 0 and changes nothing. Ours is its schedule for one update more, without that first one.
+    """
     warmup = max(cfg.warmup_steps, 1)
     up = optax.linear_schedule(cfg.peak_learning_rate / warmup, cfg.peak_learning_rate, warmup - 1)
     if cfg.schedule == "linear":

@@ -11,9 +11,9 @@ def test_linear_schedule_is_fairseq_polynomial_decay():
     cfg = OptimizerConfig(peak_learning_rate=5e-4, warmup_steps=100, total_steps=1000)
     schedule = learning_rate(cfg)
     for update in (1, 2, 50, 99, 100, 101, 500, 999, 1000):
-        # fairseq steps the schedule with the number of updates made, at least 1
-        expected = 5e-4 * update / 100 if update <= 100 else 5e-4 * (1 - (update - 100) / (1000 - 100))
-        assert float(schedule(update - 1)) == pytest.approx(expected, rel=2e-2 if update > 100 else 1e-5, abs=2e-6)
+        # fairseq's step_update(number of updates made) in a run of one more, whose first update has rate 0
+        expected = 5e-4 * update / 100 if update <= 100 else 5e-4 * (1 - (update - 100) / (1001 - 100))
+        assert float(schedule(update - 1)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_inverse_square_root_is_espnet_warmuplr():
@@ -47,6 +47,24 @@ def test_updates_are_adam_with_decoupled_decay_after_clipping(clip):
             params[k] = params[k] - 1e-2 * (direction + 0.01 * params[k])
     for k in params:
         np.testing.assert_allclose(np.asarray(ours[k]), params[k], rtol=2e-5, atol=2e-6)
+
+
+def test_epsilon_is_added_to_corrected_moments():
+    """And so as much as the docstring says away from fairseq's plain Adam (`fairseq/optim/adam.py`)."""
+    cfg = OptimizerConfig(peak_learning_rate=1.0, warmup_steps=1, schedule="constant", clip_norm=0.0, weight_decay=0.0)
+    optimizer = make_optimizer(cfg)
+    gradient = 1e-6  # of the size of epsilon: for larger ones it does not matter
+    state, first, second = optimizer.init(jnp.zeros(())), 0.0, 0.0
+    for update in range(1, 201):
+        step, state = optimizer.update(jnp.float32(gradient), state, jnp.zeros(()))
+        first, second = 0.9 * first + 0.1 * gradient, 0.98 * second + 0.02 * gradient**2
+        correction1, correction2 = 1 - 0.9**update, 1 - 0.98**update
+        plain = np.sqrt(correction2) / correction1 * first / (np.sqrt(second) + 1e-6)
+        by_docstring = first / correction1 / (np.sqrt(second / correction2) + 1e-6 / np.sqrt(correction2))
+        assert plain == pytest.approx(by_docstring, rel=1e-9)
+        if update in (1, 200):
+            assert float(-step) == pytest.approx(0.5, rel=1e-3)
+            assert plain == pytest.approx({1: 1 / (1 + 1 / np.sqrt(0.02)), 200: 0.4978}[update], rel=1e-3)
 
 
 def test_a_linear_schedule_that_ends_in_its_warm_up_is_refused():
