@@ -34,9 +34,11 @@ class Interferer:
     def __init__(
         self, draw: Draw, source: ShardSource, *, mixing: MixingConfig | None = None, reverb: ReverbConfig | None = None
     ):
-        self.draw, self.source, self.mixing, self.reverb = draw, source, mixing, reverb
+        self.draw, self.source, self.mixing = draw, source, mixing
+        self.reverb = reverb if reverb is not None and reverb.probability else None
         self.noise = None if mixing is None or mixing.noise_folder is None else NoiseFolder(mixing.noise_folder)
-        self.responses = None if reverb is None or reverb.folder is None else ResponseFolder(reverb.folder)
+        folder = None if self.reverb is None else self.reverb.folder
+        self.responses = None if folder is None else ResponseFolder(folder)
 
     def disturb(self, clean: np.ndarray, *, place: int, utterance: int, rng: np.random.Generator) -> Heard:
         """`clean` [samples], a crop of `utterance` of static length number `place`, with all that befalls it.

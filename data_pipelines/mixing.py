@@ -175,12 +175,12 @@ def _deal(
     """
     count = int(rng.integers(1, cfg.max_segments + 1))
     lengths = rng.multinomial(length, np.full(count, 1 / count))
+    lengths = lengths[lengths > 0] if length else lengths[:1]
+    count = len(lengths)
     starts = np.sort(rng.integers(samples - length + 1, size=count)) + np.cumsum(lengths) - lengths
     speakers = min(int(rng.integers(1, cfg.max_speakers + 1)), count) if speech else 1
     turns = [*range(speakers), *rng.integers(speakers, size=count - speakers).tolist()]
-    return tuple(
-        Segment(int(lengths[k]), int(starts[k]), float(rng.random()), turns[k]) for k in range(count) if lengths[k]
-    ) or (Segment(0, 0, 0.0),)
+    return tuple(Segment(int(lengths[k]), int(starts[k]), float(rng.random()), turns[k]) for k in range(count))
 
 
 def interference_scale(primary: np.ndarray, secondary: np.ndarray, *, snr_db: float, rule: Rule = "wavlm") -> float:

@@ -52,7 +52,7 @@ class DataConfig:
         lengths: static lengths in samples, ascending. Every row of a step has the same one.
         seconds_per_step: audio in one step, over all hosts; constant, whatever the length.
         draw: balance of languages and corpora. mixing: what is mixed in; None mixes nothing.
-        reverb: rooms; None leaves rows dry.
+        reverb: how many rows are in rooms, and in which; by default none.
         seed: of everything random here.
         workers: processes that make batches; 0 makes them in this one. threads: in each of them; 0 reads nothing ahead.
         prefetch: batches made ahead.
@@ -62,7 +62,7 @@ class DataConfig:
     seconds_per_step: float = 64.0
     draw: DrawConfig = field(default_factory=DrawConfig)
     mixing: MixingConfig | None = field(default_factory=MixingConfig)
-    reverb: ReverbConfig | None = None
+    reverb: ReverbConfig = field(default_factory=lambda: ReverbConfig(probability=0.0))
     seed: int = 0
     workers: int = 0
     threads: int = 2

@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import torch
 import transformers
 from flax import nnx
 
 from wavlab_jax.encoder import Encoder, EncoderConfig, encode, formulation_for, make_encoder
+
+pytestmark = pytest.mark.torch
 
 CLASSES = {
     "hubert": (transformers.HubertConfig, transformers.HubertModel),
