@@ -23,8 +23,8 @@ def non_silent(waveform: np.ndarray) -> np.ndarray:
     samples = len(waveform)
     if samples < FRAME:
         return np.ones(samples, bool)
-    padded = np.pad(waveform.astype(np.float64), (0, -(samples - FRAME) % SHIFT))
-    halves = np.sum(padded.reshape(-1, SHIFT) ** 2, axis=1)
+    padded = np.pad(waveform, (0, -(samples - FRAME) % SHIFT))
+    halves = np.sum(padded.reshape(-1, SHIFT) ** 2, axis=1, dtype=np.float64)
     power = (halves[:-1] + halves[1:]) / FRAME
     if not power.any():
         return np.ones(samples, bool)

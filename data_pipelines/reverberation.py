@@ -66,13 +66,13 @@ def reverberate(waveform: np.ndarray, response: np.ndarray) -> np.ndarray:
     direct = int(np.argmax(np.abs(response)))
     samples = len(waveform)
     size = _fast_length(samples + len(response) - 1)
-    response = response.astype(np.float64) / response[direct]
-    heard = np.fft.irfft(np.fft.rfft(waveform, n=size) * np.fft.rfft(response, n=size), n=size)
+    response = (response / response[direct]).astype(np.float32)
+    heard = np.fft.irfft(np.fft.rfft(waveform, n=size) * np.fft.rfft(response, n=size), n=size)  # all in float32
     heard = heard[direct : direct + samples]
     after = non_silent_energy(heard)
     if power < SILENCE or after < SILENCE:
         return np.array(waveform, np.float32)
-    return (heard * math.sqrt(power / after)).astype(np.float32)
+    return heard * np.float32(math.sqrt(power / after))
 
 
 def simulated_response(rng: np.random.Generator, *, cfg: ReverbConfig) -> np.ndarray:

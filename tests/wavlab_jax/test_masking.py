@@ -19,7 +19,7 @@ from wavlab_jax.objective import ObjectiveConfig, draw_channel_masks
 
 SAME = MaskConfig(legacy_same_count=True)
 APART = MaskConfig(overlap=False)
-FAR_APART = MaskConfig(overlap=False, minimum_space=4, length=7)
+FAR_APART = MaskConfig(probability=0.3, overlap=False, minimum_space=4, length=7)  # few, so that gaps vary
 
 
 def oracle(rng, frames, cfg):
@@ -103,6 +103,8 @@ def test_coverage_and_runs_are_those_of_the_published_rule(cfg, frames):
     # The number of hidden frames of a row has the same distribution, and so has the first hidden frame.
     assert scipy.stats.ks_2samp(ours.sum(1), theirs.sum(1)).pvalue > 1e-3
     assert scipy.stats.ks_2samp(ours.argmax(1), theirs.argmax(1)).pvalue > 1e-3
+    longest = [[runs(~row).max() for row in masks] for masks in (ours, theirs)]
+    assert scipy.stats.ks_2samp(*longest).pvalue > 1e-3
 
 
 @pytest.mark.parametrize(("probability", "coverage"), [(0.8, 0.568), (0.65, 0.490)])
@@ -143,6 +145,14 @@ def test_the_legacy_cut_fragments_the_masks_as_documented():
     assert not (kept & ~uncut).any()
     poorest = uncut.sum(1).argmin()
     np.testing.assert_array_equal(kept[poorest], uncut[poorest])
+
+
+def test_the_legacy_cut_spans_the_devices():
+    """Rows laid out over eight devices are cut to the smallest count of them all, as on one device."""
+    mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    keys = jax.random.split(jax.random.key(0), 64)
+    spread = jax.device_put(keys, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    np.testing.assert_array_equal(_spans(spread, None, 781, SAME), _spans(keys, None, 781, SAME))
 
 
 def test_fillers_do_not_empty_the_legacy_cut():
