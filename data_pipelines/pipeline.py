@@ -17,7 +17,6 @@ import grain
 import numpy as np
 from absl import flags
 
-from data_pipelines import mixing
 from data_pipelines.balance import DrawConfig
 from data_pipelines.batch import (
     HOP,
@@ -29,10 +28,12 @@ from data_pipelines.batch import (
     num_frames,
 )
 from data_pipelines.crops import CropError, check_lengths, crop_start, windows
+from data_pipelines.interference import Interferer
 from data_pipelines.manifest import Manifest, Split
-from data_pipelines.mixing import Interference, MixingConfig
+from data_pipelines.mixing import MixingConfig
+from data_pipelines.reverberation import ReverbConfig
 from data_pipelines.sampling import Draw
-from data_pipelines.sources import NoiseFolder, ShardSource
+from data_pipelines.sources import ShardSource
 from data_pipelines.units import UnitStore
 from data_pipelines.worker_processes import follow_parent, interrupts_blocked
 
@@ -52,6 +53,7 @@ class DataConfig:
         lengths: static lengths in samples, ascending. Every row of a step has the same one.
         seconds_per_step: audio in one step, over all hosts; constant, whatever the length.
         draw: balance of languages and corpora. mixing: what is mixed in; None mixes nothing.
+        reverb: how many rows are in rooms, and in which; by default none.
         keep_clean: whether batches carry the clean waveform too, for targets that are computed in the step.
         seed: of everything random here.
         workers: processes that make batches; 0 makes them in this one. threads: in each of them; 0 reads nothing ahead.
@@ -62,6 +64,7 @@ class DataConfig:
     seconds_per_step: float = 64.0
     draw: DrawConfig = field(default_factory=DrawConfig)
     mixing: MixingConfig | None = field(default_factory=MixingConfig)
+    reverb: ReverbConfig = field(default_factory=lambda: ReverbConfig(probability=0.0))
     keep_clean: bool = False
     seed: int = 0
     workers: int = 0
@@ -115,8 +118,7 @@ class LoadBatch(grain.transforms.Map):
                 )
         self.draw = Draw(manifest, lengths=cfg.lengths, rows=self.rows, cfg=cfg.draw, split=Split.TRAIN, seed=cfg.seed)
         self.source = ShardSource(manifest)
-        noisy = cfg.mixing is not None and cfg.mixing.noise_folder is not None
-        self.noise = NoiseFolder(cfg.mixing.noise_folder) if noisy else None
+        self.interferer = Interferer(self.draw, self.source, mixing=cfg.mixing, reverb=cfg.reverb)
 
     def __deepcopy__(self, memo) -> "LoadBatch":  # Grain copies the chain for each worker; nothing in here changes
         return self
@@ -141,7 +143,8 @@ class LoadBatch(grain.transforms.Map):
             batch.utterance[at], batch.start[at] = utterance, start
             batch.language[at] = self.manifest.language[utterance]
             waveform = self.source.read(utterance, start=start, samples=samples)
-            batch.waveform[at], batch.partner[at] = self._mixed(waveform, place, utterance, rng)
+            heard = self.interferer.disturb(waveform, place=place, utterance=utterance, rng=rng)
+            batch.waveform[at], batch.partner[at] = heard
             batch.valid[at], batch.samples[at] = True, samples
             if self.cfg.keep_clean:
                 batch.clean[at] = waveform
@@ -149,44 +152,6 @@ class LoadBatch(grain.transforms.Map):
                 frames = num_frames(samples)
                 batch.units[at, :, at_set] = store.read(utterance, start_frame=start // HOP, frames=frames)
         return check_batch(batch)
-
-    def _mixed(self, waveform: np.ndarray, place: int, utterance: int, rng: np.random.Generator) -> "_Mixed":
-        if self.cfg.mixing is None:
-            return _Mixed(waveform, NO_UTTERANCE)
-        samples = len(waveform)
-        plan = mixing.plan_mixture(rng, cfg=self.cfg.mixing, samples=samples)
-        partner = NO_UTTERANCE
-        if plan.kind is Interference.NONE:
-            return _Mixed(waveform, NO_UTTERANCE)
-        if plan.kind is Interference.SHAPED:
-            secondary = mixing.shaped_noise(rng, samples=samples)
-        elif plan.kind is Interference.RECORDED:
-            secondary = self.noise.read(rng, samples)
-        else:
-            voices = []
-            for _ in range(plan.voices):
-                other = self.draw.partner(place, of=utterance, rng=rng)
-                if other is None:  # nothing else has this length
-                    return _Mixed(waveform, NO_UTTERANCE)
-                start = crop_start(int(self.manifest.samples[other]), length=samples, rng=rng)
-                voices.append(self.source.read(other, start=start, samples=samples))  # from the corpus again: clean
-            secondary = voices[0] if plan.kind is Interference.SPEECH else mixing.babble(voices)
-            partner = other if plan.kind is Interference.SPEECH else NO_UTTERANCE
-        mixed = mixing.mix(
-            waveform,
-            secondary,
-            snr_db=plan.snr_db,
-            length=plan.length,
-            primary_start=plan.primary_start,
-            secondary_start=plan.secondary_start,
-        )
-        silent = mixing.interference_scale(waveform, secondary, snr_db=plan.snr_db) == 0
-        return _Mixed(mixed, NO_UTTERANCE if silent else partner)
-
-
-class _Mixed(NamedTuple):
-    waveform: np.ndarray
-    partner: int
 
 
 def train_dataset(

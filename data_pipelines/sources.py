@@ -1,4 +1,4 @@
-"""Audio by number: any crop of any utterance of a prepared corpus, and background noise from a folder."""
+"""Audio by number: any crop of any utterance of a prepared corpus."""
 
 import resource
 import threading
@@ -6,18 +6,15 @@ from pathlib import Path
 
 import msgpack
 import numpy as np
-import soundfile
-import soxr
 
-from data_pipelines.audio import AUDIO_SUFFIXES, AudioError, decode_crop
-from data_pipelines.batch import SAMPLE_RATE
+from data_pipelines.audio import AudioError, decode_crop
 from data_pipelines.manifest import Manifest
 
 SPARE_FILES = 256  # descriptors left for everything else in the process when shards are many
 
 
 class SourceError(RuntimeError):
-    """A record or a noise file cannot be read; the message names the shard and the utterance, or the file."""
+    """A record or a recording cannot be read; the message names the shard and the utterance, or the file."""
 
 
 class ShardSource:
@@ -127,58 +124,6 @@ def check_records(manifest: Manifest) -> None:
     for i in range(len(manifest)):
         if source.record(i)["samples"] != manifest.samples[i]:
             raise SourceError(f"{source._place(i)}: the record's length is not the manifest's")
-
-
-class NoiseFolder:
-    """Background noise from any folder of audio files (MUSAN, the DNS challenge's noises, one's own recordings).
-
-    Every file is as likely as every other, whatever its length. Headers are read once, here, so
-    that a bad file is found at the start. Raises SourceError: no such folder, no audio in it, unreadable files (named).
-    """
-
-    def __init__(self, folder: str | Path):
-        self.folder = Path(folder)
-        if not self.folder.is_dir():
-            raise SourceError(f"noise folder {self.folder} does not exist")
-        paths = sorted(p for p in self.folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
-        if not paths:
-            raise SourceError(f"noise folder {self.folder} has no audio files ({', '.join(sorted(AUDIO_SUFFIXES))})")
-        self._files, bad = [], []
-        for path in paths:
-            try:
-                header = soundfile.info(str(path))
-                if header.frames < 1:
-                    raise AudioError(path.name, "zero length")
-                self._files.append((path, header.frames, header.samplerate))
-            except (soundfile.LibsndfileError, AudioError) as error:
-                bad.append(f"{path}: {error}")
-        if bad:
-            raise SourceError(
-                f"{len(bad)} of {len(paths)} noise files cannot be read; remove or repair: " + "; ".join(bad[:5])
-            )
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def read(self, rng: np.random.Generator, samples: int) -> np.ndarray:
-        """float32 [samples] at 16 kHz: a random stretch of a random file; a file that is too short is repeated.
-
-        Only the stretch is decoded; channels are averaged, other rates resampled. Raises SourceError naming the file.
-        """
-        path, frames, rate = self._files[int(rng.integers(len(self._files)))]
-        wanted = -(-samples * rate // SAMPLE_RATE)
-        start = int(rng.integers(max(frames - wanted, 0) + 1))
-        try:
-            with soundfile.SoundFile(str(path)) as sound:
-                sound.seek(start)
-                noise = sound.read(min(wanted, frames), dtype="float32", always_2d=True).mean(axis=1, dtype=np.float32)
-        except (soundfile.LibsndfileError, OSError) as error:
-            raise SourceError(f"noise file {path} cannot be read: {error}") from error
-        if rate != SAMPLE_RATE:
-            noise = soxr.resample(noise, rate, SAMPLE_RATE, quality="HQ")
-        if not len(noise) or not np.isfinite(noise).all():
-            raise SourceError(f"noise file {path} has no usable samples from {start} on")
-        return np.resize(noise, samples)  # numpy's resize repeats
 
 
 def _allow_open_files(wanted: int, root: Path) -> None:

@@ -85,24 +85,32 @@ def as_text(config: StageConfig) -> str:
 FREE_TO_CHANGE = ("loop.log_every", "loop.keep", "mesh.", "seconds_per_device", "evaluation_rows", "data.workers",
                   "data.threads", "data.prefetch")  # fmt: skip
 
-# Fields that are younger than some runs, with the value that those runs had without knowing it.
-BEFORE_THE_FIELD = {
-    "learner.encoder.valid_frames": "'convolution'",
-    "learner.head.more_units": "()",
-    "learner.head.split_projection": "False",
-    "data.keep_clean": "False",
-    "data.draw.first": "'language'",
-    "data.draw.corpora": "()",
-    "more_units": "()",
-    "init_head": "False",
-}
+def _by_default(config: Any, prefix: str = "") -> dict[str, str]:
+    """`flatten` of every field that has a default, with that default."""
+    flat = {}
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), f"{prefix}{field.name}"
+        if field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        elif field.default is not dataclasses.MISSING:
+            value = field.default
+        elif dataclasses.is_dataclass(value):
+            flat |= _by_default(value, f"{path}.")
+            continue
+        else:
+            continue
+        flat |= flatten(value, f"{path}.") if dataclasses.is_dataclass(value) else {path: repr(value)}
+    return flat
 
 
 def check_unchanged(config: StageConfig, files: StageFiles) -> None:
-    """Raises StageError naming every line by which `config` differs from what this folder's run was started with."""
+    """Raises StageError naming every line by which `config` differs from what this folder's run was started with.
+
+    A field that is younger than the run must have its default, which means what was done without it.
+    """
     if not files.config.exists():
         return
-    then = BEFORE_THE_FIELD | dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
+    then = _by_default(config) | dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
     now = flatten(config)
     changed = [
         f"  {path}: {then.get(path, '(absent)')} then, {now.get(path, '(absent)')} now"

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from data_pipelines.batch import Batch
 from wavlab_jax.encoder import Formulation, encode
 from wavlab_jax.losses import cosine_logits, cross_entropy, feature_penalty
-from wavlab_jax.masking import MaskConfig, span_masks
+from wavlab_jax.masking import MaskConfig, channel_masks, span_masks
 from wavlab_jax.metrics import Sums
 from wavlab_jax.model import Model
 
@@ -48,6 +48,12 @@ def draw_masks(batch: Batch, key: jax.Array, cfg: ObjectiveConfig) -> jax.Array:
     """[rows, frames] bool: the frames that this step hides; a row's mask depends on (key, the row's seed) alone."""
     keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(batch.seed)
     return span_masks(keys, frames=batch.valid.shape[1], cfg=cfg.mask, valid=batch.valid)
+
+
+def draw_channel_masks(batch: Batch, key: jax.Array, cfg: ObjectiveConfig, *, width: int) -> jax.Array:
+    """[rows, width] bool: the channels that are zero in this step's rows; in training only, as dropout is."""
+    keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(batch.seed)
+    return channel_masks(keys, width=width, cfg=cfg.mask)
 
 
 def scored_frames(batch: Batch, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -92,16 +98,27 @@ def predict(
         model: parameters and structure.
         batch: rows.
         mask: bool, from `draw_masks`, or injected.
-        key: for dropout; None in evaluation.
-        cfg: the temperature.
+        key: for dropout and channel masks; None in evaluation.
+        cfg: the temperature, and how many channels are masked.
         padded: whether rows may end in padding, which the encoder then leaves out; training rows never do.
         formulation: see `encode`.
     """
     valid = None
     if padded:
         valid = jnp.arange(batch.waveform.shape[1])[None] < batch.samples[:, None]
-    seeds = None if key is None else batch.seed
-    encoded = encode(model.encoder, batch.waveform, valid, mask=mask, key=key, seeds=seeds, formulation=formulation)
+    seeds, channel_mask = None if key is None else batch.seed, None
+    if key is not None and cfg.mask.channel_probability:
+        channel_mask = draw_channel_masks(batch, key, cfg, width=model.encoder.config.width)
+    encoded = encode(
+        model.encoder,
+        batch.waveform,
+        valid,
+        mask=mask,
+        channel_mask=channel_mask,
+        key=key,
+        seeds=seeds,
+        formulation=formulation,
+    )
     projected = model.head.projection(encoded.hidden[-1])
     logits = cosine_logits(projected, model.head.embeddings[...], temperature=cfg.temperature)
     return Prediction(logits, encoded.features)

@@ -4,9 +4,9 @@ Command: `python -m experiments train best_rq_base --workdir W --corpus PREPARED
 Paper: BEST-RQ (2202.01855): 8,192 entries of 16 dimensions, a plain softmax. There on log-mel features and a Conformer,
 with masks of 400 ms that start at 1 % of the frames.
 Open, and chosen here: the targets on HuBERT Base's encoder and masks (which start at 8 % of the frames of 20 ms and
-last 200 ms), so that the comparison with HuBERT is one of targets alone; three frames projected together, 65 ms (BEST-RQ
-stacks four of 10 ms); SpeechBrain's 300k updates and warm-up of 25k at 8e-4; HuBERT Base's 0.8 h a step (SpeechBrain
-2 h, the paper about 18 h).
+last 200 ms), so that the comparison with HuBERT is one of targets alone; three frames projected together, 65 ms
+(BEST-RQ stacks four of 10 ms); SpeechBrain's 300k updates and warm-up of 25k at 8e-4; HuBERT Base's 0.8 h a step
+(SpeechBrain 2 h, the paper about 18 h).
 Expect: "Open implementation and study of BEST-RQ" reports scores like wav2vec 2.0's at under half of its training time.
 """
 

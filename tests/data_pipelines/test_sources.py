@@ -9,7 +9,7 @@ import soundfile
 
 from data_pipelines.manifest import Manifest
 from data_pipelines.prepare import prepare
-from data_pipelines.sources import NoiseFolder, ShardSource, SourceError, check_records
+from data_pipelines.sources import ShardSource, SourceError, check_records
 
 
 @pytest.fixture(scope="module")
@@ -166,73 +166,3 @@ def test_too_many_shards_for_the_open_file_limit(manifest):
     assert int(run((2000, 4096)).stdout) == 2000
     refused = run((200, 200)).stderr
     assert "4 shards, but this process may open 200 files" in refused and "--clips-per-shard" in refused
-
-
-@pytest.fixture
-def noises(tmp_path):
-    folder = tmp_path / "noise"
-    (folder / "deep").mkdir(parents=True)
-    ramp = (np.arange(32000) / 64000).astype(np.float32)
-    soundfile.write(folder / "long.wav", ramp, 16000, subtype="FLOAT")
-    soundfile.write(folder / "deep" / "short.flac", np.linspace(-0.9, -0.1, 1000), 16000)
-    time = np.arange(48000 * 2) / 48000
-    soundfile.write(folder / "fast.wav", np.stack([np.sin(2 * np.pi * 440 * time)] * 2, 1), 48000, subtype="FLOAT")
-    (folder / "README.txt").write_text("not audio")
-    return folder
-
-
-def test_noise_is_cut_repeated_and_resampled(noises):
-    folder = NoiseFolder(noises)
-    assert len(folder) == 3
-    rng = np.random.default_rng(0)
-    kinds = set()
-    for _ in range(60):
-        noise = folder.read(rng, 4000)
-        assert noise.shape == (4000,) and noise.dtype == np.float32 and np.isfinite(noise).all()
-        if noise.max() < 0:
-            kinds.add("short")
-            np.testing.assert_array_equal(noise[:1000], noise[1000:2000])
-        elif noise.min() < -0.9:
-            kinds.add("fast")
-            spectrum = np.abs(np.fft.rfft(noise * np.hanning(4000)))
-            assert abs(np.argmax(spectrum) * 4 - 440) <= 4
-        else:
-            kinds.add("long")
-            np.testing.assert_allclose(np.diff(noise), 1 / 64000, atol=1e-6)
-    assert kinds == {"short", "fast", "long"}
-
-
-def test_noise_is_a_function_of_the_rng_and_survives_pickling(noises):
-    folder = NoiseFolder(noises)
-    again = pickle.loads(pickle.dumps(folder))
-    for seed in range(5):
-        first = folder.read(np.random.default_rng(seed), 5000)
-        np.testing.assert_array_equal(first, again.read(np.random.default_rng(seed), 5000))
-
-
-def test_every_start_of_a_noise_is_reached(tmp_path):
-    soundfile.write(tmp_path / "n.wav", np.arange(12) / 64, 16000, subtype="FLOAT")
-    folder = NoiseFolder(tmp_path)
-    rng = np.random.default_rng(0)
-    starts = {round(float(folder.read(rng, 8)[0]) * 64) for _ in range(200)}
-    assert starts == set(range(5))
-
-
-def test_bad_noise_folders_are_refused(tmp_path, noises):
-    with pytest.raises(SourceError, match="does not exist"):
-        NoiseFolder(tmp_path / "nowhere")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(SourceError, match="has no audio files"):
-        NoiseFolder(tmp_path / "empty")
-    (noises / "bad.wav").write_bytes(b"garbage" * 50)
-    soundfile.write(noises / "void.wav", np.zeros(0), 16000)
-    with pytest.raises(SourceError, match="2 of 5 noise files cannot be read.*bad.wav.*void.wav"):
-        NoiseFolder(noises)
-
-
-def test_a_noise_file_that_goes_away_is_named(noises):
-    folder = NoiseFolder(noises)
-    for path in noises.rglob("*.*"):
-        path.unlink()
-    with pytest.raises(SourceError, match=r"noise file .*(wav|flac) cannot be read"):
-        folder.read(np.random.default_rng(0), 100)

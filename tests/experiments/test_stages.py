@@ -77,6 +77,12 @@ def test_a_changed_stage_is_refused_by_name_and_free_values_are_not(tmp_path):
     files.folder.mkdir(parents=True)
     files.config.write_text(as_text(cfg))
     check_unchanged(dataclasses.replace(cfg, seconds_per_device=7.0), files)
+    younger = [line for line in as_text(cfg).splitlines(True) if "reverb" not in line and "init_head" not in line]
+    files.config.write_text("".join(younger))
+    check_unchanged(cfg, files)  # as if rooms did not exist yet when the run was started
+    reverb = dataclasses.replace(cfg.data.reverb, probability=0.3)
+    with pytest.raises(StageError, match=r"data.reverb.probability: 0.0 then, 0.3 now"):
+        check_unchanged(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, reverb=reverb)), files)
     optimizer = dataclasses.replace(cfg.learner.optimizer, peak_learning_rate=0.5)
     changed = dataclasses.replace(cfg, learner=dataclasses.replace(cfg.learner, optimizer=optimizer))
     with pytest.raises(StageError, match=r"learner.optimizer.peak_learning_rate: .* then, 0.5 now"):

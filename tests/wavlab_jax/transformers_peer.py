@@ -19,18 +19,18 @@ CLASSES = {
 }
 
 _run = jax.jit(
-    lambda encoder, waveform, valid, mask: encode(
-        encoder, waveform, valid, mask=mask, formulation=formulation_for("cpu")
+    lambda encoder, waveform, valid, mask, channel_mask: encode(
+        encoder, waveform, valid, mask=mask, channel_mask=channel_mask, formulation=formulation_for("cpu")
     ),
     compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True},
 )
 
 
-def run(encoder: Encoder, waveform, valid=None, *, mask=None):
+def run(encoder: Encoder, waveform, valid=None, *, mask=None, channel_mask=None):
     """`encode` as on CPU, as numpy arrays in float32."""
     return jax.tree.map(
         lambda x: np.asarray(x, np.float32 if x.dtype == jnp.bfloat16 else x.dtype),
-        _run(encoder, jnp.asarray(waveform, jnp.float32), valid, mask),
+        _run(encoder, jnp.asarray(waveform, jnp.float32), valid, mask, channel_mask),
     )
 
 

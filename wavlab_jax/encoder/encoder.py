@@ -68,6 +68,7 @@ def encode(
     valid: jax.Array | None = None,
     *,
     mask: jax.Array | None = None,
+    channel_mask: jax.Array | None = None,
     key: jax.Array | None = None,
     seeds: jax.Array | None = None,
     formulation: Formulation | None = None,
@@ -80,22 +81,28 @@ def encode(
         valid: [batch, samples] bool, True = real, real samples first; None if all are real. Outputs at real frames
             are those of the unpadded row, to rounding, with either norm, unless `cfg.valid_frames` is "fairseq_bins".
         mask: [batch, frames] bool, True = replaced with the mask embedding after projection (fairseq's place).
+        channel_mask: [batch, width] bool, True = zero in all frames of the row, hidden frames too (fairseq applies it
+            after the mask embedding).
         key: of this step; with `seeds` draws dropout and layerdrop. None: no dropout, no layerdrop.
         seeds: [batch] uint32, one a row; dropout of a row depends on (key, seed) alone, layerdrop on the key alone.
         formulation: spelling of platform-dependent operations; by default that of JAX's default backend.
 
     Raises:
-        EncoderError: the waveform is not [batch, samples] or too short to make a frame; `valid`, `mask` or `seeds` do
-            not have its shape; only one of `key` and `seeds` is given.
+        EncoderError: the waveform is not [batch, samples] or too short to make a frame; `valid`, `mask`,
+            `channel_mask` or `seeds` do not have its shape; only one of `key` and `seeds` is given.
     """
     cfg = encoder.config
     if waveform.ndim != 2 or num_frames(waveform.shape[1]) == 0:
         raise EncoderError(f"waveform must be [batch, samples] with at least 400 samples, got {list(waveform.shape)}")
     batch = waveform.shape[0]
-    shapes = {"valid": waveform.shape, "mask": (batch, num_frames(waveform.shape[1])), "seeds": (batch,)}
-    for name, array in (("valid", valid), ("mask", mask), ("seeds", seeds)):
-        if array is not None and array.shape != shapes[name]:
-            raise EncoderError(f"`{name}` must be {list(shapes[name])} for this waveform, got {list(array.shape)}")
+    for name, array, shape in (
+        ("valid", valid, waveform.shape),
+        ("mask", mask, (batch, num_frames(waveform.shape[1]))),
+        ("channel_mask", channel_mask, (batch, cfg.width)),
+        ("seeds", seeds, (batch,)),
+    ):
+        if array is not None and array.shape != shape:
+            raise EncoderError(f"`{name}` must be {list(shape)} for this waveform, got {list(array.shape)}")
     if (key is None) != (seeds is None):
         raise EncoderError("dropout needs both `key` (of the step) and `seeds` (one a row), or neither")
 
@@ -110,7 +117,16 @@ def encode(
     if samples is not None:
         valid = jnp.arange(frames)[None] < _real_frames(samples, waveform.shape[1], frames, cfg=cfg)[:, None]
     row_keys = None if key is None else jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seeds)
-    hidden = encode_features(encoder, features, valid, mask=mask, key=key, row_keys=row_keys, formulation=formulation)
+    hidden = encode_features(
+        encoder,
+        features,
+        valid,
+        mask=mask,
+        channel_mask=channel_mask,
+        key=key,
+        row_keys=row_keys,
+        formulation=formulation,
+    )
     return Encoded(hidden=hidden, features=features, valid=valid)
 
 
@@ -120,13 +136,15 @@ def encode_features(
     valid: jax.Array | None = None,
     *,
     mask: jax.Array | None = None,
+    channel_mask: jax.Array | None = None,
     key: jax.Array | None = None,
     row_keys: jax.Array | None = None,
     formulation: Formulation | None = None,
 ) -> tuple[jax.Array, ...]:
     """The second half of `encode`: `features` [batch, frames, channels] of the convolutions to `Encoded.hidden`.
 
-    `valid` and `mask` are [batch, frames]; `row_keys` [batch] are `key` with each row's seed folded in.
+    `valid` and `mask` are [batch, frames], `channel_mask` is [batch, width]; `row_keys` [batch] are `key` with each
+    row's seed folded in.
     """
     cfg = encoder.config
     formulation = formulation or formulation_for(jax.default_backend())
@@ -134,6 +152,8 @@ def encode_features(
     x = dropout(x, rate=cfg.projection_dropout, keys=fold(row_keys, 1000))
     if mask is not None:
         x = jnp.where(mask[..., None], encoder.mask_embedding[...].astype(x.dtype)[None, None], x)
+    if channel_mask is not None:
+        x = jnp.where(channel_mask[:, None], 0.0, x)
     if valid is not None:
         x = jnp.where(valid[..., None], x, 0.0)
     x = x + encoder.position(x, by_dft=formulation.position_by_dft)
