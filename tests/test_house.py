@@ -281,3 +281,16 @@ def test_every_requirement_is_pinned_inside_its_range(pins_name, python):
         elif not requirement.specifier.contains(next(iter(pin)).version):
             problems.append(f"{requirement.name}{pin} in {pins_name} is outside {requirement.specifier}")
     assert not problems, report(problems)
+
+
+def test_tests_that_the_docs_name_exist():
+    """`tests/….py::test_name` in README and docs, so that a table of what is held by which test stays true."""
+    problems = []
+    for path in ("README.md", *(str(p.relative_to(ROOT)) for p in sorted((ROOT / "docs").glob("*.md")))):
+        text = (ROOT / path).read_text(encoding="utf-8")
+        for name, test in re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text):
+            if not (ROOT / name).exists():
+                problems.append(f"{path} names {name}, which does not exist")
+            elif test and not re.search(rf"^def {test}\(", (ROOT / name).read_text(encoding="utf-8"), re.MULTILINE):
+                problems.append(f"{path} names {test}, which {name} does not have")
+    assert not problems, report(problems)
