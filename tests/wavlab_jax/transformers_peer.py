@@ -10,7 +10,7 @@ from flax import nnx
 
 from wavlab_jax.encoder import Encoder, EncoderConfig, encode, formulation_for, make_encoder
 
-pytestmark = pytest.mark.torch
+pytestmark = pytest.mark.torch  # so that it is left alone where torch is missing
 
 CLASSES = {
     "hubert": (transformers.HubertConfig, transformers.HubertModel),
