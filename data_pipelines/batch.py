@@ -37,7 +37,8 @@ class Batch(NamedTuple):
         samples: int32 number of real samples of each row, leading ones; `valid` holds the frames that they make.
         language: int32 index into the manifest's `languages`.
         utterance: int32 row of the manifest this row was cropped from; `NO_UTTERANCE` for a filler row.
-        partner: int32 row of the manifest that was mixed in; `NO_UTTERANCE` if none, or if noise was.
+        partner: int32 row of the manifest that was mixed in, of several speakers the first that can be heard;
+            `NO_UTTERANCE` if none, or if noise was.
         start: int32 first sample of the crop inside the utterance; a multiple of `HOP`.
         seed: uint32, the row's own seed for what is drawn on the device (masks, dropout). A function of
             (configured seed, step, row) alone, so it does not depend on hosts, devices or workers.
