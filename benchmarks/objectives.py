@@ -147,8 +147,8 @@ def table(results: dict) -> str:
     lines += [
         f"Written by `benchmarks/objectives.py`; {results['seeds']} seeds each, {results['minutes']:g} minutes of "
         f"training a run, {results['machine']}. {results['clips']} held-out clips for losses and accuracies, "
-        f"{results['probe_clips']} for the probe (chance {results['chance']:.3f}); log-mel {results['log_mel']:.3f}, an "
-        f"untrained encoder {results['untrained']:.3f}. Mean over seeds, and (smallest to largest).",
+        f"{results['probe_clips']} for the probe (chance {results['chance']:.3f}); log-mel {results['log_mel']:.3f}, "
+        f"an untrained encoder {results['untrained']:.3f}. Mean over seeds, and (smallest to largest).",
         "",
         "| objective | ms a step | steps | loss, nats | accuracy | majority | nearest visible copied "
         "| x better trivial | probe | probe against cosine |",
