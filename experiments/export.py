@@ -81,12 +81,18 @@ def stage_checkpoint(workdir: Path, stage: str) -> Checkpoint:
     """The newest model of a trained stage, head and all."""
     model = load_model(workdir, stage, make_mesh(MeshConfig(), devices=jax.devices()[:1]))
     config = stage_card.flat_config(StageFiles(workdir, stage).config)
-    settings = {
-        "sample_rate": 16_000,
-        "label_rate": LABEL_RATE,
-        "temperature": config["learner.objective.temperature"],
-    }
-    return from_encoder(model.encoder, head=stored_head(models.parameters(model.head)), settings=settings)
+    settings = {"sample_rate": 16_000, "temperature": config["learner.objective.temperature"]}
+    contrastive = "learner.objective.negatives" in config
+    if contrastive:
+        settings |= {name: config[f"learner.objective.{name}"] for name in ("negatives", "diversity_weight")}
+    else:
+        settings["label_rate"] = LABEL_RATE
+    return from_encoder(
+        model.encoder,
+        head=stored_head(models.parameters(model.head)),
+        settings=settings,
+        model_type="wav2vec2" if contrastive else "hubert",
+    )
 
 
 def check(exported: Exported, corpus: Path | None) -> list[Comparison]:

@@ -24,6 +24,8 @@ HEADS: dict[str, str] = {
     "final_proj.weight": "[dim, width] HuBERT's projection before the cosine (all label sets' dims concatenated)",
     "final_proj.bias": "[dim]",
     "label_embeddings": "[units, dim] one row a unit (all label sets' units concatenated)",
+    "label_classifier.weight": "[units, dim] in place of label_embeddings where logits are linear, not cosines",
+    "label_classifier.bias": "[units]",
     "label_specials": "[4, dim] fairseq's rows for <s>, <pad>, </s>, <unk>, which come before the units there",
     "quantizer.codevectors": "[1, groups * codes, dim / groups] wav2vec 2.0",
     "quantizer.weight_proj.weight": "[groups * codes, channels]",
