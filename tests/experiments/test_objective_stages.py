@@ -6,6 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import tyro
 
 from data_pipelines.manifest import Manifest
 from data_pipelines.mixing import MixingConfig
@@ -14,7 +15,7 @@ from experiments import steps
 from experiments.evaluate import evaluate_stage, table
 from experiments.export import export_model
 from experiments.run import train_stage
-from experiments.stage import StageError, as_text, check_unchanged
+from experiments.stage import StageError, as_text, check_unchanged, flatten
 from experiments.stage_files import StageFiles
 from experiments.targets import make_labels
 from experiments.units import UnitFiles
@@ -88,7 +89,7 @@ def test_units_of_the_step_beside_those_of_a_store(trained, corpus):
     centroids = (UnitFiles(trained, each.name).centroids for each in cfg.more_units)
     np.testing.assert_array_equal(*(np.load(path)["centers"] for path in centroids))
     labels = make_labels(cfg.unit_sets, trained, manifest, mesh, stored=True)
-    label, rows = jax.jit(labels.targets.label), np.arange(24)
+    label, rows = jax.jit(labels.targets.label), np.flatnonzero(manifest.samples <= 64_000)[:24]
     same, frames, cut, cut_frames = 0, 0, 0, 0
     with eval_batches(manifest, labels.stores, rows, lengths=(64_000,), rows_per_batch=8) as batches:
         for batch in batches:
@@ -106,9 +107,8 @@ def test_units_of_the_step_beside_those_of_a_store(trained, corpus):
             units = np.asarray(label(labels.targets.frozen, crop).units)[long]
             cut += (units[..., 1] == units[..., 2]).sum()
             cut_frames += units[..., 0].size
-    assert frames > 1_000 and same / frames > 0.999, same / frames
-    assert cut / cut_frames > 0.5, cut / cut_frames
-    print(f"whole: {same / frames:.4f} of {frames} frames, crops of 1 s: {cut / cut_frames:.3f} of {cut_frames}")
+    assert same == frames > 1_000
+    assert cut / cut_frames > 0.8, (cut, cut_frames)  # 0.95 when this was written: a crop hears less
 
 
 def test_what_a_stage_cannot_train_on_is_refused():
@@ -118,3 +118,17 @@ def test_what_a_stage_cannot_train_on_is_refused():
     with pytest.raises(StageError, match="no classes but the units have 12"):
         dataclasses.replace(contrastive(), units=RandomProjectionConfig(**SIZES))
     assert "units = None" in as_text(contrastive()).splitlines()
+
+
+@pytest.mark.parametrize("make", [contrastive, online])
+def test_any_value_can_be_given_on_the_command_line(make):
+    cfg = make()
+    arguments = ["--learner.objective.temperature", "0.2", "--learner.head.dim", "6"]
+    arguments += ["--units.mels", "9", "--more-units.1.layer", "1"] if make is online else []
+    flags = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    found = tyro.cli(type(cfg), default=cfg, args=arguments, config=flags)
+    now, then = flatten(found), flatten(cfg)
+    assert {path for path in now if now[path] != then[path]} == {
+        *("learner.objective.temperature", "learner.head.dim"),
+        *(("units.mels", "more_units.1.layer") if make is online else ()),
+    }

@@ -9,7 +9,7 @@ import pytest
 
 from data_pipelines.batch import NO_UNIT
 from tests.wavlab_jax import tiny
-from wavlab_jax.encoder import encode, formulation_for
+from wavlab_jax.encoder import encode, formulation_for, lower_layers
 from wavlab_jax.features import log_mel, mfcc
 from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
 from wavlab_jax.step import initial_state, make_predict_step, make_train_step
@@ -21,7 +21,7 @@ from wavlab_jax.targets.random_projection import (
     make_projection,
     random_projection,
 )
-from wavlab_jax.targets.teacher import lower_layers, mfcc_units, teacher_units
+from wavlab_jax.targets.teacher import mfcc_units, teacher_units
 
 CPU = formulation_for("cpu")
 

@@ -5,15 +5,13 @@ crop hears less: the teacher's attention, its group norm and the normalisation o
 at the borders, then see the crop alone, where the store's labels were made of whole utterances.
 """
 
-import dataclasses
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
-from wavlab_jax.encoder import Encoder, Formulation, encode
+from wavlab_jax.encoder import Encoder, Formulation, encode, lower_layers
 from wavlab_jax.features import mfcc
 from wavlab_jax.targets.online import OnlineSet
 
@@ -48,18 +46,6 @@ def mfcc_units(centers: np.ndarray) -> OnlineSet:
         return nearest_unit(frozen, mfcc(waveform, samples)[:, ::2])
 
     return OnlineSet(jnp.asarray(centers, jnp.float32), units_of)
-
-
-def lower_layers(encoder: Encoder, layer: int) -> Encoder:
-    """The encoder without the layers that `hidden[layer]` does not need.
-
-    One more than needed stays, if there is one: the final norm of a pre-norm encoder belongs to the last layer.
-    """
-    kept = min(layer + 1, encoder.config.layers)
-    short = nnx.merge(*nnx.split(encoder))
-    short.config = dataclasses.replace(encoder.config, layers=kept)
-    short.layers = jax.tree.map(lambda p: p[:kept], encoder.layers)
-    return short
 
 
 def nearest_unit(centers: jax.Array, features: jax.Array) -> jax.Array:
