@@ -87,6 +87,11 @@ def stage_checkpoint(workdir: Path, stage: str) -> Checkpoint:
         settings |= {name: config[f"learner.objective.{name}"] for name in ("negatives", "diversity_weight")}
     else:
         settings["label_rate"] = LABEL_RATE
+        sets = (config["learner.head.units"], *config.get("learner.head.more_units", ()))
+        if sets[1:]:
+            settings["dictionaries"] = [[str(unit) for unit in range(units)] for units in sets]
+        if sets[1:] and config["learner.head.split_projection"]:
+            settings["untie_final_proj"] = True
     return from_encoder(
         model.encoder,
         head=stored_head(models.parameters(model.head)),

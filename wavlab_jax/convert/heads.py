@@ -30,9 +30,13 @@ def _linear(path: str, key: str) -> tuple[_Row, _Row]:
     return turned, _same(f"{path}/bias", f"{key}.bias")
 
 
-_PROJECTION = _linear("projection", "final_proj")
-_COSINE = (*_PROJECTION, _same("embeddings", "label_embeddings"))
-_CLASSIFIER = (*_PROJECTION, _same("embeddings", "label_classifier.weight"), _same("bias", "label_classifier.bias"))
+_COSINE = (*_linear("projection", "final_proj"), _same("embeddings", "label_embeddings"))
+# Under names of its own, so that nobody takes half of it for HuBERT's head.
+_CLASSIFIER = (
+    *_linear("projection", "label_projection"),
+    _same("embeddings", "label_classifier.weight"),
+    _same("bias", "label_classifier.bias"),
+)
 _CONTRASTIVE = (
     *_linear("quantizer/scores", "quantizer.weight_proj"),
     _Row(
