@@ -32,7 +32,7 @@ class Batch(NamedTuple):
         clean: float32, the same samples without interference, for targets that are computed in the step; [rows, 0]
             where nobody asked for them (`DataConfig.keep_clean`).
         units: int32 targets of each frame, one for each set of units, taken from the clean utterance; `NO_UNIT` where
-            there is none, and in sets that are computed in the step.
+            there is none. Sets that are computed in the step are missing until the step has put them in their places.
         valid: bool, True where a frame is real. All True in training (no padding); evaluation pads.
         samples: int32 number of real samples of each row, leading ones; `valid` holds the frames that they make.
         language: int32 index into the manifest's `languages`.

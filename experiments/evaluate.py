@@ -15,12 +15,12 @@ from data_pipelines.atomic import whole_file
 from data_pipelines.batch import NO_UTTERANCE, SAMPLE_RATE, Batch
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.pipeline import eval_batches
-from data_pipelines.units import UnitStore
 from experiments.run import write_json
 from experiments.stage import StageConfig, check_unchanged
 from experiments.stage_files import StageFiles
+from experiments.targets import Labels, is_online, make_labels
 from experiments.trained import lineage, load_encoder
-from experiments.units import UnitFiles
+from experiments.units import fit_sample
 from wavlab_jax.checkpoint import restore_parameters
 from wavlab_jax.encoder import Encoder, encode, formulation_for, make_encoder
 from wavlab_jax.evaluation import language_probe
@@ -31,27 +31,31 @@ from wavlab_jax.step import abstract_state, make_predict_step
 
 # Samples. Clips are padded to the smallest that holds them; longer ones are judged in windows, and probed on the first.
 LENGTHS = (32_000, 64_000, 128_000)
+MAJORITY_HOURS = 1.0  # of training audio, on which units without a store are counted
 PROBE_LENGTHS = (32_000, 64_000, 96_000, 128_000)  # the probe hears each clip five times: less padding
 
 
 def evaluate_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> dict:
-    """Masked accuracy of a trained stage on every held-out clip, overall and by language; kept beside the stage."""
+    """Masked accuracy of a trained stage on every held-out clip, overall and by language; kept beside the stage.
+
+    Of a contrastive stage: the share of hidden frames whose positive was picked, without trivial predictors.
+    """
     files = StageFiles(workdir, cfg.name)
     lineage(workdir, cfg.name)
     check_unchanged(cfg, files)
     manifest = Manifest.load(corpus)
-    units = [UnitStore.load(UnitFiles(workdir, each.name).store, manifest) for each in cfg.unit_sets]
     mesh = make_mesh(cfg.mesh)
+    labels = make_labels(cfg.unit_sets, workdir, manifest, mesh, stored=True)
     params = restore_parameters(files.checkpoints, abstract_on(abstract_state(cfg.learner, mesh).params, mesh))
-    predict = make_predict_step(cfg.learner, mesh)
+    predict = make_predict_step(cfg.learner, mesh, labels.targets)
     rows = held_out(manifest)
     if not len(rows):
         result = {"stage": cfg.name, "note": "no held-out data"}
         write_json(files.evaluation, result)
         return result
-    majority = int(units[0].counts(manifest.rows(Split.TRAIN)).argmax())
+    majority = _majority(cfg, labels, manifest, mesh)
     per_batch = -(-cfg.evaluation_rows // mesh.size) * mesh.size
-    with eval_batches(manifest, units, rows, lengths=LENGTHS, rows_per_batch=per_batch) as batches:
+    with eval_batches(manifest, labels.stores, rows, lengths=LENGTHS, rows_per_batch=per_batch) as batches:
         scores = score_clips(
             lambda batch: predict(params, place_batch(batch, mesh=mesh, passes=1)),
             with_progress(batches, hours=_hours(manifest.samples[rows]), title=f"evaluate {cfg.name}"),
@@ -62,14 +66,43 @@ def evaluate_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> dict:
     languages = by_language(scores, manifest.languages)
     result = {
         "stage": cfg.name,
-        "unit_set": cfg.units.name,
-        "units": cfg.units.units,
+        "unit_set": cfg.units and cfg.units.name,
+        "units": cfg.units and cfg.units.units,
         "total": summary(scores),
         "macro": macro(languages),
         "languages": languages,
     }
     write_json(files.evaluation, result)
     return result
+
+
+def _majority(cfg: StageConfig, labels: Labels, manifest: Manifest, mesh: Mesh) -> int | None:
+    """The most frequent unit of the first set in the training split; None without units.
+
+    Counted over the whole split in a store. Units that are computed in the step are counted on a sample of it,
+    `MAJORITY_HOURS` drawn by language as found; how often that misses the most frequent unit does not matter, for it
+    can only be one that is nearly as frequent.
+    """
+    if not cfg.unit_sets:
+        return None
+    if not is_online(cfg.unit_sets[0]):
+        return int(labels.stores[0].counts(manifest.rows(Split.TRAIN)).argmax())
+    rows = fit_sample(manifest, hours=MAJORITY_HOURS, exponent=1.0, seed=0)
+    place, everywhere = _placement(mesh)
+    units, targets = cfg.unit_sets[0].units, labels.targets
+
+    def counts(frozen, batch):
+        first = targets.label(frozen, jax.tree.map(lambda x: x[0], batch)).units[..., 0]
+        return jnp.zeros((units,), jnp.int32).at[jnp.where(first < 0, units, first)].add(1, mode="drop")
+
+    counted = jax.jit(counts, in_shardings=(everywhere, place), out_shardings=everywhere)
+    total = np.zeros(units, np.int64)
+    per_batch = -(-cfg.evaluation_rows // mesh.size) * mesh.size
+    with eval_batches(manifest, labels.stores, rows, lengths=LENGTHS, rows_per_batch=per_batch) as batches:
+        hours = _hours(manifest.samples[rows])
+        for batch in with_progress(batches, hours=hours, title=f"count units of {cfg.name}"):
+            total += np.asarray(counted(targets.frozen, place_batch(batch, mesh=mesh, passes=1)))
+    return int(total.argmax())
 
 
 def with_progress(batches: Iterable[Batch], *, hours: float, title: str) -> Iterator[Batch]:
@@ -266,7 +299,8 @@ def table(result: dict) -> str:
     rows = {**result["languages"], "all": result["total"]}
     for name, row in sorted(rows.items(), key=lambda item: (item[0] == "all", not item[1]["frames"], item[0])):
         if row["frames"]:
-            shares = " ".join(f"{row[key]:>9.3f}" for key in ("accuracy", "majority", "copy"))
+            values = (row[key] for key in ("accuracy", "majority", "copy"))
+            shares = " ".join(f"{'-' if value is None else format(value, '.3f'):>9}" for value in values)
             lines.append(f"{name:<6} {row['clips']:>6,} {row['frames']:>8,} {shares}")
         else:
             lines.append(f"{name:<6} no held-out data")

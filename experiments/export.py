@@ -81,12 +81,23 @@ def stage_checkpoint(workdir: Path, stage: str) -> Checkpoint:
     """The newest model of a trained stage, head and all."""
     model = load_model(workdir, stage, make_mesh(MeshConfig(), devices=jax.devices()[:1]))
     config = stage_card.flat_config(StageFiles(workdir, stage).config)
-    settings = {
-        "sample_rate": 16_000,
-        "label_rate": LABEL_RATE,
-        "temperature": config["learner.objective.temperature"],
-    }
-    return from_encoder(model.encoder, head=stored_head(models.parameters(model.head)), settings=settings)
+    settings = {"sample_rate": 16_000, "temperature": config["learner.objective.temperature"]}
+    contrastive = "learner.objective.negatives" in config
+    if contrastive:
+        settings |= {name: config[f"learner.objective.{name}"] for name in ("negatives", "diversity_weight")}
+    else:
+        settings["label_rate"] = LABEL_RATE
+        sets = (config["learner.head.units"], *config.get("learner.head.more_units", ()))
+        if sets[1:]:
+            settings["dictionaries"] = [[str(unit) for unit in range(units)] for units in sets]
+        if sets[1:] and config["learner.head.split_projection"]:
+            settings["untie_final_proj"] = True
+    return from_encoder(
+        model.encoder,
+        head=stored_head(models.parameters(model.head)),
+        settings=settings,
+        model_type="wav2vec2" if contrastive else "hubert",
+    )
 
 
 def check(exported: Exported, corpus: Path | None) -> list[Comparison]:

@@ -45,6 +45,8 @@ def demo(workdir: Path, audio: Path = DEMO_CORPUS) -> list[Step]:
 def multi_stage(workdir: Path, audio: Path, *, size: str) -> list[Step]:
     """Prepare, two iterations of HuBERT, stage 1, stage 2 and its control, judged, exported, reported."""
     from experiments import steps
+    from experiments.units import UnitFiles
+    from wavlab_jax.targets.random_projection import RandomProjectionConfig
 
     corpus = Path(workdir) / "corpus"
     names = ("hubert_base_it1", "hubert_base_it2", "wavlab_mk", "wavlab_ms", "wavlab_mk_continued")
@@ -60,9 +62,10 @@ def multi_stage(workdir: Path, audio: Path, *, size: str) -> list[Step]:
     for name, cfg in stages.items():
         files, text = StageFiles(workdir, name), as_text(cfg)
         for sort in cfg.unit_sets:
-            if sort.name not in made:
+            if sort.name not in made and not isinstance(sort, RandomProjectionConfig):
                 made.add(sort.name)
-                store = Path(workdir) / "units" / sort.name
+                units = UnitFiles(workdir, sort.name)
+                store = units.centroids if sort.online else units.store
                 make = partial(steps.units, cfg, sort, workdir, corpus)
                 add(f"units {sort.name}", make, store, text)
         add(f"train {name}", lambda cfg=cfg: steps.train(cfg, workdir, corpus), files.finished, text)

@@ -102,6 +102,8 @@ def _corpus(manifest: Manifest) -> dict:
 def _units(workdir: Path, manifest: Manifest) -> list[dict]:
     found = []
     for stage, name in _unit_sets(workdir):
+        if not UnitFiles(workdir, name).store.exists():  # computed in the step
+            continue
         store = UnitStore.load(UnitFiles(workdir, name).store, manifest)
         counts = store.counts(manifest.rows(Split.TRAIN))
         use = usage(counts)
@@ -123,13 +125,14 @@ def _unit_sets(workdir: Path) -> list[tuple[str, str]]:
     seen: dict[str, str] = {}
     for stage in STAGES:
         if StageFiles(workdir, stage).inputs.exists():
-            seen.setdefault(_unit_set(workdir, stage), stage)
-    return [(stage, name) for name, stage in seen.items()]
+            seen.setdefault(_unit_set(workdir, stage) or "", stage)
+    return [(stage, name) for name, stage in seen.items() if name]
 
 
-def _unit_set(workdir: Path, stage: str) -> str:
-    """Name of the units that a stage was trained on."""
-    return json.loads(json.loads(StageFiles(workdir, stage).inputs.read_text())["units"])["name"]
+def _unit_set(workdir: Path, stage: str) -> str | None:
+    """Name of the units that a stage was trained on; None if it learned its own."""
+    source = json.loads(StageFiles(workdir, stage).inputs.read_text())["units"]
+    return source and json.loads(source)["name"]
 
 
 def _continues(workdir: Path, stage: str) -> str | None:
@@ -151,8 +154,8 @@ def _curve(workdir: Path, stage: str) -> list[dict]:
     return [
         {
             "step": line["step"],
-            "loss": line["masked_loss"],
-            "accuracy": line["masked_accuracy"],
+            "loss": line.get("masked_loss", line.get("contrastive_loss")),
+            "accuracy": line.get("masked_accuracy", line.get("contrastive_accuracy")),
             "learning_rate": line["learning_rate"],
             "hours": line["audio_hours"],
         }

@@ -17,14 +17,15 @@ from data_pipelines.sampling import Draw
 from data_pipelines.units import UnitStore
 from experiments.stage import StageConfig, StageError, as_text, check_unchanged
 from experiments.stage_files import StageFiles
+from experiments.targets import Labels, make_labels
 from experiments.trained import imported_model, lineage, load_model
-from experiments.units import make_units
 from wavlab_jax.checkpoint import Checkpoints, start
 from wavlab_jax.convert.continuing import continued
 from wavlab_jax.convert.heads import head_parameters
 from wavlab_jax.convert.layouts import read_checkpoint
 from wavlab_jax.metrics import MetricsWriter
-from wavlab_jax.model import Parameters, count, parameters, write_description
+from wavlab_jax.model import Parameters, count, parameters, read_description, write_description
+from wavlab_jax.objectives import objective_of
 from wavlab_jax.sharding import make_mesh, micro_batches, place_batch
 from wavlab_jax.step import abstract_state, initial_state, make_train_step
 from wavlab_jax.train import train
@@ -50,12 +51,12 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
         return
     manifest = Manifest.load(corpus)
     mesh = make_mesh(cfg.mesh)
-    units = [make_units(each, workdir, manifest, mesh) for each in cfg.unit_sets]
-    check_units(cfg, units)
-    _remember(cfg, workdir, manifest, units)
+    labels = make_labels(cfg.unit_sets, workdir, manifest, mesh)
+    check_units(cfg, labels.stores)
+    _remember(cfg, workdir, manifest, labels)
 
     like = abstract_state(cfg.learner, mesh)
-    train_step = make_train_step(cfg.learner, mesh)
+    train_step = make_train_step(cfg.learner, mesh, labels.targets)
 
     def place(batch):
         rows, samples = batch.waveform.shape
@@ -75,7 +76,9 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
         )
         host, hosts = jax.process_index(), jax.process_count()
         writer = opened.enter_context(closing(MetricsWriter(files.metrics, resume_step=first, active=host == 0)))
-        batches = opened.enter_context(train_batches(cfg.data, manifest, units, start=first, host=host, hosts=hosts))
+        batches = opened.enter_context(
+            train_batches(cfg.data, manifest, labels.stores, start=first, host=host, hosts=hosts)
+        )
         train(
             restored.state,
             train_step,
@@ -87,6 +90,7 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
             cfg=cfg.loop,
             record=restored.record,
             title=cfg.name,
+            shown=objective_of(cfg.learner.objective).SHOWN,
         )
     write_json(files.finished, {"step": cfg.loop.steps})
 
@@ -103,7 +107,8 @@ def inherit(cfg: StageConfig, workdir: Path, mesh: Mesh) -> Callable[[Parameters
     params = parameters(load_model(workdir, cfg.init_from, mesh))
     before, now = (json.loads(StageFiles(workdir, name).inputs.read_text()) for name in (cfg.init_from, cfg.name))
     same = all(before.get(key) == now.get(key) for key in ("units", "more_units"))
-    taken = "encoder and head" if same else "its encoder; the head is fresh, because the units are others"
+    same = same and read_description(StageFiles(workdir, cfg.init_from).model).head == cfg.learner.head
+    taken = "encoder and head" if same else "its encoder; the head is fresh, because it predicts something else"
     tqdm.write(f"{cfg.name}: continues {cfg.init_from}: {taken}")
     return lambda fresh: params if same else {"encoder": params["encoder"]}
 
@@ -124,8 +129,13 @@ def continue_imported(cfg: StageConfig, path: Path, fresh: Parameters) -> Parame
 
 
 def check_units(cfg: StageConfig, stores: Sequence[UnitStore]) -> None:
-    """Before step 1: the classes of the head are those of the stores, and most of them occur."""
-    for store, classes in zip(stores, cfg.learner.head.unit_sets, strict=True):
+    """Before step 1: the classes of the head are those of the stores, and most of them occur.
+
+    Of units that are computed in the step nothing is known yet; their usage is seen in evaluation.
+    """
+    classes_of = {each.name: each.units for each in cfg.unit_sets}
+    for store in stores:
+        classes = classes_of[store.directory.name]
         if store.units != classes:
             raise StageError(f"{cfg.name}: {store.directory} has {store.units} units, the head {classes}")
         used = int((store.counts() > 0).sum())
@@ -152,13 +162,14 @@ def shares_table(cfg: StageConfig, manifest: Manifest) -> dict[str, dict[str, fl
     return {name: {**row, "epochs": row["heard"] / row["hours"]} for name, row in table.items()}
 
 
-def _remember(cfg: StageConfig, workdir: Path, manifest: Manifest, units: Sequence[UnitStore]) -> None:
+def _remember(cfg: StageConfig, workdir: Path, manifest: Manifest, labels: Labels) -> None:
     """Writes what this run is, or checks that it is still that."""
     files = StageFiles(workdir, cfg.name)
     check_unchanged(cfg, files)
-    inputs: dict[str, object] = {"corpus": manifest.fingerprint, "units": units[0].source}
-    if units[1:]:
-        inputs["more_units"] = [store.source for store in units[1:]]
+    first = labels.sources[0] if labels.sources else None
+    inputs: dict[str, object] = {"corpus": manifest.fingerprint, "units": first}
+    if labels.sources[1:]:
+        inputs["more_units"] = labels.sources[1:]
     if cfg.init_from:
         inputs["init_from"] = lineage(workdir, cfg.init_from)
     if files.inputs.exists() and json.loads(files.inputs.read_text()) != inputs:

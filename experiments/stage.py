@@ -6,7 +6,7 @@ from typing import Any
 
 from data_pipelines.pipeline import DataConfig
 from experiments.stage_files import StageFiles
-from experiments.units import UnitsConfig
+from experiments.targets import UnitSetConfig, is_online
 from wavlab_jax.sharding import MeshConfig
 from wavlab_jax.step import LearnerConfig
 from wavlab_jax.train import LoopConfig
@@ -24,8 +24,10 @@ class StageConfig:
         name: of the stage; its folder in the workdir.
         learner: architecture, objective, optimizer, seed.
         data: lengths, seconds a step, draw, mixing.
-        units: the targets; the set that the stage is judged by. more_units: further sets, predicted beside it by the
-            same projection or by one each (`HeadConfig.split_projection`).
+        units: the targets; the set that the stage is judged by: k-means units from a store or, with `online`, computed
+            in the step; or a random projection's, always computed in the step. None where the objective learns its
+            own. more_units: further sets, predicted beside it by the same projection or by one each
+            (`HeadConfig.split_projection`).
         loop: steps and intervals.
         mesh: devices along each axis.
         seconds_per_device: audio that a device holds at once; passes a step follow from it and the devices at hand.
@@ -38,11 +40,11 @@ class StageConfig:
     name: str
     learner: LearnerConfig
     data: DataConfig
-    units: UnitsConfig
+    units: UnitSetConfig | None
     loop: LoopConfig
     mesh: MeshConfig = MeshConfig()
     seconds_per_device: float = 90.0
-    more_units: tuple[UnitsConfig, ...] = ()
+    more_units: tuple[UnitSetConfig, ...] = ()
     init_from: str | None = None
     init_head: bool = False
     evaluation_rows: int = 16
@@ -52,17 +54,23 @@ class StageConfig:
         if classes != units:
             raise StageError(
                 f"{self.name}: the head has {_listed(classes)} classes but the units have {_listed(units)}: set "
-                "learner.head.units and units.units (and more_units of both) to the same numbers"
+                "learner.head.units and units.units (and more_units of both) to the same numbers, or units to None "
+                "where the objective is contrastive"
+            )
+        if self.data.mixing is not None and any(map(is_online, self.unit_sets)) and not self.data.keep_clean:
+            raise StageError(
+                f"{self.name}: units that are computed in the step are of the clean waveform, and data.mixing leaves "
+                "only the mixed one: set data.keep_clean to True, or data.mixing to None"
             )
 
     @property
-    def unit_sets(self) -> tuple[UnitsConfig, ...]:
-        """`units`, then `more_units`: the order of the last axis of `Batch.units`."""
-        return (self.units, *self.more_units)
+    def unit_sets(self) -> tuple[UnitSetConfig, ...]:
+        """`units`, then `more_units`: the order of the last axis of a labelled `Batch.units`."""
+        return (*(() if self.units is None else (self.units,)), *self.more_units)
 
 
 def _listed(numbers: tuple[int, ...]) -> str:
-    return " and ".join(map(str, numbers))
+    return " and ".join(map(str, numbers)) or "no"
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, str]:

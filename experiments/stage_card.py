@@ -40,9 +40,11 @@ def languages(workdir: Path, stage: str) -> list[str]:
 
 
 def papers(workdir: Path, stage: str) -> tuple[str, ...]:
-    """What to cite beside the paper of the model's kind: all predict units, some as WavLabLM does."""
+    """What to cite beside the paper of the model's kind: most predict units, some as WavLabLM does."""
     lineage = lineage_of(workdir, stage).configs
-    return ("hubert", *(["wavlablm"] if any(name.startswith("wavlab") for name in lineage) else []))
+    predicts = any("units.units" in config for config in lineage.values())
+    wavlab = any(name.startswith("wavlab") for name in lineage)
+    return (*(["hubert"] if predicts else []), *(["wavlablm"] if wavlab else []))
 
 
 def flat_config(path: Path) -> dict[str, Any]:
@@ -59,7 +61,8 @@ def _add(workdir: Path, stage: str, found: Lineage) -> None:
     if stage in found.configs:
         return
     config = flat_config(StageFiles(workdir, stage).config)
-    for before in (config["units.teacher"], config["init_from"]):
+    teachers = [value for name, value in config.items() if name.endswith(".teacher")]
+    for before in (*teachers, config["init_from"]):
         if before is not None:
             _add(workdir, before, found)
     found.configs[stage] = config
@@ -67,20 +70,18 @@ def _add(workdir: Path, stage: str, found: Lineage) -> None:
 
 def _training(lineage: Lineage) -> str:
     lines = [
-        "Stages, oldest first; each was trained with masked prediction of its units. Hours are of audio heard, clips "
+        "Stages, oldest first; each was trained with masked prediction of its targets. Hours are of audio heard, clips "
         "heard again counted again.",
         "",
         "| stage | begins with | units | steps | hours | peak rate | language exponent | mixed in |",
         "|---|---|---|---:|---:|---:|---:|---:|",
     ]
     for name, config in lineage.configs.items():
-        teacher = config["units.teacher"]
-        source = "MFCC" if teacher is None else f"layer {config['units.layer']} of {_short(teacher)}"
         hours = config["loop.steps"] * config["data.seconds_per_step"] / 3600
         cells = (
             name,
             _short(config["init_from"]) if config["init_from"] else "random values",
-            f"{config['units.units']} k-means of {source}",
+            _targets(config),
             f"{config['loop.steps']:,}",
             f"{hours:,.2f}",
             f"{config['learner.optimizer.peak_learning_rate']:g}",
@@ -91,6 +92,17 @@ def _training(lineage: Lineage) -> str:
     for name in lineage.imported:
         lines += ["", f"`{name}` was trained elsewhere and imported; its own card says how."]
     return "\n".join(lines)
+
+
+def _targets(config: dict[str, Any]) -> str:
+    """What a stage predicted."""
+    if "units.units" not in config:
+        return "its own quantizer's"
+    if "units.mels" in config:
+        return f"{config['units.units']} of a random projection"
+    teacher = config["units.teacher"]
+    source = "MFCC" if teacher is None else f"layer {config['units.layer']} of {_short(teacher)}"
+    return f"{config['units.units']} k-means of {source}"
 
 
 def _data(workdir: Path, stage: str, corpus: Path | None) -> str:

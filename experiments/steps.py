@@ -13,11 +13,14 @@ from experiments.export import export_stage
 from experiments.run import train_stage, write_json
 from experiments.stage import StageConfig
 from experiments.stage_files import StageFiles
-from experiments.units import UnitsConfig, make_units
+from experiments.targets import UnitSetConfig, is_online
+from experiments.units import fitted_centroids, make_units
 from wavlab_jax.evaluation.masked_accuracy import times_trivial
 from wavlab_jax.metrics import JSON_LINES, read_lines
+from wavlab_jax.objectives import objective_of
 from wavlab_jax.sharding import make_mesh
 from wavlab_jax.targets.kmeans import usage
+from wavlab_jax.targets.random_projection import RandomProjectionConfig
 
 
 def prepare_corpus(audio: Path, corpus: Path) -> str:
@@ -27,8 +30,13 @@ def prepare_corpus(audio: Path, corpus: Path) -> str:
     return f"{made.tally.clips:,} clips, {hours:.2f} h, {len(made.rejected)} left out"
 
 
-def units(cfg: StageConfig, sort: UnitsConfig, workdir: Path, corpus: Path) -> str:
-    """The store of one set of units that a stage trains on."""
+def units(cfg: StageConfig, sort: UnitSetConfig, workdir: Path, corpus: Path) -> str:
+    """One set of units that a stage trains on: its store, or the centroids of one that is computed in the step."""
+    if isinstance(sort, RandomProjectionConfig):
+        return f"{sort.units} entries of a random codebook: nothing to make"
+    if is_online(sort):
+        centers = fitted_centroids(sort, workdir, Manifest.load(corpus), make_mesh(cfg.mesh))
+        return f"{len(centers)} centroids; labels are computed in the step"
     store = make_units(sort, workdir, Manifest.load(corpus), make_mesh(cfg.mesh))
     used = usage(np.asarray(store.counts()))
     return f"{store.units} units, perplexity {used.perplexity:.0f}, {used.dead} unused"
@@ -38,10 +46,9 @@ def train(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
     """A stage, to its last step."""
     train_stage(cfg, workdir=workdir, corpus=corpus)
     last = list(read_lines(StageFiles(workdir, cfg.name).metrics / JSON_LINES))[-1]
-    return (
-        f"{last['step']} steps, {last['audio_hours']:.2f} h of audio, masked accuracy {last['masked_accuracy']:.3f} "
-        "on training rows"
-    )
+    _, *shown = objective_of(cfg.learner.objective).SHOWN
+    said = ", ".join(f"{name.replace('_', ' ')} {last[name]:.3f}" for name in shown)
+    return f"{last['step']} steps, {last['audio_hours']:.2f} h of audio, {said} on training rows"
 
 
 def evaluate(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
@@ -51,6 +58,8 @@ def evaluate(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
         return "no held-out data"
     ratio = times_trivial(total)
     if ratio is None:
+        if total["majority"] is None:
+            return f"positive picked at {total['accuracy']:.3f} of the hidden frames of {total['clips']} held-out clips"
         return f"{total['clips']} held-out clips, but no frame of them that the trivial predictors get right"
     return (
         f"masked accuracy {total['accuracy']:.3f} on {total['clips']} held-out clips; majority unit "

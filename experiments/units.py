@@ -53,6 +53,8 @@ class UnitsConfig:
         language_exponent: of the hours each language gives to the fit; 1 as found, 0 equal.
         iterations: of Lloyd's algorithm, at most.
         seed: of the sample and of k-means++.
+        online: only the centroids are made beforehand; labels are computed in the step, of the clean waveform, by the
+            teacher as it is there. No store, but the teacher's forward pass at every step.
     """
 
     name: str
@@ -64,6 +66,7 @@ class UnitsConfig:
     language_exponent: float = 1.0
     iterations: int = 100
     seed: int = 0
+    online: bool = False
 
 
 class UnitFiles:
@@ -81,8 +84,7 @@ def make_units(cfg: UnitsConfig, workdir: Path, manifest: Manifest, mesh: Mesh) 
     folder holds units that were made otherwise, UnitsError if they are damaged or of another corpus.
     """
     files = UnitFiles(workdir, cfg.name)
-    teacher = {"lineage": lineage(workdir, cfg.teacher)} if cfg.teacher else {}
-    source = json.dumps({"corpus": manifest.fingerprint, **dataclasses.asdict(cfg), **teacher})
+    source = made_from(cfg, workdir, manifest)
     if files.store.exists():
         store = UnitStore.load(files.store, manifest)
         if store.source != source:
@@ -98,6 +100,27 @@ def make_units(cfg: UnitsConfig, workdir: Path, manifest: Manifest, mesh: Mesh) 
         for i, features in _features(extract, every, manifest, mesh, title=f"label {cfg.name}", centers=centers):
             writer.add(i, features)
     return UnitStore.load(files.store, manifest)
+
+
+def made_from(cfg: UnitsConfig, workdir: Path, manifest: Manifest) -> str:
+    """What centroids and labels of this configuration depend on, as JSON; where they are computed is no part of it."""
+    said = {name: value for name, value in dataclasses.asdict(cfg).items() if name != "online"}
+    teacher = {"lineage": lineage(workdir, cfg.teacher)} if cfg.teacher else {}
+    return json.dumps({"corpus": manifest.fingerprint, **said, **teacher})
+
+
+def fitted_centroids(cfg: UnitsConfig, workdir: Path, manifest: Manifest, mesh: Mesh) -> np.ndarray:
+    """Centroids [units, width] of this configuration: loaded if they were fitted for it, else fitted and kept."""
+    extract, path = _extractor(cfg, workdir, mesh), UnitFiles(workdir, cfg.name).centroids
+    return _fitted(cfg, path, made_from(cfg, workdir, manifest), manifest, extract, mesh)
+
+
+def check_layer(cfg: UnitsConfig, encoder) -> None:
+    """Raises UnitMakingError if the teacher has no such layer."""
+    if not 0 <= cfg.layer <= encoder.config.layers:
+        raise UnitMakingError(
+            f"units {cfg.name}: layer {cfg.layer} of {cfg.teacher}, which has layers 0 to {encoder.config.layers}"
+        )
 
 
 def _fitted(cfg: UnitsConfig, path: Path, source: str, manifest: Manifest, extract, mesh: Mesh) -> np.ndarray:
@@ -154,10 +177,7 @@ def _extractor(cfg: UnitsConfig, workdir: Path, mesh: Mesh) -> _Extractor:
 
         return _Extractor(jax.jit(features, in_shardings=(rows, rows), out_shardings=everywhere))
     encoder = load_encoder(workdir, cfg.teacher, mesh)
-    if not 0 <= cfg.layer <= encoder.config.layers:
-        raise UnitMakingError(
-            f"units {cfg.name}: layer {cfg.layer} of {cfg.teacher}, which has layers 0 to {encoder.config.layers}"
-        )
+    check_layer(cfg, encoder)
     formulation = formulation_for(mesh.devices.flat[0].platform)
 
     def hidden(encoder, waveform, samples):

@@ -36,7 +36,10 @@ DECLARED_ON_PURPOSE = {
 DEVICE_SIDE = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "transformers", "tensorflow"}
 HOST_SIDE = {"grain", "array_record", "tfds", "tensorflow_datasets", "librosa", "soundfile", "soxr"}
 FROM_THE_LEFT = {"batch", "atomic"}  # what wavlab_jax takes: the contract of batches; files that are whole or absent
-NO_FLAX = ("wavlab_jax/losses.py", "wavlab_jax/masking.py", "wavlab_jax/metrics.py", "wavlab_jax/targets/")
+NO_FLAX = (
+    *("wavlab_jax/losses.py", "wavlab_jax/masking.py", "wavlab_jax/metrics.py", "wavlab_jax/quantizer.py"),
+    *("wavlab_jax/objectives/", "wavlab_jax/targets/"),
+)
 VAGUE_NAMES = {"utils.py", "util.py", "helpers.py", "misc.py", "common.py"}
 RUNS_FOREIGN_CODE = {"pickle", "cPickle", "cloudpickle", "dill", "marshal", "shelve"}
 

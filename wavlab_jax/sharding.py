@@ -57,6 +57,13 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"head/projection/kernel", ("width_in", "dim")),
     (r"head/projection/bias", ("dim",)),
     (r"head/embeddings", ("units", "dim")),
+    (r"head/bias", ("units",)),
+    (r"head/quantizer/scores/kernel", ("channels_in", "codes")),
+    (r"head/quantizer/scores/bias", ("codes",)),
+    (r"head/quantizer/codevectors", ("groups", "codes", "dim")),
+    (r"head/target_projection/kernel", ("dim_in", "dim")),
+    (r"head/context_projection/kernel", ("width_in", "dim")),
+    (r"head/(target|context)_projection/bias", ("dim",)),
 )
 
 # Logical axis -> mesh axis. Only the input axes of the big matrices are split: gathered before use, never a
@@ -68,7 +75,7 @@ LOGICAL_TO_MESH: dict[str, str | None] = {
     **dict.fromkeys(
         ("taps", "channels_in", "channels", "width", "group_in", "buckets", "heads", "layers", "heads_width"), None
     ),
-    **dict.fromkeys(("head_width", "gates", "feed_forward", "dim", "units"), None),
+    **dict.fromkeys(("head_width", "gates", "feed_forward", "dim", "dim_in", "units", "groups", "codes"), None),
 }
 
 

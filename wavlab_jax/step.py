@@ -13,23 +13,31 @@ from jax.sharding import PartitionSpec as P
 
 from data_pipelines.batch import Batch
 from wavlab_jax.encoder import EncoderConfig, formulation_for
+from wavlab_jax.heads import AnyHeadConfig
 from wavlab_jax.metrics import Sums
-from wavlab_jax.model import HeadConfig, assemble, make_model, parameters
-from wavlab_jax.objective import ObjectiveConfig, denominators, draw_masks, loss_of, predict, sums_of
+from wavlab_jax.model import assemble, make_model, parameters
+from wavlab_jax.objectives import AnyObjectiveConfig, Judged, Keys, check_head, draw_masks, loss_of, objective_of
 from wavlab_jax.optim import OptimizerConfig, learning_rate, make_optimizer
 from wavlab_jax.sharding import BATCH_AXES, state_shardings
 from wavlab_jax.state import TrainState, fresh_state
+from wavlab_jax.targets.online import Targets
 
 
 @dataclass(frozen=True)
 class LearnerConfig:
-    """What a step computes: architecture, objective, optimizer, and the seed of masks and dropout."""
+    """What a step computes: architecture, objective, optimizer, and the seed of masks and dropout.
+
+    Raises HeadError if the head is not of the kind that the objective trains.
+    """
 
     encoder: EncoderConfig
-    head: HeadConfig
-    objective: ObjectiveConfig
+    head: AnyHeadConfig
+    objective: AnyObjectiveConfig
     optimizer: OptimizerConfig
     seed: int = 0
+
+    def __post_init__(self):
+        check_head(self.objective, self.head)
 
 
 class StepResult(NamedTuple):
@@ -72,33 +80,46 @@ def _initial_state(cfg: LearnerConfig, optimizer: optax.GradientTransformation) 
     return fresh_state(parameters(model), optimizer)
 
 
-def make_train_step(cfg: LearnerConfig, mesh: Mesh) -> Callable[[TrainState, Batch], tuple[TrainState, StepResult]]:
+def make_train_step(
+    cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None
+) -> Callable[[TrainState, Batch], tuple[TrainState, StepResult]]:
     """The jitted update. Takes a placed batch [passes, rows, ...] (`sharding.place_batch`); donates the state.
 
     Gradients of the passes add up to those of the whole step, because every term is divided by the whole step's count.
+    `targets` fill in the units that are computed in the step; their arrays are arguments of the compiled program.
     """
+    objective = objective_of(cfg.objective)
+    coefficients = objective.coefficients(cfg.objective, cfg.head)
     optimizer = make_optimizer(cfg.optimizer)
     schedule = learning_rate(cfg.optimizer)
     formulation = formulation_for(mesh.devices.flat[0].platform)
     channels = cfg.encoder.extractor_channels[-1]
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, StepResult]:
+    def train_step(state: TrainState, batch: Batch, frozen) -> tuple[TrainState, StepResult]:
+        if targets is not None:  # one pass after the other, as they are trained on
+            batch = batch._replace(units=lax.map(lambda rows: targets.label(frozen, rows).units, batch))
         # a stream of its own: the first key of the seed made the initial values
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(cfg.seed), 1), state.step)
-        mask_key, dropout_key = jax.random.split(key)
-        masks = jax.vmap(lambda rows: draw_masks(rows, mask_key, cfg.objective))(batch)
-        denominator = jax.tree.map(
+        keys = Keys(*jax.random.split(key))
+        masks = jax.vmap(lambda rows: draw_masks(rows, keys.asked, cfg.objective.mask))(batch)
+        denominators = jax.tree.map(
             lambda counts: jnp.sum(counts, axis=0),
-            jax.vmap(lambda rows, mask: denominators(rows, mask, channels=channels))(batch, masks),
+            jax.vmap(lambda rows, mask: objective.denominators(rows, mask, channels=channels))(batch, masks),
         )
 
         def loss(params, rows, mask):
-            model = assemble(params, cfg.encoder, cfg.head)
-            predicted = predict(
-                model, rows, mask, key=dropout_key, cfg=cfg.objective, padded=False, formulation=formulation
+            sums = objective.sums_of(
+                assemble(params, cfg.encoder, cfg.head),
+                rows,
+                mask,
+                keys=keys,
+                step=state.step,
+                cfg=cfg.objective,
+                head=cfg.head,
+                padded=False,
+                formulation=formulation,
             )
-            sums = sums_of(predicted, rows, mask)
-            return loss_of(sums, denominator, cfg.objective), sums
+            return loss_of(sums, denominators, coefficients), sums
 
         gradient_of = jax.grad(loss, has_aux=True)
         first = jax.tree.map(lambda x: x[0], (batch, masks))
@@ -111,7 +132,7 @@ def make_train_step(cfg: LearnerConfig, mesh: Mesh) -> Callable[[TrainState, Bat
             rest = jax.tree.map(lambda x: x[1:], (batch, masks))
             (gradient, sums), _ = lax.scan(accumulate, (gradient, sums), rest)
 
-        value = loss_of(sums, denominator, cfg.objective)
+        value = loss_of(sums, denominators, coefficients)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, new_optimizer = optimizer.update(gradient, state.optimizer, state.params)
@@ -121,35 +142,42 @@ def make_train_step(cfg: LearnerConfig, mesh: Mesh) -> Callable[[TrainState, Bat
         return new_state, StepResult(sums, value, norm, rate, finite)
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(cfg, mesh))
-    everywhere, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, BATCH_AXES))
-    return jax.jit(train_step, in_shardings=(shardings, rows), out_shardings=(shardings, everywhere), donate_argnums=0)
+    everywhere, rows = _places(mesh)
+    compiled = jax.jit(
+        train_step,
+        in_shardings=(shardings, rows, everywhere),
+        out_shardings=(shardings, everywhere),
+        donate_argnums=0,
+    )
+    frozen = None if targets is None else targets.frozen
+    return lambda state, batch: compiled(state, batch, frozen)
 
 
-class Judged(NamedTuple):
-    """An evaluated batch: which frames were hidden and what was predicted, both [rows, frames]; loss [rows, frames]."""
-
-    mask: jax.Array
-    predicted: jax.Array
-    loss: jax.Array
-
-
-def make_predict_step(cfg: LearnerConfig, mesh: Mesh) -> Callable[..., Judged]:
-    """The jitted prediction of hidden units on padded rows, without dropout: (params, placed batch) -> Judged.
+def make_predict_step(cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None) -> Callable[..., Judged]:
+    """The jitted judgement of padded rows, without dropout: (params, placed batch) -> Judged.
 
     Masks come from each row's seed and the configured seed, so all models of one seed are asked the same frames.
-    `loss` is in nats, at every frame (meaningful where the batch has a unit).
+    `targets` fill in units as in training.
     """
+    objective = objective_of(cfg.objective)
     formulation = formulation_for(mesh.devices.flat[0].platform)
 
-    def predict_step(params, batch: Batch) -> Judged:
+    def predict_step(params, batch: Batch, frozen) -> Judged:
         rows = jax.tree.map(lambda x: x[0], batch)
-        mask = draw_masks(rows, jax.random.key(cfg.seed), cfg.objective)
+        if targets is not None:
+            rows = targets.label(frozen, rows)
+        keys = Keys(asked=jax.random.key(cfg.seed), noise=None)
+        mask = draw_masks(rows, keys.asked, cfg.objective.mask)
         model = assemble(params, cfg.encoder, cfg.head)
-        logits = predict(model, rows, mask, key=None, cfg=cfg.objective, padded=True, formulation=formulation).logits
-        chosen = jnp.maximum(rows.units[..., :1], 0)
-        loss = -jnp.take_along_axis(jax.nn.log_softmax(logits), chosen, axis=-1)[..., 0]
-        return Judged(mask, jnp.argmax(logits, axis=-1), loss)
+        return objective.judge(model, rows, mask, keys=keys, cfg=cfg.objective, head=cfg.head, formulation=formulation)
 
     params = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(cfg, mesh).params)
-    everywhere, rows = NamedSharding(mesh, P()), NamedSharding(mesh, P(None, BATCH_AXES))
-    return jax.jit(predict_step, in_shardings=(params, rows), out_shardings=everywhere)
+    everywhere, rows = _places(mesh)
+    compiled = jax.jit(predict_step, in_shardings=(params, rows, everywhere), out_shardings=everywhere)
+    frozen = None if targets is None else targets.frozen
+    return lambda params, batch: compiled(params, batch, frozen)
+
+
+def _places(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """Of what is the same on every device, and of a batch's fields [passes, rows, ...]."""
+    return NamedSharding(mesh, P()), NamedSharding(mesh, P(None, BATCH_AXES))

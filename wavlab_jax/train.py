@@ -78,6 +78,7 @@ def train(
     cfg: LoopConfig,
     record: dict,
     title: str,
+    shown: tuple[str, ...] = ("masked_loss", "masked_accuracy"),
 ) -> TrainState:
     """Runs until `cfg.steps` updates have been made and saved; returns the final state.
 
@@ -90,7 +91,7 @@ def train(
         checkpoints, writer: opened at `state.step`.
         cfg: lengths and intervals.
         record: what was saved beside `state`: the open window of metrics and the time spent so far.
-        title: of the progress bar.
+        title: of the progress bar. shown: the sums that it shows beside the speed (an objective's `SHOWN`).
 
     Raises:
         NonFinite: naming the files of the batch.
@@ -117,11 +118,8 @@ def train(
         if number % cfg.log_every == 0 or number == cfg.steps:
             values = _line(window, result, clock)
             writer.write(number, values)
-            bar.set_postfix_str(
-                f"loss {values['masked_loss']:.3f}, accuracy {values['masked_accuracy']:.3f}, "
-                f"{values['audio_hours_per_hour']:.0f} audio-h/h",
-                refresh=False,
-            )
+            said = "".join(f"{name.replace('_', ' ')} {values[name]:.3f}, " for name in shown)
+            bar.set_postfix_str(f"{said}{values['audio_hours_per_hour']:.0f} audio-h/h", refresh=False)
             return Window.empty()
         return window
 

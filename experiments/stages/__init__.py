@@ -4,14 +4,28 @@ import difflib
 from collections.abc import Callable
 
 from experiments.stage import StageConfig, StageError
-from experiments.stages import hubert_base_it1, hubert_base_it2, wavlab_mk, wavlab_mk_continued, wavlab_ms
+from experiments.stages import (
+    best_rq_base,
+    cv_hubert_base,
+    hubert_base_it1,
+    hubert_base_it2,
+    mhubert_147_it3,
+    wavlab_mk,
+    wavlab_mk_continued,
+    wavlab_ms,
+    xlsr_300m,
+)
 
 STAGES = {
     "hubert_base_it1": hubert_base_it1,
     "hubert_base_it2": hubert_base_it2,
+    "cv_hubert_base": cv_hubert_base,
     "wavlab_mk": wavlab_mk,
     "wavlab_ms": wavlab_ms,
     "wavlab_mk_continued": wavlab_mk_continued,
+    "xlsr_300m": xlsr_300m,
+    "mhubert_147_it3": mhubert_147_it3,
+    "best_rq_base": best_rq_base,
 }
 SIZES = ("paper", "demo")
 

@@ -20,8 +20,8 @@ from experiments.stages.presets import (
     paper_data,
 )
 from experiments.units import UnitsConfig
-from wavlab_jax.model import HeadConfig
-from wavlab_jax.objective import ObjectiveConfig
+from wavlab_jax.heads import HeadConfig
+from wavlab_jax.objectives import PredictionConfig
 from wavlab_jax.optim import OptimizerConfig
 from wavlab_jax.step import LearnerConfig
 from wavlab_jax.train import LoopConfig
@@ -34,7 +34,7 @@ def get_config() -> StageConfig:
         learner=LearnerConfig(
             encoder=BASE,
             head=HeadConfig(units=100, dim=256),
-            objective=ObjectiveConfig(),
+            objective=PredictionConfig(),
             optimizer=OptimizerConfig(peak_learning_rate=5e-4, warmup_steps=32_000, total_steps=250_000),
         ),
         data=paper_data(draw=LIBRISPEECH),

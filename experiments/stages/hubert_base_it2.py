@@ -12,7 +12,7 @@ import dataclasses
 from experiments.stage import StageConfig
 from experiments.stages import hubert_base_it1
 from experiments.units import UnitsConfig
-from wavlab_jax.model import HeadConfig
+from wavlab_jax.heads import HeadConfig
 
 
 def get_config() -> StageConfig:

@@ -18,7 +18,7 @@ from experiments.stage import StageConfig
 from experiments.stages import hubert_base_it2
 from experiments.units import UnitsConfig
 from wavlab_jax.encoder.architectures import architecture
-from wavlab_jax.model import HeadConfig
+from wavlab_jax.heads import HeadConfig
 
 DRAW = DrawConfig(language_exponent=0.7, corpus_exponent=0.9)
 STEPS = 2_000_000

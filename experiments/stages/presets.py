@@ -7,7 +7,7 @@ from data_pipelines.mixing import MixingConfig
 from data_pipelines.pipeline import DataConfig
 from wavlab_jax.encoder import EncoderConfig
 from wavlab_jax.encoder.architectures import architecture
-from wavlab_jax.objective import ObjectiveConfig
+from wavlab_jax.objectives import PredictionConfig
 from wavlab_jax.optim import OptimizerConfig
 
 # 1.875, 3.75, 7.5 and 15 s. Halving keeps a step's seconds exactly constant. fairseq trains on 2 to 15.6 s.
@@ -70,7 +70,7 @@ DEMO = EncoderConfig(
     feature_gradient_scale=1.0,
 )
 # Visible frames count as well: they teach the extractor what a unit sounds like, which hidden frames alone do slowly.
-DEMO_OBJECTIVE = ObjectiveConfig(unmasked_weight=1.0)
+DEMO_OBJECTIVE = PredictionConfig(unmasked_weight=1.0)
 # The same for both iterations and stage 1, which so share their compiled programs: compiling is a good part of minutes.
 DEMO_STEPS = 1500
 DEMO_OPTIMIZER = OptimizerConfig(peak_learning_rate=1.5e-3, warmup_steps=150, total_steps=DEMO_STEPS)

@@ -16,8 +16,8 @@ from experiments.stage import StageConfig
 from experiments.stages import hubert_base_it2
 from experiments.stages.presets import LARGE, WAVLABLM, WAVLM_MIXING, paper_data
 from experiments.units import UnitsConfig
-from wavlab_jax.model import HeadConfig
-from wavlab_jax.objective import ObjectiveConfig
+from wavlab_jax.heads import HeadConfig
+from wavlab_jax.objectives import PredictionConfig
 from wavlab_jax.optim import OptimizerConfig
 from wavlab_jax.step import LearnerConfig
 from wavlab_jax.train import LoopConfig
@@ -30,7 +30,7 @@ def get_config() -> StageConfig:
         learner=LearnerConfig(
             encoder=LARGE,
             head=HeadConfig(units=500, dim=768),
-            objective=ObjectiveConfig(),
+            objective=PredictionConfig(),
             optimizer=OptimizerConfig(
                 peak_learning_rate=5e-4, warmup_steps=32_000, schedule="inverse_sqrt", clip_norm=5.0
             ),

@@ -13,7 +13,7 @@ import dataclasses
 from experiments.stage import StageConfig
 from experiments.stages import wavlm_base_plus
 from wavlab_jax.encoder.architectures import architecture
-from wavlab_jax.model import HeadConfig
+from wavlab_jax.heads import HeadConfig
 
 STEPS = 700_000
 

@@ -7,22 +7,30 @@ import pytest
 from data_pipelines.prepare import prepare
 from experiments.stage_files import StageFiles
 from experiments.stages import STAGES, stage_function
+from experiments.units import UnitsConfig
 from tests.experiments.small_corpus import write_corpus
 from tests.wavlab_jax import tiny
+from wavlab_jax.heads import HeadConfig
 from wavlab_jax.metrics import read_lines
 
 
 def small(name: str, *, steps: int = 6):
     """A stage's demo form with a tiny encoder and few steps: what the suite trains."""
     cfg = stage_function(name, size="demo")()
+    if isinstance(cfg.learner.head, HeadConfig):
+        head = dataclasses.replace(cfg.learner.head, units=tiny.UNITS, dim=8)
+    else:
+        head = dataclasses.replace(cfg.learner.head, dim=8, codevector_dim=8, codes=4)
     learner = dataclasses.replace(
         cfg.learner,
         encoder=tiny.encoder(normalize_waveform=True, pre_norm=True, relative_bias=True),
-        head=dataclasses.replace(cfg.learner.head, units=tiny.UNITS, dim=8),
+        head=head,
         optimizer=dataclasses.replace(cfg.learner.optimizer, warmup_steps=2, total_steps=steps),
     )
     data = dataclasses.replace(cfg.data, lengths=(16_000, 32_000), seconds_per_step=8.0, threads=1)
-    units = dataclasses.replace(cfg.units, units=tiny.UNITS, layer=min(cfg.units.layer, 2), fit_hours=0.01)
+    units = cfg.units and dataclasses.replace(cfg.units, units=tiny.UNITS)
+    if isinstance(units, UnitsConfig):
+        units = dataclasses.replace(units, layer=min(units.layer, 2), fit_hours=0.01)
     loop = dataclasses.replace(cfg.loop, steps=steps, log_every=2, save_every=3)
     return dataclasses.replace(cfg, learner=learner, data=data, units=units, loop=loop)
 

@@ -83,3 +83,13 @@ def test_counts_are_the_published_ones():
 def test_heads_are_tensors_that_checkpoints_have():
     for row in TABLE.values():
         assert row.head.shapes(row.encoder.width).keys() <= HEADS.keys()
+
+
+def test_a_contrastive_head_has_the_published_size():
+    from wavlab_jax.heads import ContrastiveHeadConfig
+    from wavlab_jax.model import abstract_parameters, count
+
+    for name in ("wav2vec2_base", "xls_r_300m"):
+        row = TABLE[name]
+        head = ContrastiveHeadConfig(dim=row.head.dim, codevector_dim=row.head.dim)
+        assert count(abstract_parameters(row.encoder, head)["head"]) == row.head_parameters()

@@ -9,6 +9,7 @@ from tests.wavlab_jax import tiny
 from wavlab_jax.convert import Checkpoint, ConvertError, from_encoder
 from wavlab_jax.convert.continuing import continued
 from wavlab_jax.convert.heads import head_parameters, stored_head
+from wavlab_jax.convert.layouts import read_checkpoint, write_checkpoint
 from wavlab_jax.convert.names import flatten
 from wavlab_jax.model import parameters
 
@@ -92,6 +93,22 @@ def test_damaged_values_are_not_continued():
     checkpoint = dataclasses.replace(checkpoint, tensors={**checkpoint.tensors, key: spoilt})
     with pytest.raises(ConvertError, match="norm/bias has 16 values that are not finite"):
         continued(checkpoint, HUBERT, fresh=fresh)
+
+
+def test_a_linear_head_comes_back_from_every_layout(tmp_path):
+    """No layout has a place for it, none takes half of it for HuBERT's, and all keep it."""
+    rng = np.random.default_rng(0)
+    head = {
+        "projection": {"kernel": rng.standard_normal((16, 8)), "bias": rng.standard_normal(8)},
+        "embeddings": rng.standard_normal((12, 8)),
+        "bias": rng.standard_normal(12),
+    }
+    checkpoint = from_encoder(tiny.randomised(HUBERT), head=stored_head(head))
+    for layout in ("huggingface", "fairseq", "torchaudio"):
+        write_checkpoint(checkpoint, tmp_path / layout, layout=layout)
+        again = head_parameters(read_checkpoint(tmp_path / layout), like=head)
+        for path, array in flatten(head).items():
+            np.testing.assert_array_equal(flatten(again)[path], array.astype(np.float32))
 
 
 def test_a_head_comes_back():

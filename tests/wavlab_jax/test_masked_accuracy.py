@@ -16,7 +16,7 @@ from wavlab_jax.evaluation.masked_accuracy import (
     summary,
     times_trivial,
 )
-from wavlab_jax.step import Judged
+from wavlab_jax.objectives import Judged
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=40), st.integers(0, 1000))
@@ -55,7 +55,7 @@ def test_scores_add_windows_leave_padding_and_fillers_out():
     mask, predicted = rng.random((4, 20)) < 0.5, rng.integers(0, 5, (4, 20))
     loss = rng.random((4, 20))
     batch = batch_of(units, valid, [3, 9, 3, -1], [1, 0, 1, 0])  # rows 0 and 2 are windows of one clip, 3 is a filler
-    scores = score_clips(lambda _: Judged(mask, predicted, loss), [batch], majority=2)
+    scores = score_clips(lambda _: Judged(mask, batch.units[..., 0], predicted, loss), [batch], majority=2)
     assert scores.utterance.tolist() == [3, 9] and scores.language.tolist() == [1, 0]
     for clip, rows in ((0, (0, 2)), (1, (1,))):
         asked = [(r, f) for r in rows for f in range(20) if valid[r, f] and mask[r, f]]

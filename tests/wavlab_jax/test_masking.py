@@ -15,7 +15,7 @@ from tests.wavlab_jax import tiny
 from wavlab_jax.encoder import encode
 from wavlab_jax.encoder.config import EncoderError
 from wavlab_jax.masking import MaskConfig, MaskError, channel_masks, span_masks
-from wavlab_jax.objective import ObjectiveConfig, draw_channel_masks
+from wavlab_jax.objectives.hiding import Keys, draw_channel_masks
 
 SAME = MaskConfig(legacy_same_count=True)
 APART = MaskConfig(overlap=False)
@@ -225,9 +225,10 @@ def test_a_channel_mask_of_another_width_is_refused():
 
 
 def test_a_rows_channels_depend_on_its_seed_alone():
-    cfg = ObjectiveConfig(mask=MaskConfig(channel_probability=0.5, channel_length=4))
-    batch, key = tiny.batch(rows=4), jax.random.key(0)
-    one = np.asarray(draw_channel_masks(batch, key, cfg, width=64))
+    cfg = MaskConfig(channel_probability=0.5, channel_length=4)
+    batch, keys = tiny.batch(rows=4), Keys(jax.random.key(1), jax.random.key(0))
+    one = np.asarray(draw_channel_masks(batch, keys, cfg, width=64))
     turned = jax.tree.map(lambda x: x[::-1], batch)
-    np.testing.assert_array_equal(one, np.asarray(draw_channel_masks(turned, key, cfg, width=64))[::-1])
+    np.testing.assert_array_equal(one, np.asarray(draw_channel_masks(turned, keys, cfg, width=64))[::-1])
     assert one.any() and len({row.tobytes() for row in one}) == 4
+    assert draw_channel_masks(batch, keys._replace(noise=None), cfg, width=64) is None  # in evaluation

@@ -7,8 +7,8 @@ from flax import nnx
 
 from data_pipelines.batch import Batch, num_frames
 from wavlab_jax.encoder import EncoderConfig, make_encoder
-from wavlab_jax.model import HeadConfig
-from wavlab_jax.objective import ObjectiveConfig
+from wavlab_jax.heads import HeadConfig
+from wavlab_jax.objectives import PredictionConfig
 from wavlab_jax.optim import OptimizerConfig
 from wavlab_jax.step import LearnerConfig
 
@@ -51,11 +51,11 @@ def randomised(cfg: EncoderConfig, *, seed: int = 0):
     return nnx.merge(graph, jax.tree_util.tree_map_with_path(draw, state))
 
 
-def learner(*, steps: int = 20, objective: ObjectiveConfig | None = None, seed: int = 0, **changes) -> LearnerConfig:
+def learner(*, steps: int = 20, objective: PredictionConfig | None = None, seed: int = 0, **changes) -> LearnerConfig:
     return LearnerConfig(
         encoder=encoder(**changes),
         head=HeadConfig(units=UNITS, dim=8),
-        objective=objective or ObjectiveConfig(),
+        objective=objective or PredictionConfig(),
         optimizer=OptimizerConfig(peak_learning_rate=1e-2, warmup_steps=2, total_steps=steps, clip_norm=1.0),
         seed=seed,
     )

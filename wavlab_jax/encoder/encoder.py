@@ -1,5 +1,6 @@
 """The public pair: make an encoder from a key and a configuration, and encode waveforms with it."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -60,6 +61,18 @@ def unstack_layers(encoder: Encoder) -> Encoder:
     layers = range(encoder.config.layers)
     copy.layers = nnx.List([jax.tree.map(lambda p, i=index: p[i], encoder.layers) for index in layers])
     return copy
+
+
+def lower_layers(encoder: Encoder, layer: int) -> Encoder:
+    """The encoder without the layers that `hidden[layer]` does not need; the others' arrays are copies of its own.
+
+    One more than needed stays, if there is one: the final norm of a pre-norm encoder belongs to the last layer.
+    """
+    kept = min(layer + 1, encoder.config.layers)
+    short = nnx.merge(*nnx.split(encoder))
+    short.config = dataclasses.replace(encoder.config, layers=kept)
+    short.layers = jax.tree.map(lambda p: p[:kept], encoder.layers)
+    return short
 
 
 def encode(

@@ -1,6 +1,7 @@
 """Masked accuracy on held-out clips, clip by clip, beside two predictors that know nothing of speech.
 
-Where a model predicts several sets of units, the first one is judged.
+Where a model predicts several sets of units, the first one is judged. A contrastive model is judged by whether it picks
+the positive; the trivial predictors have nothing to say of that.
 
 Every model of one mask seed is asked the same frames of the same clips. The trivial predictors see what the model's
 mask leaves visible - and more: they are given the visible frames' true units, which the model has to hear.
@@ -9,6 +10,7 @@ mask leaves visible - and more: they are given the visible frames' true units, w
 - copy: the true unit of the nearest visible frame (the earlier one of two equally near).
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +18,7 @@ import jax
 import numpy as np
 
 from data_pipelines.batch import NO_UTTERANCE, Batch
-from wavlab_jax.step import Judged
+from wavlab_jax.objectives import Judged
 
 
 class ClipScores(NamedTuple):
@@ -41,9 +43,12 @@ def score_clips(
     judge: Callable[[Batch], Judged],
     batches: Iterable[Batch],
     *,
-    majority: int,
+    majority: int | None,
 ) -> ClipScores:
-    """Runs `judge` (places a host batch and predicts) over held-out batches; windows of one clip are added up."""
+    """Runs `judge` (places a host batch and predicts) over held-out batches; windows of one clip are added up.
+
+    `majority`: the most frequent unit; None where there are no units, and NaN then for both trivial predictors.
+    """
     rows: dict[int, np.ndarray] = {}
     language: dict[int, int] = {}
     for batch in batches:
@@ -51,7 +56,7 @@ def score_clips(
         for row, utterance in enumerate(batch.utterance.tolist()):
             if utterance == NO_UTTERANCE:
                 continue
-            units = batch.units[row, :, 0]
+            units = judged.units[row]
             valid = batch.valid[row] & (units >= 0)
             hidden = np.flatnonzero(valid & judged.mask[row])
             visible = np.flatnonzero(valid & ~judged.mask[row])
@@ -62,8 +67,10 @@ def score_clips(
                 [
                     hidden.size,
                     np.sum(judged.predicted[row, hidden] == target),
-                    np.sum(target == majority),
-                    np.sum(nearest_visible(units, hidden, visible, default=majority) == target),
+                    math.nan if majority is None else np.sum(target == majority),
+                    math.nan
+                    if majority is None
+                    else np.sum(nearest_visible(units, hidden, visible, default=majority) == target),
                     np.sum(judged.loss[row, hidden], dtype=np.float64),
                 ],
                 np.float64,
@@ -87,12 +94,16 @@ def nearest_visible(units: np.ndarray, hidden: np.ndarray, visible: np.ndarray, 
 
 
 def summary(scores: ClipScores, clips: np.ndarray | None = None) -> dict:
-    """Clips, hidden frames and the three accuracies (None without frames), of all clips or a mask [clips]."""
+    """Clips, hidden frames and the three accuracies, of all clips or a mask [clips].
+
+    None without frames, and where a trivial predictor has nothing to say.
+    """
     chosen = np.ones(len(scores.frames), bool) if clips is None else clips
     frames = float(scores.frames[chosen].sum())
 
     def share(counts):
-        return float(counts[chosen].sum() / frames) if frames else None
+        total = float(counts[chosen].sum())
+        return total / frames if frames and not math.isnan(total) else None
 
     return {
         "clips": int(chosen.sum()),
@@ -115,7 +126,7 @@ def macro(languages: dict[str, dict]) -> dict:
     return {
         "languages": len(present),
         **{
-            key: float(np.mean([row[key] for row in present])) if present else None
+            key: float(np.mean([row[key] for row in present])) if present and present[0][key] is not None else None
             for key in ("accuracy", "majority", "copy", "loss")
         },
     }
