@@ -36,7 +36,10 @@ def several_sets():
     )
 
 
-@pytest.mark.parametrize(("make", "passes"), [(contrastive, 1), (contrastive, 2), (several_sets, 2)])
+@pytest.mark.parametrize(
+    ("make", "passes"),
+    [(contrastive, 1), (contrastive, 2), pytest.param(several_sets, 2, marks=pytest.mark.soak)],
+)
 def test_devices_and_passes_do_not_change_the_update(make, passes, monkeypatch):
     """Loss to 1e-5, gradient norm to 1e-4, parameters to Adam's amplification; diversity apart where there are passes:
     its weight is then zero here, and one value a pass is reported."""
