@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.manifest import Manifest
-from data_pipelines.prepare import prepare
+from data_pipelines.prepare import OtherPlan, prepare
 from experiments.evaluate import evaluate_stage, probe_stages
 from experiments.export import export_stage
-from experiments.run import train_stage, write_json
-from experiments.stage import StageConfig
+from experiments.run import shares_table, train_stage, write_json
+from experiments.stage import StageConfig, StageError
 from experiments.stage_files import StageFiles
 from experiments.units import UnitsConfig, make_units
 from wavlab_jax.evaluation.masked_accuracy import times_trivial
@@ -22,14 +22,20 @@ from wavlab_jax.targets.kmeans import usage
 
 def prepare_corpus(audio: Path, corpus: Path) -> str:
     """Shards and a manifest from a folder of audio."""
-    made = prepare(audio, out=corpus, progress=sys.stderr.isatty())
+    try:
+        made = prepare(audio, out=corpus, progress=sys.stderr.isatty())
+    except OtherPlan as error:
+        advice = "give the recipe another --workdir, or the audio that it began with"
+        raise StageError(f"{error.reason}; {advice}") from error
     hours = float(made.manifest.samples.sum()) / 16_000 / 3600
     return f"{made.tally.clips:,} clips, {hours:.2f} h, {len(made.rejected)} left out"
 
 
 def units(cfg: StageConfig, sort: UnitsConfig, workdir: Path, corpus: Path) -> str:
     """The store of one set of units that a stage trains on."""
-    store = make_units(sort, workdir, Manifest.load(corpus), make_mesh(cfg.mesh))
+    manifest = Manifest.load(corpus)
+    shares_table(cfg, manifest)  # raises SamplingError, before the long work, if the stage cannot draw from this corpus
+    store = make_units(sort, workdir, manifest, make_mesh(cfg.mesh))
     used = usage(np.asarray(store.counts()))
     return f"{store.units} units, perplexity {used.perplexity:.0f}, {used.dead} unused"
 
