@@ -19,7 +19,7 @@ from data_pipelines.units import UnitStore
 from experiments.run import write_json
 from experiments.stage import StageConfig, check_unchanged
 from experiments.stage_files import StageFiles
-from experiments.trained import lineage, load_encoder
+from experiments.trained import check_corpus, lineage, load_encoder
 from experiments.units import UnitFiles
 from wavlab_jax.checkpoint import restore_parameters
 from wavlab_jax.encoder import Encoder, encode, formulation_for, make_encoder
@@ -38,8 +38,9 @@ def evaluate_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> dict:
     """Masked accuracy of a trained stage on every held-out clip, overall and by language; kept beside the stage."""
     files = StageFiles(workdir, cfg.name)
     lineage(workdir, cfg.name)
-    check_unchanged(cfg, files)
+    check_unchanged(cfg, files, advice="a stage is judged as it was trained: leave these values out")
     manifest = Manifest.load(corpus)
+    check_corpus(files, manifest)
     units = [UnitStore.load(UnitFiles(workdir, each.name).store, manifest) for each in cfg.unit_sets]
     mesh = make_mesh(cfg.mesh)
     params = restore_parameters(files.checkpoints, abstract_on(abstract_state(cfg.learner, mesh).params, mesh))

@@ -1,6 +1,8 @@
 """What a stage is: a frozen, nested configuration, its flat text, and where its files lie."""
 
+import ast
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +56,13 @@ class StageConfig:
                 f"{self.name}: the head has {_listed(classes)} classes but the units have {_listed(units)}: set "
                 "learner.head.units and units.units (and more_units of both) to the same numbers"
             )
+        if not (math.isfinite(self.seconds_per_device) and self.seconds_per_device > 0):
+            raise StageError(
+                f"{self.name}: seconds_per_device is {self.seconds_per_device:g}; it must be positive: the seconds of "
+                "audio that a device can hold at once"
+            )
+        if self.evaluation_rows < 1:
+            raise StageError(f"{self.name}: evaluation_rows is {self.evaluation_rows}; it must be at least 1")
 
     @property
     def unit_sets(self) -> tuple[UnitsConfig, ...]:
@@ -98,19 +107,46 @@ BEFORE_THE_FIELD = {
 }
 
 
-def check_unchanged(config: StageConfig, files: StageFiles) -> None:
+START_ANEW = "give these values again (and --size demo if that is what it is), or another --workdir to start anew"
+
+
+def as_started(like: StageConfig, files: StageFiles) -> StageConfig:
+    """The configuration that this folder's run was started with; `like` (of the same stage) where there is none.
+
+    `like` gives the classes. Where the run's has other fields, `like` itself is returned: `check_unchanged` names them.
+    """
+    if not files.config.exists():
+        return like
+    then = _then(files)
+    if then.keys() != flatten(like).keys():
+        return like
+
+    def value(path: str, now: Any) -> Any:
+        if dataclasses.is_dataclass(now):
+            fields = dataclasses.fields(now)
+            return dataclasses.replace(now, **{f.name: value(f"{path}{f.name}.", getattr(now, f.name)) for f in fields})
+        if isinstance(now, tuple) and any(map(dataclasses.is_dataclass, now)):
+            return tuple(value(f"{path}{i}.", part) for i, part in enumerate(now))
+        return ast.literal_eval(then[path.removesuffix(".")])
+
+    return value("", like)
+
+
+def _then(files: StageFiles) -> dict[str, str]:
+    then = dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
+    older = {k: v for k, v in BEFORE_THE_FIELD.items() if not any(path.startswith(f"{k}.") for path in then)}
+    return older | then
+
+
+def check_unchanged(config: StageConfig, files: StageFiles, *, advice: str = START_ANEW) -> None:
     """Raises StageError naming every line by which `config` differs from what this folder's run was started with."""
     if not files.config.exists():
         return
-    then = BEFORE_THE_FIELD | dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
-    now = flatten(config)
+    then, now = _then(files), flatten(config)
     changed = [
         f"  {path}: {then.get(path, '(absent)')} then, {now.get(path, '(absent)')} now"
         for path in sorted(then.keys() | now.keys())
         if then.get(path) != now.get(path) and not path.startswith(FREE_TO_CHANGE)
     ]
     if changed:
-        raise StageError(
-            f"{files.folder} holds a run of another configuration:\n" + "\n".join(changed) + "\n"
-            "give these values again (and --size demo if that is what it is), or another --workdir to start anew"
-        )
+        raise StageError(f"{files.folder} holds a run of another configuration:\n" + "\n".join(changed) + f"\n{advice}")
