@@ -113,12 +113,13 @@ START_ANEW = "give these values again (and --size demo if that is what it is), o
 def as_started(like: StageConfig, files: StageFiles) -> StageConfig:
     """The configuration that this folder's run was started with; `like` (of the same stage) where there is none.
 
-    `like` gives the classes. Where the run's has other fields, `like` itself is returned: `check_unchanged` names them.
+    `like` gives the classes, and the values of fields that are younger than the run. Where the run has fields that
+    `like` has not, it is returned as it is: `check_unchanged` names them.
     """
     if not files.config.exists():
         return like
-    then = _then(files)
-    if then.keys() != flatten(like).keys():
+    then = dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
+    if then.keys() - flatten(like).keys():
         return like
 
     def value(path: str, now: Any) -> Any:
@@ -127,22 +128,18 @@ def as_started(like: StageConfig, files: StageFiles) -> StageConfig:
             return dataclasses.replace(now, **{f.name: value(f"{path}{f.name}.", getattr(now, f.name)) for f in fields})
         if isinstance(now, tuple) and any(map(dataclasses.is_dataclass, now)):
             return tuple(value(f"{path}{i}.", part) for i, part in enumerate(now))
-        return ast.literal_eval(then[path.removesuffix(".")])
+        path = path.removesuffix(".")
+        return ast.literal_eval(then[path]) if path in then else now
 
     return value("", like)
-
-
-def _then(files: StageFiles) -> dict[str, str]:
-    then = dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
-    older = {k: v for k, v in BEFORE_THE_FIELD.items() if not any(path.startswith(f"{k}.") for path in then)}
-    return older | then
 
 
 def check_unchanged(config: StageConfig, files: StageFiles, *, advice: str = START_ANEW) -> None:
     """Raises StageError naming every line by which `config` differs from what this folder's run was started with."""
     if not files.config.exists():
         return
-    then, now = _then(files), flatten(config)
+    then = BEFORE_THE_FIELD | dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
+    now = flatten(config)
     changed = [
         f"  {path}: {then.get(path, '(absent)')} then, {now.get(path, '(absent)')} now"
         for path in sorted(then.keys() | now.keys())
