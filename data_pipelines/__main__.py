@@ -1,21 +1,25 @@
 """`python -m data_pipelines prepare FOLDER --out DIR` makes a corpus ready; `describe DIR` says what one holds."""
 
 import os
+import re
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import tyro
+from data_pipelines.interrupts import SAID, STATUS, interrupts_end_at_once
 
-from data_pipelines.audio import AudioError
-from data_pipelines.batch import SAMPLE_RATE
-from data_pipelines.corpora import CorpusError
-from data_pipelines.languages import name_of
-from data_pipelines.manifest import Manifest, ManifestError, Split
-from data_pipelines.prepare import QUARANTINE_NAME, PrepareError, prepare
-from data_pipelines.sources import ShardSource, SourceError, check_records
+with interrupts_end_at_once():
+    import tyro
+
+    from data_pipelines.audio import AudioError
+    from data_pipelines.batch import SAMPLE_RATE
+    from data_pipelines.corpora import CorpusError
+    from data_pipelines.languages import name_of
+    from data_pipelines.manifest import Manifest, ManifestError, Split
+    from data_pipelines.prepare import QUARANTINE_NAME, PrepareError, prepare
+    from data_pipelines.sources import ShardSource, SourceError, check_records
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,17 @@ class Prepare:
         print(
             f"{tally.clips:,} clips, {tally.read / SAMPLE_RATE / 3600:.3f} h decoded -> "
             f"{tally.utterances:,} utterances, {tally.written / SAMPLE_RATE / 3600:.3f} h written "
-            f"({tally.repeated / SAMPLE_RATE:.1f} s of it repeated), {tally.left_out / SAMPLE_RATE:.1f} s left out"
+            f"({tally.repeated / SAMPLE_RATE:.1f} s of it repeated); {tally.rejected:,} clips, "
+            f"{tally.left_out / SAMPLE_RATE:.1f} s of audio, left out; {tally.clipped:,} samples clipped"
         )
         if made.rejected:
-            print(f"{len(made.rejected)} clips left out, listed in {made.root / QUARANTINE_NAME}:")
-            for reason, count in Counter(r.reason.split(":")[0].split(" (")[0] for r in made.rejected).most_common():
+            for reason, count in Counter(re.split(r"[:;]| \(", r.reason)[0] for r in made.rejected).most_common():
                 print(f"  {count:>6} {reason}")
+            print(
+                f"warning: {len(made.rejected):,} of {tally.clips:,} clips were left out; which, in which row and why, "
+                f"says {made.root / QUARANTINE_NAME}",
+                file=sys.stderr,
+            )
 
 
 @dataclass(frozen=True)
@@ -120,8 +129,8 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
+        print(SAID, file=sys.stderr)
+        return STATUS
     return 0
 
 

@@ -19,6 +19,11 @@ from data_pipelines.batch import SAMPLE_RATE
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aif", ".aiff", ".au", ".w64"})
 SILENCE = 1e-4  # peak of -80 dB re full scale: three steps of int16
+# Files of floats may go beyond full scale, 1. Filters and limiters overshoot by a few dB now and then: that is clipped.
+# A peak of +12 dB is no overshoot, but another scale (int16 kept as floats has peaks of 1e4); and with more than one
+# sample in a thousand beyond full scale, clipping would make another sound of the speech, harmonics and all.
+OVERDRIVEN_PEAK = 4.0
+OVERDRIVEN_SHARE = 1e-3
 MAX_SECONDS = 3600.0  # longer files need segmenting first; also bounds the memory that a hostile header can ask for
 _UNKNOWN_SIZE = 0xFFFFFFFF  # what streaming writers put into a RIFF header
 _INT16 = 32768.0
@@ -68,8 +73,9 @@ def decode(data: bytes | Path, *, name: str) -> Decoded:
 
     Raises AudioError naming the clip and the reason: missing or unreadable, truncated (fewer bytes or samples than the
     header of a WAV, AIFF, AU, W64, FLAC or MP3 with a Xing header says; Ogg without its last page), damaged (an Ogg
-    page whose checksum is wrong), longer than `MAX_SECONDS`, zero length, not finite, silent (nothing further than
-    `SILENCE` from the mean). An MP3 without a Xing header cannot tell that it was cut.
+    page whose checksum is wrong), longer than `MAX_SECONDS`, zero length, not finite, silent or constant (nothing
+    further than `SILENCE` from the mean), overdriven (floats beyond `OVERDRIVEN_PEAK`, or more than
+    `OVERDRIVEN_SHARE` of them beyond full scale). An MP3 without a Xing header cannot tell that it was cut.
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         try:
@@ -83,6 +89,7 @@ def decode(data: bytes | Path, *, name: str) -> Decoded:
     try:
         with ForwardSoundFile(io.BytesIO(data)) as sound:
             rate, announced, channels = sound.samplerate, sound.frames, sound.channels
+            floats = sound.subtype in ("FLOAT", "DOUBLE")
             limit = int(MAX_SECONDS * rate)
             # Unknown lengths are announced as absurdly long ones: read up to the limit, then see whether more follows.
             blocks, left = [], limit + 1
@@ -105,7 +112,12 @@ def decode(data: bytes | Path, *, name: str) -> Decoded:
     if not len(waveform):
         raise AudioError(name, "zero length at 16 kHz")
     if float(np.abs(source - source.mean(dtype=np.float64)).max()) < SILENCE:
-        raise AudioError(name, f"silent: nothing above {20 * np.log10(SILENCE):.0f} dB re full scale", len(waveform))
+        reason = f"silent or constant: within {20 * np.log10(SILENCE):.0f} dB re full scale of its mean throughout"
+        raise AudioError(name, reason, len(waveform))
+    if floats and (beyond := np.abs(source) > 1.0).any():
+        peak = float(np.abs(source).max())
+        if peak > OVERDRIVEN_PEAK or beyond.mean() > OVERDRIVEN_SHARE:
+            raise AudioError(name, f"overdriven: peak {peak:.3g}, floats must lie in [-1, 1]", len(waveform))
     return Decoded(np.ascontiguousarray(waveform, np.float32), rate, frames, channels)
 
 

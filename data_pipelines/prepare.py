@@ -44,6 +44,14 @@ class PrepareError(RuntimeError):
     """`prepare` cannot go on: another plan or another run holds the folder, nothing is usable, a worker died."""
 
 
+class OtherPlan(PrepareError):
+    """The folder was prepared from other clips, or with other options; `reason` says so without what to do."""
+
+    def __init__(self, reason: str):
+        super().__init__(f"{reason}. Give another --out, or --overwrite (shards that stay the same are kept)")
+        self.reason = reason
+
+
 class Plan(NamedTuple):
     """What will be made: the `tasks`, a `digest` of them all, and `summary`, which tells two plans apart in words."""
 
@@ -202,10 +210,7 @@ def _finished(out: Path, plan: Plan, *, overwrite: bool) -> Prepared | None:
                 f"{out} holds a manifest, but no {PLAN_NAME}: give another --out, or --overwrite"
             ) from None
     if old is not None and old.get("digest") != plan.digest and not overwrite:
-        raise PrepareError(
-            f"{out} was prepared from something else: {_difference(old, plan.summary)}. "
-            "Give another --out, or --overwrite (shards that stay the same are kept)"
-        )
+        raise OtherPlan(f"{out} was prepared from something else: {_difference(old, plan.summary)}")
     with contextlib.suppress(ManifestError):
         manifest = Manifest.load(out)
         if manifest.facts.get("plan") == plan.digest:
@@ -354,4 +359,4 @@ def _field(value: object) -> str:
     return str(value).encode(errors="backslashreplace").decode().translate(_ONE_FIELD)
 
 
-__all__ = ["CorpusError", "Plan", "PrepareError", "Prepared", "make_plan", "prepare"]
+__all__ = ["CorpusError", "OtherPlan", "Plan", "PrepareError", "Prepared", "make_plan", "prepare"]

@@ -22,7 +22,7 @@ from data_pipelines.corpora import Clip, Rejected
 from data_pipelines.manifest import SHARD_FOLDER, Split
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one record a read; FLAC does not compress further
-RECIPE = 1  # goes into every shard's name: raise it when the same task would give other bytes
+RECIPE = 2  # goes into every shard's name: raise it when the same task would give other bytes
 LENGTH_TOLERANCE = 2  # samples by which a resampled clip may differ from the length that the table gives
 BETWEEN_TEXTS = " | "
 
@@ -71,7 +71,7 @@ class Tally(NamedTuple):
         clips, utterances: how many were listed, and how many were written.
         read: samples of every clip that decoded. written: samples in the shard. repeated: samples written once more
             because a speaker had too little. left_out: samples of clips that decoded but were not used.
-        rejected: clips left out.
+        rejected: clips left out. clipped: samples beyond full scale that were written as full scale.
     """
 
     clips: int = 0
@@ -81,6 +81,7 @@ class Tally(NamedTuple):
     repeated: int = 0
     left_out: int = 0
     rejected: int = 0
+    clipped: int = 0
 
     def __add__(self, other: "Tally") -> "Tally":
         return Tally(*(a + b for a, b in zip(self, other, strict=True)))
@@ -99,6 +100,7 @@ class Shard(NamedTuple):
 class _Sound(NamedTuple):
     clip: Clip
     waveform: np.ndarray  # int16 [samples]
+    clipped: int  # samples
 
 
 def make_task(number: int, folder: str | Path, clips: Iterable[Clip], joining: Joining) -> ShardTask:
@@ -148,11 +150,11 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
 
     records = Path(out) / SHARD_FOLDER / f"{task.name}.arrayrecord"
     rejected: list[Rejected] = []
-    read = repeated = 0
+    read = repeated = clipped = 0
     rows: list[dict] = []
 
     def sounds(clips: Iterable[Clip]) -> Iterator[_Sound]:
-        nonlocal read
+        nonlocal read, clipped
         for clip in clips:
             try:
                 sound = _load(task.folder, clip)
@@ -161,6 +163,7 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
                 read += error.samples
                 continue
             read += len(sound.waveform)
+            clipped += sound.clipped
             yield sound
 
     def utterances() -> Iterator[list[_Sound]]:
@@ -187,7 +190,7 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
         size = records.stat().st_size if rows else 0
         written = sum(row["samples"] for row in rows)
         left_out = sum(r.samples for r in rejected)
-        tally = Tally(len(task.clips), len(rows), read, written, repeated, left_out, len(rejected))
+        tally = Tally(len(task.clips), len(rows), read, written, repeated, left_out, len(rejected), clipped)
         head = {"bytes": size, "tally": tally, "rejected": rejected}
         table = pa.Table.from_pylist(rows, schema=_TABLE.with_metadata({"shard": json.dumps(head, ensure_ascii=False)}))
         with whole_file(records.with_suffix(".arrow")) as temporary, pa.OSFile(str(temporary), "wb") as sink:
@@ -228,7 +231,7 @@ def _load(folder: str, clip: Clip) -> _Sound:
         if off > (LENGTH_TOLERANCE if resampled else 0):
             raise AudioError(clip.path, f"n_samples is {clip.samples} in the table, {samples} in the file", samples)
     int16 = np.clip(np.rint(sound.waveform * np.float32(32768)), -32768, 32767).astype(np.int16)
-    return _Sound(clip, int16)
+    return _Sound(clip, int16, int((np.abs(sound.waveform) > 1.0).sum()))
 
 
 def _speakers(clips: tuple[Clip, ...]) -> Iterator[list[Clip]]:

@@ -139,7 +139,8 @@ class UnitStore:
         if meta["corpus_fingerprint"] != manifest.fingerprint:
             raise UnitsError(
                 f"{directory} holds units of another corpus: they were made for {meta['corpus_fingerprint']}, and "
-                f"{getattr(manifest, 'root', 'this corpus')} is {manifest.fingerprint}; make units of this corpus"
+                f"{getattr(manifest, 'root', 'this corpus')} is {manifest.fingerprint}; delete that folder "
+                "to have it made anew, or give another --workdir (or the units another name)"
             )
         if (meta["hop"], meta["rate_hz"]) != (HOP, RATE_HZ):
             raise UnitsError(

@@ -12,20 +12,26 @@
     recipe NAME                    a whole chain of stages, judged, exported and reported
 
 Stages come in --size paper (the default) and --size demo. Any value that `show` prints can be given anew:
-`--learner.optimizer.peak-learning-rate 1e-3`.
+`--learner.optimizer.peak-learning-rate 1e-3`. `units` and `evaluate` take a stage that was begun as it was begun.
 """
 
+import contextlib
 import difflib
+import io
 import os
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-import tyro
+from data_pipelines.interrupts import SAID, interrupts_end_at_once
 
-from experiments.stage import StageConfig, StageError, as_text
-from experiments.stages import SIZES, STAGES, stage_function
+with interrupts_end_at_once():  # these take seconds
+    import tyro
+
+    from experiments.stage import StageConfig, StageError, as_started, as_text
+    from experiments.stage_files import StageFiles
+    from experiments.stages import SIZES, STAGES, stage_function
 
 WORKDIR = Path("work")
 RECIPE_NAMES = ("demo",)  # of experiments.recipes, named here so that help needs no import of it
@@ -122,18 +128,39 @@ class RecipeCommand:
     """Of everything the recipe makes; run it again with the same one to continue."""
 
 
-def parse_stage(verb: str, arguments: list[str]) -> StageCommand:
-    """`STAGE [--size S] [--workdir W] [--corpus C] [overrides]`; tyro ends the process on a value it cannot read."""
+def parse_stage(verb: str, arguments: list[str], *, as_it_was: bool = False) -> StageCommand:
+    """`STAGE [--size S] [--workdir W] [--corpus C] [overrides]`; tyro ends the process on a value it cannot read.
+
+    `as_it_was`: values that are not given are those that the stage in the workdir was started with, if it was.
+    Raises what the configuration says of values that it refuses.
+    """
     name, arguments = _take_name(verb, "STAGE", arguments)
     size, arguments = _take_size(arguments)
-    default = StageCommand(config=stage_function(name, size=size)())
-    return tyro.cli(
-        StageCommand,
-        default=default,
-        args=arguments,
-        prog=f"python -m experiments {verb} {name} [--size {{{','.join(SIZES)}}}]",
-        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
-    )
+
+    def parsed(config: StageConfig) -> StageCommand:
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stderr(said):
+                return tyro.cli(
+                    StageCommand,
+                    default=StageCommand(config=config),
+                    args=arguments,
+                    prog=f"python -m experiments {verb} {name} [--size {{{','.join(SIZES)}}}]",
+                    config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+                )
+        except SystemExit as ended:
+            own: BaseException | None = ended  # tyro draws a box round a refusal; one line is as good
+            while own is not None and not _is_ours(own):
+                own = own.__context__
+            if own is not None:
+                raise own from None
+            sys.stderr.write(said.getvalue())
+            raise
+
+    command = parsed(stage_function(name, size=size)())
+    if not as_it_was:
+        return command
+    return parsed(as_started(stage_function(name, size=size)(), StageFiles(command.places.workdir, name)))
 
 
 def list_stages() -> None:
@@ -178,7 +205,6 @@ def train(arguments: list[str]) -> None:
     """Trains or continues a stage."""
     command = parse_stage("train", arguments)
     from experiments.run import configure_jax, train_stage
-    from experiments.stage_files import StageFiles
 
     configure_jax(command.places.workdir)
     train_stage(command.config, workdir=command.places.workdir, corpus=command.places.corpus_folder())
@@ -187,7 +213,7 @@ def train(arguments: list[str]) -> None:
 
 def units(arguments: list[str]) -> None:
     """Makes a stage's units."""
-    command = parse_stage("units", arguments)
+    command = parse_stage("units", arguments, as_it_was=True)
     from experiments import steps
     from experiments.run import configure_jax
 
@@ -199,7 +225,7 @@ def units(arguments: list[str]) -> None:
 
 def evaluate(arguments: list[str]) -> None:
     """Judges a trained stage."""
-    command = parse_stage("evaluate", arguments)
+    command = parse_stage("evaluate", arguments, as_it_was=True)
     from experiments.evaluate import evaluate_stage, table
     from experiments.run import configure_jax
 
@@ -313,18 +339,20 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from here", file=sys.stderr)
+        print(f"\n{SAID}", file=sys.stderr)
         return 130
     except (ValueError, RuntimeError, OSError) as error:
         from wavlab_jax.train import Interrupted
 
-        if not type(error).__module__.startswith(("data_pipelines", "wavlab_jax", "experiments")) and not isinstance(
-            error, OSError
-        ):
+        if not _is_ours(error) and not isinstance(error, OSError):
             raise  # not one of ours: the traceback is worth more than the line
         print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
         return 130 if isinstance(error, Interrupted) else 1
     return 0
+
+
+def _is_ours(error: BaseException) -> bool:
+    return type(error).__module__.startswith(("data_pipelines", "wavlab_jax", "experiments"))
 
 
 def _take_name(verb: str, what: str, arguments: list[str]) -> tuple[str, list[str]]:

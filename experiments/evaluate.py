@@ -19,7 +19,7 @@ from experiments.run import write_json
 from experiments.stage import StageConfig, check_unchanged
 from experiments.stage_files import StageFiles
 from experiments.targets import Labels, is_online, make_labels
-from experiments.trained import lineage, load_encoder
+from experiments.trained import check_corpus, lineage, load_encoder
 from experiments.units import fit_sample
 from wavlab_jax.checkpoint import restore_parameters
 from wavlab_jax.encoder import Encoder, encode, formulation_for, make_encoder
@@ -42,8 +42,9 @@ def evaluate_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> dict:
     """
     files = StageFiles(workdir, cfg.name)
     lineage(workdir, cfg.name)
-    check_unchanged(cfg, files)
+    check_unchanged(cfg, files, advice="a stage is judged as it was trained: leave these values out")
     manifest = Manifest.load(corpus)
+    check_corpus(files, manifest)
     mesh = make_mesh(cfg.mesh)
     labels = make_labels(cfg.unit_sets, workdir, manifest, mesh, stored=True)
     params = restore_parameters(files.checkpoints, abstract_on(abstract_state(cfg.learner, mesh).params, mesh))

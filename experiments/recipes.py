@@ -57,7 +57,7 @@ def multi_stage(workdir: Path, audio: Path, *, size: str) -> list[Step]:
         before = chain[-1].made_with if chain else ""
         chain.append(Step(name, run, product, hashlib.sha256((before + config).encode()).hexdigest()[:16]))
 
-    add("prepare", lambda: steps.prepare_corpus(audio, corpus), corpus / "manifest.arrow", str(audio))
+    add("prepare", lambda: steps.prepare_corpus(audio, corpus), corpus / "manifest.arrow", _listing(audio))
     made: set[str] = set()
     for name, cfg in stages.items():
         files, text = StageFiles(workdir, name), as_text(cfg)
@@ -75,6 +75,12 @@ def multi_stage(workdir: Path, audio: Path, *, size: str) -> list[Step]:
     add("probe languages", lambda: steps.probe(judged, workdir, corpus), Path(workdir) / "probe.json", "")
     add("export wavlab_ms", lambda: steps.export(last, workdir, corpus), Path(workdir) / "export" / "config.json", "")
     return chain
+
+
+def _listing(audio: Path) -> str:
+    """The folder's path, and every file's name and size: other audio is noticed, whatever it costs to decode."""
+    files = (path for path in sorted(audio.rglob("*")) if path.is_file())
+    return f"{audio} {[(path.relative_to(audio).as_posix(), path.stat().st_size) for path in files]}"
 
 
 RECIPES = {"demo": demo}

@@ -18,7 +18,7 @@ from data_pipelines.units import UnitStore
 from experiments.stage import StageConfig, StageError, as_text, check_unchanged
 from experiments.stage_files import StageFiles
 from experiments.targets import Labels, make_labels
-from experiments.trained import imported_model, lineage, load_model
+from experiments.trained import check_corpus, imported_model, is_finished, lineage, load_model
 from wavlab_jax.checkpoint import Checkpoints, start
 from wavlab_jax.convert.continuing import continued
 from wavlab_jax.convert.heads import head_parameters
@@ -41,19 +41,22 @@ def configure_jax(workdir: Path) -> None:
 def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
     """Trains `cfg` to its last step, or continues it; returns at once if that is done.
 
-    Raises StageError (changed configuration), CheckpointError, UnitsError, ManifestError, NonFinite, Interrupted.
+    Raises StageError (changed configuration), CorpusChanged, SamplingError (too little to draw from), CheckpointError,
+    UnitsError, ManifestError, NonFinite, Interrupted.
     """
     if jax.process_count() > 1:
         raise StageError("several processes are not supported yet: units, metrics and checkpoints assume one")
     files = StageFiles(workdir, cfg.name)
-    if files.finished.exists():
-        check_unchanged(cfg, files)
-        return
+    check_unchanged(cfg, files)
     manifest = Manifest.load(corpus)
+    check_corpus(files, manifest)
+    if is_finished(files):
+        return
+    shares = shares_table(cfg, manifest)  # before units are made: not every corpus can be drawn from as asked
     mesh = make_mesh(cfg.mesh)
     labels = make_labels(cfg.unit_sets, workdir, manifest, mesh)
     check_units(cfg, labels.stores)
-    _remember(cfg, workdir, manifest, labels)
+    _remember(cfg, workdir, manifest, labels, shares)
 
     like = abstract_state(cfg.learner, mesh)
     train_step = make_train_step(cfg.learner, mesh, labels.targets)
@@ -162,10 +165,11 @@ def shares_table(cfg: StageConfig, manifest: Manifest) -> dict[str, dict[str, fl
     return {name: {**row, "epochs": row["heard"] / row["hours"]} for name, row in table.items()}
 
 
-def _remember(cfg: StageConfig, workdir: Path, manifest: Manifest, labels: Labels) -> None:
+def _remember(
+    cfg: StageConfig, workdir: Path, manifest: Manifest, labels: Labels, shares: dict[str, dict[str, float]]
+) -> None:
     """Writes what this run is, or checks that it is still that."""
     files = StageFiles(workdir, cfg.name)
-    check_unchanged(cfg, files)
     first = labels.sources[0] if labels.sources else None
     inputs: dict[str, object] = {"corpus": manifest.fingerprint, "units": first}
     if labels.sources[1:]:
@@ -174,12 +178,12 @@ def _remember(cfg: StageConfig, workdir: Path, manifest: Manifest, labels: Label
         inputs["init_from"] = lineage(workdir, cfg.init_from)
     if files.inputs.exists() and json.loads(files.inputs.read_text()) != inputs:
         raise StageError(
-            f"{files.folder} was trained on another corpus, other units or another parent: then "
+            f"{files.folder} was trained on other units or from another parent: then "
             f"{files.inputs.read_text()}, now {json.dumps(inputs)}; give another --workdir"
         )
     files.folder.mkdir(parents=True, exist_ok=True)
     write_description(files.model, cfg.learner.encoder, cfg.learner.head)
-    write_json(files.folder / "shares.json", shares_table(cfg, manifest))
+    write_json(files.folder / "shares.json", shares)
     write_json(files.inputs, inputs)
     with whole_file(files.config) as temporary:
         temporary.write_text(as_text(cfg))

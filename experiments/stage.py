@@ -1,6 +1,8 @@
 """What a stage is: a frozen, nested configuration, its flat text, and where its files lie."""
 
+import ast
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +64,13 @@ class StageConfig:
                 f"{self.name}: units that are computed in the step are of the clean waveform, and data.mixing leaves "
                 "only the mixed one: set data.keep_clean to True, or data.mixing to None"
             )
+        if not (math.isfinite(self.seconds_per_device) and self.seconds_per_device > 0):
+            raise StageError(
+                f"{self.name}: seconds_per_device is {self.seconds_per_device:g}; it must be positive: the seconds of "
+                "audio that a device can hold at once"
+            )
+        if self.evaluation_rows < 1:
+            raise StageError(f"{self.name}: evaluation_rows is {self.evaluation_rows}; it must be at least 1")
 
     @property
     def unit_sets(self) -> tuple[UnitSetConfig, ...]:
@@ -111,7 +120,34 @@ def _by_default(config: Any, prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def check_unchanged(config: StageConfig, files: StageFiles) -> None:
+START_ANEW = "give these values again (and --size demo if that is what it is), or another --workdir to start anew"
+
+
+def as_started(like: StageConfig, files: StageFiles) -> StageConfig:
+    """The configuration that this folder's run was started with; `like` (of the same stage) where there is none.
+
+    `like` gives the classes, and the values of fields that are younger than the run. Where the run has fields that
+    `like` has not, it is returned as it is: `check_unchanged` names them.
+    """
+    if not files.config.exists():
+        return like
+    then = dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
+    if then.keys() - flatten(like).keys():
+        return like
+
+    def value(path: str, now: Any) -> Any:
+        if dataclasses.is_dataclass(now):
+            fields = dataclasses.fields(now)
+            return dataclasses.replace(now, **{f.name: value(f"{path}{f.name}.", getattr(now, f.name)) for f in fields})
+        if isinstance(now, tuple) and any(map(dataclasses.is_dataclass, now)):
+            return tuple(value(f"{path}{i}.", part) for i, part in enumerate(now))
+        path = path.removesuffix(".")
+        return ast.literal_eval(then[path]) if path in then else now
+
+    return value("", like)
+
+
+def check_unchanged(config: StageConfig, files: StageFiles, *, advice: str = START_ANEW) -> None:
     """Raises StageError naming every line by which `config` differs from what this folder's run was started with.
 
     A field that is younger than the run must have its default, which means what was done without it.
@@ -126,7 +162,4 @@ def check_unchanged(config: StageConfig, files: StageFiles) -> None:
         if then.get(path) != now.get(path) and not path.startswith(FREE_TO_CHANGE)
     ]
     if changed:
-        raise StageError(
-            f"{files.folder} holds a run of another configuration:\n" + "\n".join(changed) + "\n"
-            "give these values again (and --size demo if that is what it is), or another --workdir to start anew"
-        )
+        raise StageError(f"{files.folder} holds a run of another configuration:\n" + "\n".join(changed) + f"\n{advice}")

@@ -10,6 +10,9 @@ from data_pipelines.manifest import Manifest
 from experiments.stage_files import StageFiles
 from experiments.trained import imported_model
 
+# Instead of names, where another corpus lies there now. (The hours were counted when the stage was begun.)
+NOT_THERE = "The prepared corpus that the stage heard was not at hand when this was written: its parts are not named."
+
 
 class Lineage(NamedTuple):
     """`configs`: name -> flat configuration of each stage that led to a model, oldest first, the model's own last.
@@ -117,12 +120,13 @@ def _data(workdir: Path, stage: str, corpus: Path | None) -> str:
     for code, row in sorted(shares.items(), key=lambda item: -item[1]["hours"]):
         cells = f"{row['hours']:,.3f} | {row['natural']:.2%} | {row['drawn']:.2%} | {row['epochs']:,.2f}"
         lines.append(f"| {name_of(code)} | {code} | {cells} |")
+    heard = json.loads(StageFiles(workdir, stage).inputs.read_text())["corpus"]
     if corpus is not None:
         manifest = Manifest.load(corpus)
         names = sorted({name for _, name in manifest.seconds(by=("language", "corpus"))})
-        lines += ["", f"Corpora: {', '.join(names)}."]
-    inputs = json.loads(StageFiles(workdir, stage).inputs.read_text())
-    lines += ["", f"Fingerprint of the prepared corpus: `{inputs['corpus']}`."]
+        same = manifest.fingerprint == heard
+        lines += ["", f"Corpora: {', '.join(names)}." if same else NOT_THERE]
+    lines += ["", f"Fingerprint of the prepared corpus: `{heard}`."]
     return "\n".join(lines)
 
 

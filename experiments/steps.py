@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.manifest import Manifest
-from data_pipelines.prepare import prepare
+from data_pipelines.prepare import OtherPlan, prepare
 from experiments.evaluate import evaluate_stage, probe_stages
 from experiments.export import export_stage
-from experiments.run import train_stage, write_json
-from experiments.stage import StageConfig
+from experiments.run import shares_table, train_stage, write_json
+from experiments.stage import StageConfig, StageError
 from experiments.stage_files import StageFiles
 from experiments.targets import UnitSetConfig, is_online
 from experiments.units import fitted_centroids, make_units
@@ -25,7 +25,11 @@ from wavlab_jax.targets.random_projection import RandomProjectionConfig
 
 def prepare_corpus(audio: Path, corpus: Path) -> str:
     """Shards and a manifest from a folder of audio."""
-    made = prepare(audio, out=corpus, progress=sys.stderr.isatty())
+    try:
+        made = prepare(audio, out=corpus, progress=sys.stderr.isatty())
+    except OtherPlan as error:
+        advice = "give the recipe another --workdir, or the audio that it began with"
+        raise StageError(f"{error.reason}; {advice}") from error
     hours = float(made.manifest.samples.sum()) / 16_000 / 3600
     return f"{made.tally.clips:,} clips, {hours:.2f} h, {len(made.rejected)} left out"
 
@@ -34,10 +38,12 @@ def units(cfg: StageConfig, sort: UnitSetConfig, workdir: Path, corpus: Path) ->
     """One set of units that a stage trains on: its store, or the centroids of one that is computed in the step."""
     if isinstance(sort, RandomProjectionConfig):
         return f"{sort.units} entries of a random codebook: nothing to make"
+    manifest = Manifest.load(corpus)
+    shares_table(cfg, manifest)  # raises SamplingError, before the long work, if the stage cannot draw from this corpus
     if is_online(sort):
-        centers = fitted_centroids(sort, workdir, Manifest.load(corpus), make_mesh(cfg.mesh))
+        centers = fitted_centroids(sort, workdir, manifest, make_mesh(cfg.mesh))
         return f"{len(centers)} centroids; labels are computed in the step"
-    store = make_units(sort, workdir, Manifest.load(corpus), make_mesh(cfg.mesh))
+    store = make_units(sort, workdir, manifest, make_mesh(cfg.mesh))
     used = usage(np.asarray(store.counts()))
     return f"{store.units} units, perplexity {used.perplexity:.0f}, {used.dead} unused"
 

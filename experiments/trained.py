@@ -1,6 +1,7 @@
 """Trained stages, read back from a workdir, and imported models in their place."""
 
 import hashlib
+import json
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import wavlab_jax.model as models
+from data_pipelines.manifest import Manifest
 from experiments.stage_files import StageFiles
 from wavlab_jax.checkpoint import CheckpointError, restore_parameters
 from wavlab_jax.convert.checkpoint import to_encoder
@@ -18,6 +20,10 @@ from wavlab_jax.convert.layouts import read_checkpoint
 from wavlab_jax.convert.names import flatten, unflatten
 from wavlab_jax.encoder import Encoder, EncoderConfig
 from wavlab_jax.sharding import abstract_on, parameter_shardings
+
+
+class CorpusChanged(ValueError):
+    """A stage of this workdir heard another corpus than the one at hand; the message names both and what to do."""
 
 
 def imported_model(workdir: Path, name: str) -> Path | None:
@@ -31,6 +37,26 @@ def imported_model(workdir: Path, name: str) -> Path | None:
     return path
 
 
+def is_finished(files: StageFiles) -> bool:
+    """Whether a stage was trained to its last step, and what came of that is still there."""
+    if not files.finished.exists():
+        return False
+    return (files.checkpoints / str(json.loads(files.finished.read_text())["step"])).is_dir()
+
+
+def check_corpus(files: StageFiles, manifest: Manifest) -> None:
+    """Raises CorpusChanged if the stage was begun on another corpus than `manifest`, naming both."""
+    if not files.inputs.exists():
+        return
+    heard = json.loads(files.inputs.read_text())["corpus"]
+    if heard != manifest.fingerprint:
+        raise CorpusChanged(
+            f"{files.folder} was trained on another corpus than the one that now lies in {manifest.root}: fingerprint "
+            f"{heard} then, {manifest.fingerprint} now; give --corpus the one it was trained on, or another --workdir "
+            "to train anew"
+        )
+
+
 def lineage(workdir: Path, stage: str) -> str:
     """A digest of how a trained stage came about: its configuration, its inputs, and through them those before it.
 
@@ -40,7 +66,7 @@ def lineage(workdir: Path, stage: str) -> str:
     if imported is not None:
         return _fingerprint(imported)
     files = StageFiles(workdir, stage)
-    if not files.finished.exists():
+    if not is_finished(files):
         raise CheckpointError(
             f"{files.folder} holds no stage that was trained to its end: run `python -m experiments train {stage} "
             f"--workdir {workdir}` first"

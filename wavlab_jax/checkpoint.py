@@ -22,7 +22,7 @@ SPARE_BYTES = 4 << 20  # what a checkpoint takes beside its arrays, generously
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that is missing, or does not fit the model; names the folder and the parameter."""
+    """A checkpoint that is missing, damaged, or does not fit the model; names the folder and the parameter."""
 
 
 class Restored(NamedTuple):
@@ -80,7 +80,7 @@ class Checkpoints:
     def restore(self, like: TrainState, *, step: int | None = None) -> Restored:
         """The checkpoint of `step` (the newest by default), laid out as `like` (shapes with shardings) says.
 
-        Raises CheckpointError if there is none, or if its parameters are not those of `like`.
+        Raises CheckpointError if there is none, if its arrays are not those of `like`, or if it is damaged.
         """
         step = self.latest() if step is None else step
         if step is None:
@@ -94,11 +94,9 @@ class Checkpoints:
                     record=ocp.args.JsonRestore(),
                 ),
             )
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"{self.folder}/{step} does not fit this configuration (was the stage changed since? then give a new "
-                f"--workdir): {error}"
-            ) from error
+        except Exception as error:  # of what it cannot read, Orbax tells by exceptions of no class of its own
+            items = {PARAMS: like.params, OPTIMIZER: like.optimizer}
+            raise _cannot_restore(error, self._manager, step, items) from error
         step_array = jax.device_put(jnp.asarray(step, jnp.int32), like.step.sharding)
         return Restored(TrainState(step_array, items[PARAMS], items[OPTIMIZER]), items[RECORD])
 
@@ -136,12 +134,47 @@ def restore_parameters(folder: Path, like, *, step: int | None = None):
         step = manager.latest_step() if step is None else step
         if step is None:
             raise CheckpointError(f"{folder} holds no whole checkpoint: has that stage been trained to the end?")
-        restored = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))
+        try:
+            restored = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))
+        except Exception as error:
+            raise _cannot_restore(error, manager, step, {PARAMS: like}) from error
         return restored[PARAMS]
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(f"the parameters in {folder} are not those of this configuration: {error}") from error
     finally:
         manager.close()
+
+
+def _cannot_restore(error: Exception, manager: ocp.CheckpointManager, step: int, items: dict) -> CheckpointError:
+    """Why the checkpoint of `step` could not be restored as `items` (name -> tree of shapes): misfit, or damage."""
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of what else failed with it, it would tell one by one
+    folder = Path(manager.directory) / str(step)
+    if _holds_others(folder, items):
+        return CheckpointError(
+            f"{folder} does not fit this configuration (was the stage changed since? then give a new --workdir): "
+            f"{error}"
+        )
+    before = max((other for other in manager.all_steps() if other < step), default=None)
+    reason = str(error.__cause__ or error).splitlines()[0][:120]
+    return CheckpointError(
+        f"{folder} is damaged ({reason}): copy it again; or delete that folder and train the stage again, which goes "
+        f"on from {'the beginning' if before is None else f'step {before}'}"
+    )
+
+
+def _holds_others(folder: Path, items: dict) -> bool:
+    """Whether a checkpoint has other arrays than `items`, by its own description, where that can be read."""
+    for name, like in items.items():
+        try:
+            stored = ocp.StandardCheckpointHandler().metadata(folder / name).tree
+        except Exception:
+            return False
+        if _shapes(stored) != _shapes(like):
+            return True
+    return False
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def start(

@@ -27,6 +27,10 @@ class NonFinite(RuntimeError):
     """Loss or gradient of a step was not finite. The parameters are those before it; the message names its rows."""
 
 
+class LoopError(ValueError):
+    """A loop that cannot run, or would leave nothing behind; the message names the field and what to give."""
+
+
 class Interrupted(RuntimeError):
     """The run was asked to stop (Ctrl-C, SIGTERM), saved its state, and can be continued by the same command."""
 
@@ -46,6 +50,11 @@ class LoopConfig:
     log_every: int = 100
     save_every: int = 5_000
     keep: int = 2
+
+    def __post_init__(self):
+        for name in ("steps", "log_every", "save_every", "keep"):
+            if getattr(self, name) < 1:
+                raise LoopError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
 
 
 class Window(NamedTuple):

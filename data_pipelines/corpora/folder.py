@@ -10,7 +10,6 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,20 +34,20 @@ def read(folder: str | Path, *, table: str | Path | None = None) -> Listing:
 
     `table` is looked for in the folder, then as given; None takes the folder's manifest.tsv if it has one, else walks
     <language>/<corpus>/**. Without a split, sentences are dealt out 80/10/10 by a hash of (language, text or else id),
-    so that a sentence never sits in two splits. Rows that cannot be used (a path outside of the folder or of no file,
-    a repeated id, a bad split or length) come back as rejected, and so do stray files that lie higher up than a
-    corpus folder.
+    so that a sentence never sits in two splits. Rows that cannot be used (another number of fields than the header, a
+    path outside of the folder or of no file, no language or one that ISO 639 does not know, a repeated id, a bad split
+    or length) come back as rejected, and so do stray files that lie higher up than a corpus folder.
 
-    Raises CorpusError: no folder, no table, no such column, a row with another number of fields, not UTF-8, nothing
-    listed, or a language that ISO 639 does not know (a typo there would lose a whole language in silence).
+    Raises CorpusError: no folder, no table, no such column, not UTF-8, nothing listed, or languages that ISO 639 does
+    not know in more than half of the rows (that is not a slip, but another kind of name, or another column).
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise CorpusError(f"corpus folder {folder} does not exist")
-    path, strays = None, []
+    path = None
     if table is None and not (folder / TABLE_NAME).is_file():
-        rows, strays = _walk(folder)
-        if not rows and not strays:
+        rows, rejected = _walk(folder)
+        if not rows and not rejected:
             raise CorpusError(f"{folder} has neither {TABLE_NAME} nor audio files under {LAYOUT}")
     else:
         path = folder / (table or TABLE_NAME)
@@ -56,11 +55,11 @@ def read(folder: str | Path, *, table: str | Path | None = None) -> Listing:
             path = Path(table)
         if not path.is_file():
             raise CorpusError(f"table {table} does not exist, neither in {folder} nor as given")
-        rows = list(_rows(path))
-        if not rows:
+        rows, rejected = _rows(path)
+        if not rows and not rejected:
             raise CorpusError(f"{path} lists no clips")
     codes = _languages(rows, folder, path)
-    clips, rejected, seen = [], strays, {}
+    clips, seen = [], {}
     for number, row in rows:
         try:
             clip = _clip(folder, number, row, codes)
@@ -78,7 +77,15 @@ class _Unusable(Exception):
     """Why one row is left out."""
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+class _Listed(NamedTuple):
+    """`rows` with their numbers, as the table has them or would have them, and what is no row, `rejected`."""
+
+    rows: list[tuple[int, dict[str, str]]]
+    rejected: list[Rejected]
+
+
+def _rows(path: Path) -> _Listed:
+    listed = _Listed([], [])
     try:
         with open(path, encoding="utf-8-sig", newline="\n") as lines:
             header = lines.readline().rstrip("\r\n").split("\t")
@@ -90,21 +97,18 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                 if not line:
                     continue
                 fields = line.split("\t")
+                row = dict(zip(header, fields, strict=False))
                 if len(fields) != len(header):
-                    raise CorpusError(f"{path} row {number} has {len(fields)} fields, the header has {len(header)}")
-                yield number, dict(zip(header, fields, strict=True))
+                    reason = f"another number of fields: {len(fields)}, the header has {len(header)}"
+                    listed.rejected.append(Rejected(row.get("path", ""), number, reason))
+                else:
+                    listed.rows.append((number, row))
     except UnicodeDecodeError as error:
         raise CorpusError(f"{path} is not UTF-8: {error}") from error
+    return listed
 
 
-class _Walked(NamedTuple):
-    """Audio files of a folder: `rows` as a table would have them, and `strays` that lie outside of its layout."""
-
-    rows: list[tuple[int, dict[str, str]]]
-    strays: list[Rejected]
-
-
-def _walk(folder: Path) -> _Walked:
+def _walk(folder: Path) -> _Listed:
     paths, visited = [], set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         if os.path.realpath(parent) in visited:  # a link that leads back up
@@ -118,7 +122,7 @@ def _walk(folder: Path) -> _Walked:
             for name in files
             if Path(name).suffix.lower() in AUDIO_SUFFIXES and name[0] != "."
         ]
-    walked = _Walked([], [])
+    walked = _Listed([], [])
     for number, path in enumerate(sorted(paths), start=1):
         parts = path.split("/")
         if len(parts) > 2:
@@ -126,28 +130,36 @@ def _walk(folder: Path) -> _Walked:
         else:
             where = "at the top" if len(parts) == 1 else f"in {parts[0]}/ itself"
             reason = f"not under {LAYOUT}: lies {where}; move it to {LAYOUT}, or list it in {TABLE_NAME}"
-            walked.strays.append(Rejected(path, number, reason))
+            walked.rejected.append(Rejected(path, number, reason))
     return walked
 
 
-def _languages(rows: list[tuple[int, dict[str, str]]], folder: Path, table: Path | None) -> dict[str, str]:
-    """Language as given -> ISO 639-3. Raises CorpusError naming the first row, or file, of each unknown one."""
-    codes, problems = {}, {}
+def _languages(
+    rows: list[tuple[int, dict[str, str]]], folder: Path, table: Path | None
+) -> dict[str, str | UnknownLanguage]:
+    """Language as given -> ISO 639-3, or what is wrong with it.
+
+    Raises CorpusError if that is so for more than half of the rows, naming the first row, or file, of each.
+    """
+    codes: dict[str, str | UnknownLanguage] = {}
+    problems, wrong = {}, 0
     for number, row in rows:
         given = row["language"]
-        if given in codes or given in problems:
-            continue
-        try:
-            codes[given] = normalise(given)
-        except UnknownLanguage as error:
-            place = f"{table} row {number}" if table else f"{folder / row['path']} (expected under {LAYOUT})"
-            problems[given] = f"{place}: {error}"
-    if problems:
-        raise CorpusError("; ".join([*list(problems.values())[:5], *(["..."] if len(problems) > 5 else [])]))
+        if given not in codes:
+            try:
+                codes[given] = normalise(given)
+            except UnknownLanguage as error:
+                codes[given] = error
+                place = f"{table} row {number}" if table else f"{folder / row['path']} (expected under {LAYOUT})"
+                problems[given] = f"{place}: {error}"
+        wrong += given in problems
+    if 2 * wrong > len(rows):
+        named = "; ".join([*list(problems.values())[:5], *(["..."] if len(problems) > 5 else [])])
+        raise CorpusError(f"{wrong} of {len(rows)} clips have no language that is known: {named}")
     return codes
 
 
-def _clip(folder: Path, number: int, row: dict[str, str], codes: dict[str, str]) -> Clip:
+def _clip(folder: Path, number: int, row: dict[str, str], codes: dict[str, str | UnknownLanguage]) -> Clip:
     given = row["path"]
     path = posixpath.normpath(given) if given else ""
     if not path or path == "." or "\0" in path:
@@ -164,6 +176,8 @@ def _clip(folder: Path, number: int, row: dict[str, str], codes: dict[str, str])
     if not stat.S_ISREG(status.st_mode):
         raise _Unusable("not a file")
     language, text = codes[row["language"]], row.get("text", "")
+    if isinstance(language, UnknownLanguage):
+        raise _Unusable(str(language) if row["language"].strip() else "no language")
     name = row.get("id") or path
     declared = row.get("n_samples", "")
     if declared and not re.fullmatch("[0-9]{1,15}", declared):

@@ -159,8 +159,8 @@ def test_rf64_is_read_and_its_truncation_seen():
         (b"OggS", "truncated"),
         (b"fLaC" + bytes(100), "unreadable"),
         (encoded(np.zeros(0, np.float32)), "zero length"),
-        (encoded(np.zeros(16000, np.float32)), "silent"),
-        (encoded(np.full(16000, 0.25, np.float32)), "silent"),
+        (encoded(np.zeros(16000, np.float32)), "silent or constant"),
+        (encoded(np.full(16000, 0.25, np.float32)), "silent or constant"),
     ],
 )
 def test_bad_files_are_refused_by_name_and_reason(data, reason):
@@ -184,6 +184,23 @@ def test_silence_is_judged_at_minus_80_db():
     with pytest.raises(AudioError, match="silent") as caught:
         decode(encoded(voice(16000) * 1e-4, subtype="FLOAT"), name="x")
     assert caught.value.samples == 16000
+
+
+@pytest.mark.parametrize("subtype", ["FLOAT", "DOUBLE"])
+def test_floats_of_another_scale_are_refused_and_small_overshoots_are_not(subtype):
+    waveform = voice(16000)
+    assert np.abs(waveform).max() < 0.6
+    with pytest.raises(AudioError, match=r"overdriven: peak 1\.\d+e\+04, floats must lie in \[-1, 1\]") as caught:
+        decode(encoded(waveform * 32768, subtype=subtype), name="x")
+    assert caught.value.samples == 16000
+    for beyond, factor, fits in ((16, 2.0, True), (17, 2.0, False), (1, 3.99, True), (1, 4.01, False)):
+        spoilt = waveform.copy()
+        spoilt[100 : 100 + beyond] = -factor
+        if fits:
+            assert decode(encoded(spoilt, subtype=subtype), name="x").waveform.min() < -1
+        else:
+            with pytest.raises(AudioError, match="overdriven"):
+                decode(encoded(spoilt, subtype=subtype), name="x")
 
 
 def test_a_file_beyond_the_longest_is_refused(monkeypatch):

@@ -18,6 +18,7 @@ from tests.data_pipelines.noise_corpus import (
     COLUMNS,
     go,
     noise,
+    prepare_in_a_process,
     write_table,
 )
 
@@ -53,7 +54,7 @@ def spoilt(tmp_path):
         "a/cut.flac": "unreadable|truncated",
         "a/cut.opus": "truncated",
         "a/zero.wav": "zero length",
-        "a/silent.wav": "silent",
+        "a/silent.wav": "silent or constant",
         "a/nan.wav": "not finite",
         "a/short.wav": "too short: 399 samples, one frame needs 400",
         "a/wrong-length.wav": "n_samples is 12345 in the table, 16000 in the file",
@@ -140,7 +141,10 @@ def test_missing_or_empty_corpora_are_refused(tmp_path):
         ("file\tlanguage\n", "no column 'path'; its header is: file, language"),
         ("path\tlang\n", "no column 'language'"),
         ("", "no column 'path'; its header is: empty"),
-        ("path\tlanguage\na.wav\n", "row 2 has 1 fields, the header has 2"),
+        (
+            "path\tlanguage\na.wav\n",
+            "none of the 1 clips .* a.wav .row 2.: another number of fields: 1, the header has 2",
+        ),
         (
             "path\tlanguage\na.wav\tfraa\nb.wav\txqx\n",
             r"row 2: 'fraa' is not .* did you mean fra \(French\).*row 3: 'xqx'",
@@ -173,6 +177,43 @@ def test_bad_fields_leave_out_their_row_alone(raw, tmp_path, column, value, reas
     shutil.copytree(raw[0] / "fr", tmp_path / "fr")
     made = go(tmp_path, tmp_path / "out")
     assert len(made.rejected) == 1 and reason in made.rejected[0].reason and len(made.manifest) == 1
+
+
+def test_malformed_rows_are_left_out_listed_and_warned_of(tmp_path):
+    folder, good = tmp_path / "corpus", [f"{k}.wav" for k in range(6)]
+    folder.mkdir()
+    for k, name in enumerate(good):
+        soundfile.write(folder / name, noise(40000, k), 16000)
+    float32 = np.concatenate([noise(40000, 9) / 32768, [1.5, -1.5]])
+    soundfile.write(folder / "5.wav", float32, 16000, subtype="FLOAT")
+    lines = ["path\tlanguage\tsplit", *(f"{name}\tfra\ttrain" for name in good)]
+    lines[3:3] = ["0.wav", "0.wav\tfraa\ttrain", "0.wav\t \ttrain", "0.wav\tfra\ttrain\tmore", "0.wav\tfraa\tdev"]
+    (folder / "manifest.tsv").write_text("\n".join(lines) + "\n")
+    process = prepare_in_a_process(folder, tmp_path / "out", "--workers", "1")
+    stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "11 clips, " in stdout and "5 clips, 0.0 s of audio, left out; 2 samples clipped" in stdout
+    assert "     2 'fraa' is not a language code or name of ISO 639\n" in stdout
+    listed = tmp_path / "out" / "quarantine.tsv"
+    warning = f"warning: 5 of 11 clips were left out; which, in which row and why, says {listed}"
+    assert stderr.splitlines()[-1] == warning
+    unknown = r"'fraa' is not a language code or name of ISO 639; did you mean fra \(French\)"
+    expected = ["another number of fields: 1, the header has 3", unknown, "no language", "another .*: 4,", unknown]
+    for row, (line, reason) in enumerate(zip(listed.read_text().splitlines()[1:], expected, strict=True), start=4):
+        assert re.match(f"0.wav\t{row}\t{reason}", line)
+    again = go(folder, tmp_path / "out", clips_per_shard=1000)
+    assert not again.fresh and again.tally.clipped == 2 and again.manifest.clips.sum() == 6
+
+
+def test_a_language_that_most_rows_have_and_nobody_knows_is_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", noise(40000, 0), 16000)
+    rows = [{"path": "a.wav", "language": "fra", "id": f"{k}"} for k in range(2)]
+    wrong = [{"path": "a.wav", "language": code, "id": f"w{k}"} for k, code in enumerate(("fraa", "", "fraa"))]
+    write_table(tmp_path, rows + wrong, ["path", "language", "id"])
+    with pytest.raises(CorpusError, match="3 of 5 clips have no language that is known: .*row 4: 'fraa'.*row 5: ''"):
+        folder_corpus.read(tmp_path)
+    write_table(tmp_path, rows + wrong[:2], ["path", "language", "id"])
+    assert len(folder_corpus.read(tmp_path).rejected) == 2
 
 
 def test_no_training_clip_is_refused(raw, tmp_path):
@@ -226,7 +267,11 @@ def test_a_folder_without_a_table(tmp_path):
     ]
     (tmp_path / "speech/music/one").mkdir(parents=True)
     soundfile.write(tmp_path / "speech/music/one/x.wav", noise(40000, 0), 16000)
-    message = r"speech/music/one/x.wav \(expected under <language>/<corpus>/\): 'music' is not a language"
+    (left_out,) = folder_corpus.read(tmp_path / "speech").rejected
+    assert left_out.path == "music/one/x.wav" and left_out.reason.startswith("'music' is not a language code")
+    shutil.rmtree(tmp_path / "speech/fr")
+    (tmp_path / "speech/music/one/y.wav").symlink_to("x.wav")
+    message = r"2 of 3 .*speech/music/one/x.wav \(expected under <language>/<corpus>/\): 'music' is not a language"
     with pytest.raises(CorpusError, match=message):
         folder_corpus.read(tmp_path / "speech")
 

@@ -309,7 +309,8 @@ def test_units_of_another_corpus(tmp_path, store, manifest):
     other.mkdir()
     write_manifest(other, samples=SAMPLES, language=["deu"] * 6, corpus=["x"] * 6)
     other = Manifest.load(other, check_shards=False)
-    refused(store, other, f"another corpus: they were made for {manifest.fingerprint}.*is {other.fingerprint}; make")
+    told = f"another corpus: they were made for {manifest.fingerprint}.*is {other.fingerprint}; delete that folder"
+    refused(store, other, told)
 
 
 @pytest.mark.parametrize("changes", [{"hop": 160, "rate_hz": 100}, {"rate_hz": 100}, {"hop": 640}])

@@ -54,7 +54,7 @@ def test_show_prints_values_overrides_and_parameters():
         (("train",), "usage"),
         (("evaluate", "wavlab_mk", "--workdir", "/nonexistent", "--size", "demo"), "/nonexistent"),
         (("export", "wavlab_mk", "--workdir", "/nonexistent", "--out", "/nonexistent/out"), "experiments train"),
-        (("show", "hubert_base_it1", "--learner.encoder.heads", "5"), "not a multiple of heads 5"),
+        (("show", "hubert_base_it1", "--learner.encoder.heads", "5"), "error: width 768 is not a multiple of heads"),
     ],
 )
 def test_mistakes_are_answered_without_a_traceback(arguments, expected):

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from experiments import recipes
+from experiments import recipes, steps
 from experiments.stage import StageError
 from tests.experiments.conftest import small
 from tests.experiments.small_corpus import write_corpus
@@ -77,3 +77,20 @@ def test_a_stage_that_was_changed_since_is_not_taken_for_done(recipe, monkeypatc
     monkeypatch.setattr(recipes, "stage_function", lambda name, size: lambda: small(name, steps=5))
     with pytest.raises(StageError, match="loop.steps: 4 then, 5 now"):
         recipes.run_recipe("demo", workdir)
+
+
+def test_other_audio_is_noticed(tmp_path):
+    audio = write_corpus(tmp_path / "audio", clips=2)
+
+    def digests():
+        return [step.made_with for step in recipes.multi_stage(tmp_path, audio, size="demo")]
+
+    before = digests()
+    assert digests() == before
+    steps.prepare_corpus(audio, tmp_path / "corpus")
+    with open(audio / "manifest.tsv", "a") as table:
+        table.write("swa/more.wav\tswa\tread\tx\ttrain\n")
+    shutil.copy(audio / "swa" / "read-0.wav", audio / "swa" / "more.wav")
+    assert not set(digests()) & set(before)
+    with pytest.raises(StageError, match="something else: clips were 12, are 13.*; give the recipe another --workdir"):
+        steps.prepare_corpus(audio, tmp_path / "corpus")

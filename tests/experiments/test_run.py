@@ -9,15 +9,19 @@ import numpy as np
 import pytest
 
 from data_pipelines.batch import num_frames
-from data_pipelines.manifest import Manifest
+from data_pipelines.manifest import Manifest, ManifestError
+from data_pipelines.prepare import prepare
+from data_pipelines.sampling import SamplingError
 from data_pipelines.sources import ShardSource
 from data_pipelines.units import UnitsError, UnitStore
+from experiments import steps
 from experiments.evaluate import evaluate_stage, pool_utterances, probe_stages, table
 from experiments.export import export_stage
 from experiments.run import train_stage
 from experiments.stage import StageError
 from experiments.stage_files import StageFiles
 from experiments.stages import STAGES
+from experiments.trained import CorpusChanged
 from experiments.units import UnitFiles, UnitMakingError, fit_sample, make_units
 from tests.experiments.conftest import lines, small
 from wavlab_jax.checkpoint import CheckpointError
@@ -60,7 +64,7 @@ def test_judged_on_every_held_out_clip(trained, corpus):
 
 def test_nothing_held_out_is_told(trained, corpus, monkeypatch):
     """In the note of the step, in evaluation.json, and in what the report is drawn from."""
-    from experiments import evaluate, steps
+    from experiments import evaluate
     from experiments.results import collect_results
 
     files = StageFiles(trained, "hubert_base_it1")
@@ -129,8 +133,6 @@ def test_units_are_made_once_and_not_for_another_corpus(trained, corpus, tmp_pat
     other = dataclasses.replace(small("hubert_base_it2").units, layer=7, name="other")
     with pytest.raises(UnitMakingError, match="layers 0 to 2"):
         make_units(other, trained, manifest, mesh)
-    from data_pipelines.prepare import prepare
-
     made = prepare(corpus.parent / "audio", out=tmp_path / "again", workers=1, progress=False, join_seconds=3.0)
     with pytest.raises(UnitsError, match="another corpus"):
         UnitStore.load(store.directory, made.manifest)
@@ -160,3 +162,37 @@ def test_what_a_stage_needs_is_named(corpus, trained, tmp_path):
     changed = dataclasses.replace(small("wavlab_mk"), data=dataclasses.replace(small("wavlab_mk").data, seed=9))
     with pytest.raises(StageError, match=r"data.seed: 2 then, 9 now"):
         train_stage(changed, workdir=trained, corpus=corpus)
+
+
+def test_a_finished_stage_refuses_another_corpus(trained, corpus, tmp_path):
+    cfg = small("hubert_base_it1")
+    train_stage(cfg, workdir=trained, corpus=corpus)
+    with pytest.raises(ManifestError):
+        train_stage(cfg, workdir=trained, corpus=tmp_path / "nowhere")
+    other = prepare(corpus.parent / "audio", out=tmp_path / "other", workers=1, progress=False, join_seconds=3.0)
+    now = Manifest.load(corpus).fingerprint, other.manifest.fingerprint
+    for act in (train_stage, evaluate_stage):
+        with pytest.raises(CorpusChanged, match=f"{now[0]} then, {now[1]} now; give --corpus .* or another --workdir"):
+            act(cfg, workdir=trained, corpus=other.root)
+
+
+def test_a_finished_stage_without_its_last_checkpoint_is_not_finished(trained, corpus, tmp_path):
+    """Of a damaged checkpoint, its folder is deleted; the same command then goes on, to the very same metrics."""
+    cfg, files = small("hubert_base_it1"), StageFiles(tmp_path, "hubert_base_it1")
+    shutil.copytree(StageFiles(trained, cfg.name).folder, files.folder)
+    shutil.copytree(trained / "units", tmp_path / "units")
+    shutil.rmtree(files.checkpoints / "6")
+    with pytest.raises(CheckpointError, match="experiments train hubert_base_it1"):
+        evaluate_stage(cfg, workdir=tmp_path, corpus=corpus)
+    train_stage(cfg, workdir=tmp_path, corpus=corpus)
+    assert (files.checkpoints / "6").is_dir() and lines(tmp_path, cfg.name) == lines(trained, cfg.name)
+
+
+def test_a_corpus_with_too_little_for_a_step_is_told_before_units_are_made(corpus, tmp_path):
+    cfg = small("hubert_base_it1")
+    cfg = dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, seconds_per_step=2000.0))
+    with pytest.raises(SamplingError, match="crops"):
+        train_stage(cfg, workdir=tmp_path, corpus=corpus)
+    with pytest.raises(SamplingError, match="crops"):
+        steps.units(cfg, cfg.units, tmp_path, corpus)
+    assert not (tmp_path / "units").exists()

@@ -2,6 +2,7 @@
 
 import json
 
+from data_pipelines.manifest import Manifest, write_manifest
 from experiments import stage_card
 from experiments.stage import as_text
 from experiments.stage_files import StageFiles
@@ -40,3 +41,16 @@ def test_stages_are_told_oldest_first_through_parents_and_teachers(tmp_path):
     assert stage_card.languages(tmp_path, "wavlab_ms") == ["eng", "gle"]
     assert stage_card.papers(tmp_path, "wavlab_ms") == ("hubert", "wavlablm")
     assert stage_card.papers(tmp_path, "hubert_base_it2") == ("hubert",)
+
+
+def test_only_the_corpus_that_the_stage_heard_is_named(tmp_path, monkeypatch):
+    load = Manifest.load
+    monkeypatch.setattr(Manifest, "load", lambda root: load(root, check_shards=False))
+    write_stages(tmp_path)
+    write_manifest(tmp_path, samples=[16_000] * 2, language=["eng", "gle"], corpus=["read", "spoken"])
+    told = stage_card.sections(tmp_path, "wavlab_ms", tmp_path)["Data"]
+    assert stage_card.NOT_THERE in told and "spoken" not in told
+    heard = {"corpus": load(tmp_path, check_shards=False).fingerprint, "units": "{}"}
+    StageFiles(tmp_path, "wavlab_ms").inputs.write_text(json.dumps(heard))
+    told = stage_card.sections(tmp_path, "wavlab_ms", tmp_path)["Data"]
+    assert "Corpora: read, spoken." in told and stage_card.NOT_THERE not in told

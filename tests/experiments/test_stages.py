@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.stage import StageError, as_text, check_unchanged, flatten
+from experiments.__main__ import parse_stage
+from experiments.stage import StageError, as_started, as_text, check_unchanged, flatten
 from experiments.stage_files import StageFiles
 from experiments.stages import SIZES, STAGES, stage_function
 from wavlab_jax.model import abstract_parameters, count
+from wavlab_jax.train import LoopConfig, LoopError
 
 GOLDEN = Path(__file__).parent / "golden"
 EVERY = [(name, size) for name in STAGES for size in SIZES]
@@ -91,6 +93,40 @@ def test_a_changed_stage_is_refused_by_name_and_free_values_are_not(tmp_path):
     changed = dataclasses.replace(cfg, learner=dataclasses.replace(cfg.learner, optimizer=optimizer))
     with pytest.raises(StageError, match=r"learner.optimizer.peak_learning_rate: .* then, 0.5 now"):
         check_unchanged(changed, files)
+
+
+def test_a_stage_that_was_begun_is_read_back_from_its_text(tmp_path):
+    given = ["hubert_base_it1", "--size", "demo", "--workdir", str(tmp_path)]
+    values = ("--loop.steps", "77", "--data.lengths", "16000", "32000", "--data.draw.language-exponent", "0.5")
+    begun = parse_stage("train", [*given, *values]).config
+    files = StageFiles(tmp_path, begun.name)
+    files.folder.mkdir(parents=True)
+    text = as_text(begun).replace("init_head = False\n", "")  # a field that is younger than the run
+    files.config.write_text(text)
+    assert parse_stage("evaluate", given, as_it_was=True).config == begun
+    assert parse_stage("train", given).config == stage_function(begun.name, size="demo")()
+    fewer = parse_stage("evaluate", [*given, "--evaluation-rows", "3"], as_it_was=True).config
+    assert fewer == dataclasses.replace(begun, evaluation_rows=3)
+    paper = stage_function("wavlab_mk")()
+    assert as_started(paper, StageFiles(tmp_path, "wavlab_mk")) is paper  # not begun
+
+
+@pytest.mark.parametrize("field", ["steps", "log_every", "save_every", "keep"])
+def test_a_loop_that_cannot_run_is_refused(field):
+    for value in (0, -1):
+        with pytest.raises(LoopError, match=f"loop.{field} is {value}; it must be at least 1"):
+            LoopConfig(**{field: value})
+    assert getattr(LoopConfig(**{field: 1}), field) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("seconds_per_device", 0.0), ("seconds_per_device", -1.0), ("seconds_per_device", float("nan")),
+     ("evaluation_rows", 0)],
+)  # fmt: skip
+def test_what_no_device_can_hold_is_refused(field, value):
+    with pytest.raises(StageError, match=f"hubert_base_it1: {field} is {value:g}; it must be"):
+        dataclasses.replace(stage_function("hubert_base_it1")(), **{field: value})
 
 
 if __name__ == "__main__":

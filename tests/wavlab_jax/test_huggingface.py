@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -279,3 +280,21 @@ def test_config_json_leaves_nothing_to_defaults(variant, tmp_path):
     read = transformers.AutoConfig.from_pretrained(tmp_path).to_dict()
     for name, value in written.items():
         assert read["dtype" if name == "torch_dtype" else name] == value, name
+
+
+def test_readmes_lines_give_our_hidden_states(tmp_path):
+    """Word for word: those for PyTorch, and what stands beneath them of the last hidden state."""
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    (lines,) = re.findall(r"```python\n(from transformers .*?)```", readme, re.DOTALL)
+    assert len(lines.splitlines()) == 4 and lines.count('"work/demo/export"') == 1
+    encoder = randomised(VARIANTS["wavlm-large"])
+    export_huggingface(encoder, tmp_path / "model")
+    known = {"waveform": waveforms(1, encoder.config)[0]}
+    with torch.no_grad():
+        exec(lines.replace('"work/demo/export"', repr(str(tmp_path / "model"))), known)
+    outputs = known["outputs"]
+    ours = jax.jit(lambda waveform: encode(encoder, waveform).hidden)(known["waveform"][None])
+    theirs = (*outputs.hidden_states[:-1], outputs.last_hidden_state)
+    for layer, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        np.testing.assert_allclose(a, b, atol=TOLERANCE, err_msg=f"hidden state {layer}")
+    assert np.abs(outputs.hidden_states[-1].numpy() - ours[-1]).max() > 0.1, "README's warning is out of date"

@@ -186,3 +186,21 @@ def test_checkpoints_that_do_not_fit_or_do_not_exist_are_named(whole, tmp_path):
     checkpoints.close()
     with pytest.raises(CheckpointError, match="has that stage been trained"):
         restore_parameters(tmp_path / "nowhere", abstract_state(CFG, mesh).params)
+    with pytest.raises(CheckpointError, match="does not fit this configuration"):
+        restore_parameters(whole[0] / "checkpoints", abstract_state(wider, mesh).params)
+
+
+@pytest.mark.parametrize("name", ["params", "optimizer"])
+def test_a_damaged_checkpoint_is_named(whole, tmp_path, name):
+    like = abstract_state(CFG, make_mesh(MeshConfig(), devices=jax.devices()[:1]))
+    shutil.copytree(whole[0] / "checkpoints", tmp_path / "run")
+    largest = max((tmp_path / "run" / "12" / name).rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    told = "run/12 is damaged .*delete that folder and train the stage again, which goes on from step 8"
+    checkpoints = Checkpoints(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=told):
+        checkpoints.restore(like)
+    checkpoints.close()
+    if name == "params":
+        with pytest.raises(CheckpointError, match=told):
+            restore_parameters(tmp_path / "run", like.params)
