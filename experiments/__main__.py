@@ -34,7 +34,8 @@ with interrupts_end_at_once():  # these take seconds
     from experiments.stages import SIZES, STAGES, stage_function
 
 WORKDIR = Path("work")
-RECIPE_NAMES = ("demo",)  # of experiments.recipes, named here so that help needs no import of it
+# of experiments.recipes, named here so that help needs no import of it
+RECIPE_NAMES = ("demo", "wavlablm", "cv_hubert")
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,10 @@ class RecipeCommand:
 
     workdir: Path = WORKDIR
     """Of everything the recipe makes; run it again with the same one to continue."""
+    corpus: Path | None = None
+    """Prepared by `python -m data_pipelines prepare`; only the demo has one of its own."""
+    plan_only: bool = False
+    """Print the steps, and which of them are done, and stop."""
 
 
 def parse_stage(verb: str, arguments: list[str], *, as_it_was: bool = False) -> StageCommand:
@@ -306,7 +311,9 @@ def recipe(arguments: list[str]) -> None:
     from experiments.run import configure_jax
 
     configure_jax(command.workdir)
-    print(f"\nreport: {run_recipe(name, command.workdir).absolute()}")
+    report = run_recipe(name, command.workdir, corpus=command.corpus, plan_only=command.plan_only)
+    if report is not None:
+        print(f"\nreport: {report.absolute()}")
 
 
 VERBS = {

@@ -21,7 +21,7 @@ def main() -> int:
     def stage_function(name, size="paper"):
         return lambda: small(name, steps=STEPS)
 
-    def first_stage(workdir):
+    def first_stage(workdir, corpus):
         return recipes.multi_stage(workdir, Path(os.environ["AUDIO"]), size="demo")[:3]
 
     def write_report(_, path):

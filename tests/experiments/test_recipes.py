@@ -20,7 +20,7 @@ def recipe(tmp_path_factory):
     audio = write_corpus(folder / "audio", clips=20)
     patch = pytest.MonkeyPatch()
     patch.setattr(recipes, "stage_function", lambda name, size: lambda: small(name, steps=4))
-    patch.setitem(recipes.RECIPES, "demo", lambda workdir: recipes.multi_stage(workdir, audio, size="demo"))
+    patch.setitem(recipes.RECIPES, "demo", lambda workdir, _: recipes.multi_stage(workdir, audio, size="demo"))
     patch.setattr(recipes, "git_commit", lambda: "abc1234")
     workdir = folder / "work"
     report = recipes.run_recipe("demo", workdir)
@@ -94,3 +94,16 @@ def test_other_audio_is_noticed(tmp_path):
     assert not set(digests()) & set(before)
     with pytest.raises(StageError, match="something else: clips were 12, are 13.*; give the recipe another --workdir"):
         steps.prepare_corpus(audio, tmp_path / "corpus")
+
+
+def test_recipes_of_the_papers_size_are_planned_without_running_anything(tmp_path, capsys):
+    with pytest.raises(recipes.RecipeError, match="give --corpus CORPUS"):
+        recipes.run_recipe("wavlablm", tmp_path / "work")
+    for name, stages, last in (("wavlablm", 5, "wavlab_ms"), ("cv_hubert", 2, "cv_hubert_base")):
+        assert recipes.run_recipe(name, tmp_path / "work", corpus=tmp_path / "corpus", plan_only=True) is None
+        said = capsys.readouterr().out.splitlines()
+        assert sum(" train " in line for line in said) == stages and all("to do" in line for line in said[1:])
+        assert f"export {last}" in said[-1]
+    assert not (tmp_path / "work").exists()
+    steps_of = recipes.cv_hubert(tmp_path, tmp_path / "corpus")
+    assert [step.name for step in steps_of][:3] == ["units mfcc", "train hubert_base_it1", "evaluate hubert_base_it1"]
