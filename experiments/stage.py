@@ -102,6 +102,7 @@ def as_text(config: StageConfig) -> str:
 FREE_TO_CHANGE = ("loop.log_every", "loop.keep", "mesh.", "seconds_per_device", "evaluation_rows", "data.workers",
                   "data.threads", "data.prefetch")  # fmt: skip
 
+
 def _by_default(config: Any, prefix: str = "") -> dict[str, str]:
     """`flatten` of every field that has a default, with that default."""
     flat = {}
@@ -154,8 +155,9 @@ def check_unchanged(config: StageConfig, files: StageFiles, *, advice: str = STA
     """
     if not files.config.exists():
         return
-    then = _by_default(config) | dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
     now = flatten(config)
+    then = {path: value for path, value in _by_default(config).items() if path in now}  # None has no fields, say
+    then |= dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
     changed = [
         f"  {path}: {then.get(path, '(absent)')} then, {now.get(path, '(absent)')} now"
         for path in sorted(then.keys() | now.keys())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data_pipelines.mixing import MixingConfig
 from experiments.__main__ import parse_stage
 from experiments.stage import StageError, as_started, as_text, check_unchanged, flatten
 from experiments.stage_files import StageFiles
@@ -93,6 +94,20 @@ def test_a_changed_stage_is_refused_by_name_and_free_values_are_not(tmp_path):
     changed = dataclasses.replace(cfg, learner=dataclasses.replace(cfg.learner, optimizer=optimizer))
     with pytest.raises(StageError, match=r"learner.optimizer.peak_learning_rate: .* then, 0.5 now"):
         check_unchanged(changed, files)
+
+
+@pytest.mark.parametrize(("name", "size"), EVERY)
+def test_a_stage_may_be_continued_as_it_was_begun(name, size, tmp_path):
+    cfg, files = stage_function(name, size=size)(), StageFiles(tmp_path, name)
+    files.folder.mkdir(parents=True)
+    files.config.write_text(as_text(cfg))
+    check_unchanged(cfg, files)
+    assert as_started(cfg, files) == cfg
+    other = dataclasses.replace(
+        cfg, data=dataclasses.replace(cfg.data, mixing=None if cfg.data.mixing else MixingConfig())
+    )
+    with pytest.raises(StageError, match="data.mixing"):
+        check_unchanged(other, files)
 
 
 def test_a_stage_that_was_begun_is_read_back_from_its_text(tmp_path):
