@@ -103,9 +103,8 @@ def test_a_stage_may_be_continued_as_it_was_begun(name, size, tmp_path):
     files.config.write_text(as_text(cfg))
     check_unchanged(cfg, files)
     assert as_started(cfg, files) == cfg
-    other = dataclasses.replace(
-        cfg, data=dataclasses.replace(cfg.data, mixing=None if cfg.data.mixing else MixingConfig())
-    )
+    data = dataclasses.replace(cfg.data, mixing=None if cfg.data.mixing else MixingConfig(), keep_clean=True)
+    other = dataclasses.replace(cfg, data=data)
     with pytest.raises(StageError, match="data.mixing"):
         check_unchanged(other, files)
 
