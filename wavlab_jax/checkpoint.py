@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import logging
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -86,14 +87,15 @@ class Checkpoints:
         if step is None:
             raise CheckpointError(f"{self.folder} holds no whole checkpoint")
         try:
-            items = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardRestore(like.params),
-                    optimizer=ocp.args.StandardRestore(like.optimizer),
-                    record=ocp.args.JsonRestore(),
-                ),
-            )
+            with _without_echoes():
+                items = self._manager.restore(
+                    step,
+                    args=ocp.args.Composite(
+                        params=ocp.args.StandardRestore(like.params),
+                        optimizer=ocp.args.StandardRestore(like.optimizer),
+                        record=ocp.args.JsonRestore(),
+                    ),
+                )
         except Exception as error:  # of what it cannot read, Orbax tells by exceptions of no class of its own
             items = {PARAMS: like.params, OPTIMIZER: like.optimizer}
             raise _cannot_restore(error, self._manager, step, items) from error
@@ -135,7 +137,8 @@ def restore_parameters(folder: Path, like, *, step: int | None = None):
         if step is None:
             raise CheckpointError(f"{folder} holds no whole checkpoint: has that stage been trained to the end?")
         try:
-            restored = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))
+            with _without_echoes():
+                restored = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))
         except Exception as error:
             raise _cannot_restore(error, manager, step, {PARAMS: like}) from error
         return restored[PARAMS]
@@ -143,9 +146,30 @@ def restore_parameters(folder: Path, like, *, step: int | None = None):
         manager.close()
 
 
+@contextlib.contextmanager
+def _without_echoes() -> Iterator[None]:
+    """Of a read that fails in this block, the first error is told, by an exception; the others, one by one, are not.
+
+    asyncio would log them; and TensorStore answers an event loop that is closed by then, from its own threads, with a
+    traceback for each. Some of these come later, so that the filter stays after a failure.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable):
+        if str(unraisable.exc_value) != "Event loop is closed":
+            before(unraisable)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    except Exception:
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        raise
+    sys.unraisablehook = before
+
+
 def _cannot_restore(error: Exception, manager: ocp.CheckpointManager, step: int, items: dict) -> CheckpointError:
     """Why the checkpoint of `step` could not be restored as `items` (name -> tree of shapes): misfit, or damage."""
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)  # of what else failed with it, it would tell one by one
     folder = Path(manager.directory) / str(step)
     if _holds_others(folder, items):
         return CheckpointError(
