@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import logging
 import shutil
 import sys
@@ -150,13 +151,14 @@ def restore_parameters(folder: Path, like, *, step: int | None = None):
 def _without_echoes() -> Iterator[None]:
     """Of a read that fails in this block, the first error is told, by an exception; the others, one by one, are not.
 
-    asyncio would log them; and TensorStore answers an event loop that is closed by then, from its own threads, with a
-    traceback for each. Some of these come later, so that the filter stays after a failure.
+    asyncio would log them; Python would show the coroutines that were given up; and TensorStore, answering from its own
+    threads to an event loop that is closed by then, a traceback for each. Some of this comes later, so that the filter
+    stays after a failure.
     """
     before = sys.unraisablehook
 
     def hook(unraisable):
-        if str(unraisable.exc_value) != "Event loop is closed":
+        if str(unraisable.exc_value) != "Event loop is closed" and not inspect.iscoroutine(unraisable.object):
             before(unraisable)
 
     sys.unraisablehook = hook

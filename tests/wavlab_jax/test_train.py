@@ -192,7 +192,8 @@ def test_checkpoints_that_do_not_fit_or_do_not_exist_are_named(whole, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "files"), [("params", "manifest.ocdbt"), ("params", "ocdbt.process_0/d/*"), ("optimizer", "manifest.ocdbt")]
+    ("name", "files"),
+    [("params", "manifest.ocdbt"), ("params", "ocdbt.process_0/d/*"), ("optimizer", "manifest.ocdbt")],
 )
 def test_a_damaged_checkpoint_is_named(whole, tmp_path, name, files, monkeypatch):
     echoes = []  # what would have been printed beside our words, a traceback each
