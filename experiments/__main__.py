@@ -1,10 +1,11 @@
-"""`python -m experiments`: list, show, train, units, evaluate, import, export, features, recipe.
+"""`python -m experiments`: list, show, train, units, quality, evaluate, import, export, features, recipe.
 
     list                           every stage and every architecture, in a line each
     show STAGE [--size demo]       a stage's configuration, and what follows from it
     show ARCHITECTURE              a published encoder's configuration and parameter counts
     train STAGE                    train a stage, or continue it
     units STAGE                    make the units that a stage trains on
+    quality STAGE                  how evenly they are used, and what they say of language and phone
     evaluate STAGE                 masked accuracy of a trained stage on held-out clips
     import PATH --out DIR          a published model of any layout as a Hugging Face folder
     export MODEL --out DIR         a trained stage, or such a model, in any layout for PyTorch
@@ -53,6 +54,16 @@ class StageCommand:
     """A stage's configuration, value by value, and where things are."""
 
     config: Annotated[StageConfig, tyro.conf.arg(name="")]
+    places: Annotated[Places, tyro.conf.arg(name="")] = field(default_factory=Places)
+
+
+@dataclass(frozen=True)
+class QualityCommand:
+    """A stage whose units are measured, and where things are."""
+
+    config: Annotated[StageConfig, tyro.conf.arg(name="")]
+    alignments: Path | None = None
+    """A folder of .phn files, named as the clips: `start<TAB>end<TAB>phone` in seconds, a line a phone."""
     places: Annotated[Places, tyro.conf.arg(name="")] = field(default_factory=Places)
 
 
@@ -122,13 +133,15 @@ class RecipeCommand:
     """Of everything the recipe makes; run it again with the same one to continue."""
 
 
-def parse_stage(verb: str, arguments: list[str]) -> StageCommand:
+def parse_stage(
+    verb: str, arguments: list[str], kind: type[StageCommand | QualityCommand] = StageCommand
+) -> StageCommand | QualityCommand:
     """`STAGE [--size S] [--workdir W] [--corpus C] [overrides]`; tyro ends the process on a value it cannot read."""
     name, arguments = _take_name(verb, "STAGE", arguments)
     size, arguments = _take_size(arguments)
-    default = StageCommand(config=stage_function(name, size=size)())
+    default = kind(config=stage_function(name, size=size)())
     return tyro.cli(
-        StageCommand,
+        kind,
         default=default,
         args=arguments,
         prog=f"python -m experiments {verb} {name} [--size {{{','.join(SIZES)}}}]",
@@ -141,7 +154,7 @@ def list_stages() -> None:
     from experiments.architectures import list_architectures
 
     width = max(map(len, STAGES))
-    print("Stages, for show, train, units, evaluate, export:")
+    print("Stages, for show, train, units, quality, evaluate, export:")
     for name, module in STAGES.items():
         print(f"{name:<{width}}  {module.__doc__.splitlines()[0]}")
     print(f"\nArchitectures, for show and --architecture:\n{list_architectures()}")
@@ -193,6 +206,18 @@ def units(arguments: list[str]) -> None:
 
     configure_jax(command.places.workdir)
     print(steps.units(command.config, command.places.workdir, command.places.corpus_folder()))
+
+
+def quality(arguments: list[str]) -> None:
+    """Measures a stage's units."""
+    command = parse_stage("quality", arguments, QualityCommand)
+    from experiments.unit_quality import measure_units, table
+
+    places = command.places
+    result = measure_units(
+        command.config.units.name, workdir=places.workdir, corpus=places.corpus_folder(), alignments=command.alignments
+    )
+    print(table(result))
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -286,6 +311,7 @@ VERBS = {
     "show": show,
     "train": train,
     "units": units,
+    "quality": quality,
     "evaluate": evaluate,
     "import": import_,
     "export": export,

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -31,7 +32,15 @@ from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.targets.fit_state import FitState, read_state, write_state
 from wavlab_jax.targets.nearest import nearest, nearest_unit
 from wavlab_jax.targets.seeding import plus_plus
-from wavlab_jax.targets.streamed import Frames, KMeansError, StreamedFrames, checked_features, moments, require_distinct
+from wavlab_jax.targets.streamed import (
+    Frames,
+    KMeansError,
+    StreamedFrames,
+    checked_features,
+    moments,
+    require_distinct,
+    require_finite,
+)
 
 __all__ = ["Centroids", "Frames", "KMeansError", "Usage", "assign", "fit", "nearest_unit", "usage"]
 
@@ -180,8 +189,10 @@ def assign(centers: np.ndarray, features: Frames, *, chunk: int = CHUNK) -> np.n
     centers = (centers - shift).astype(np.float32)
     data = StreamedFrames(features, shift, make_mesh(MeshConfig(), devices=jax.local_devices()[:1]), chunk)
     labels = np.empty(len(features), np.int32)
-    for start, real, found in data.on_device(lambda block, _: _nearest(centers, shift, block).units, check=True):
-        labels[start : start + real] = np.asarray(found)[:real]
+    for start, real, found in data.on_device(lambda block, _: _nearest(centers, shift, block)):
+        labels[start : start + real] = np.asarray(found.units)[:real]
+        if not found.finite:  # or too large to be squared: look before blaming
+            require_finite(np.asarray(features[start : start + real], np.float32), start)
     return labels
 
 
@@ -260,7 +271,12 @@ def _reseeds(state: FitState, data: StreamedFrames, *, count: int) -> np.ndarray
     return data.farthest(state.centers, count=count)
 
 
+class _Assigned(NamedTuple):
+    units: jax.Array
+    finite: jax.Array
+
+
 @jax.jit
-def _nearest(centers: jax.Array, shift: jax.Array, block: jax.Array):
-    """`nearest`, compiled."""
-    return nearest(centers, shift, block)
+def _nearest(centers: jax.Array, shift: jax.Array, block: jax.Array) -> _Assigned:
+    found = nearest(centers, shift, block)
+    return _Assigned(found.units, jnp.isfinite(found.scores).all())

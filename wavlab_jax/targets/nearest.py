@@ -10,10 +10,13 @@ CPU_BLOCK = 1024  # frames of one block on a CPU: its scores against 500 units a
 
 
 class Nearest(NamedTuple):
-    """Of each frame: its nearest unit, int32 [frames], and the squared distance to it, float32 [frames]."""
+    """Of each frame: its nearest unit, int32 [frames], and the score |c|^2 - 2 x.c of it, float32 [frames].
+
+    The score is not finite where the frame is not.
+    """
 
     units: jax.Array
-    distances: jax.Array
+    scores: jax.Array
 
 
 def nearest_unit(centers: jax.Array, features: jax.Array) -> jax.Array:
@@ -36,6 +39,11 @@ def nearest(centers: jax.Array, shift: jax.Array, frames: jax.Array) -> Nearest:
     return lax.platform_dependent(centers, shift, frames, cpu=_by_blocks, default=_at_once)
 
 
+def squared_distances(found: Nearest, shift: jax.Array, frames: jax.Array) -> jax.Array:
+    """float32 [frames]: from each frame to its nearest center, of what `nearest` found; never negative."""
+    return jnp.maximum(found.scores + jnp.sum(jnp.square(frames - shift[None]), axis=1), 0.0)
+
+
 def _at_once(centers: jax.Array, shift: jax.Array, frames: jax.Array) -> Nearest:
     """One product, one argmin: what accelerators like."""
     frames = frames - shift[None]
@@ -43,8 +51,7 @@ def _at_once(centers: jax.Array, shift: jax.Array, frames: jax.Array) -> Nearest
     products = jnp.matmul(frames, centers.T, precision=lax.Precision.HIGHEST)
     scores = jnp.sum(jnp.square(centers), axis=1)[None] - 2.0 * products
     units = jnp.argmin(scores, axis=1).astype(jnp.int32)
-    least = jnp.take_along_axis(scores, units[:, None], axis=1)[:, 0]
-    return Nearest(units, jnp.maximum(least + jnp.sum(jnp.square(frames), axis=1), 0.0))
+    return Nearest(units, jnp.take_along_axis(scores, units[:, None], axis=1)[:, 0])
 
 
 def _by_blocks(centers: jax.Array, shift: jax.Array, frames: jax.Array) -> Nearest:
@@ -61,7 +68,7 @@ def _by_blocks(centers: jax.Array, shift: jax.Array, frames: jax.Array) -> Neare
         scores = squares - 2.0 * jnp.matmul(centers, frames.T, precision=lax.Precision.HIGHEST)
         least = jnp.min(scores, axis=0)
         found = jnp.min(jnp.where(scores == least[None], units, centers.shape[0] - 1), axis=0)
-        return Nearest(found, jnp.maximum(least + jnp.sum(jnp.square(frames), axis=1), 0.0))
+        return Nearest(found, least)
 
     if total <= CPU_BLOCK:
         return block(frames)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from wavlab_jax.sharding import BATCH_AXES
-from wavlab_jax.targets.nearest import nearest
+from wavlab_jax.targets.nearest import nearest, squared_distances
 
 
 class KMeansError(ValueError):
@@ -46,9 +46,10 @@ def _summing(mesh: Mesh) -> Callable[..., Sums]:
 
     def part(centers, shift, block, count):
         units, frames = centers.shape[0], block.shape[0]
-        labels, distances = nearest(centers, shift, block)
+        found = nearest(centers, shift, block)
+        distances = squared_distances(found, shift, block)
         real = jax.lax.axis_index(BATCH_AXES) * frames + jnp.arange(frames) < count
-        labels = jnp.where(real, labels, units)  # a label out of range is added nowhere
+        labels = jnp.where(real, found.units, units)  # a label out of range is added nowhere
         # A CPU scatters twice as fast as it multiplies. Accelerators multiply: their scatter-add is slow, and on a GPU
         # its order, hence its rounding, changes from run to run.
         sums = jax.lax.platform_dependent(block - shift[None], labels, cpu=_scatter(units), default=_multiply(units))
@@ -113,7 +114,7 @@ class StreamedFrames:
         found = [np.asarray(self.features[-row : 1 - row], np.float32) for _, row in farthest]
         return np.concatenate(found) - self.shift
 
-    def on_device(self, function: Callable, *, check: bool = False) -> Iterator[Chunk]:
+    def on_device(self, function: Callable) -> Iterator[Chunk]:
         """Calls the jitted `function(block, real)` on every chunk; yields a result when the next chunk is on its way.
 
         Blocks have one shape, [frames, width] float32, so that one program serves all: the last is filled with zeros,
@@ -124,10 +125,7 @@ class StreamedFrames:
             real = min(size, len(self.features) - start)
 
             def take(first, last, start=start):
-                block = self.features[start + first : start + last]
-                if check:
-                    require_finite(np.asarray(block, np.float32), start + first)
-                return block
+                return self.features[start + first : start + last]
 
             result = function(self._placed(take, real, size), real)
             if waiting is not None:
@@ -145,10 +143,11 @@ class StreamedFrames:
 
         def read(index):
             first, last, _ = index[0].indices(size)
+            if last <= real:
+                return np.ascontiguousarray(take(first, last), np.float32)
             block = np.zeros((last - first, self.features.shape[1]), np.float32)
             if first < real:
-                found = take(first, min(last, real))
-                block[: len(found)] = found
+                block[: real - first] = take(first, real)
             return block
 
         sharding = NamedSharding(self.mesh, P(BATCH_AXES))
@@ -162,7 +161,7 @@ def _distances(mesh: Mesh) -> Callable[..., jax.Array]:
     everywhere = NamedSharding(mesh, P())
 
     def distances(centers, shift, block):
-        return nearest(centers, shift, block).distances
+        return squared_distances(nearest(centers, shift, block), shift, block)
 
     return jax.jit(distances, in_shardings=(everywhere, everywhere, rows), out_shardings=everywhere)
 
