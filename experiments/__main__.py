@@ -1,10 +1,11 @@
-"""`python -m experiments`: list, show, train, units, evaluate, import, export, features, recipe.
+"""`python -m experiments`: list, show, train, units, quality, evaluate, import, export, features, recipe.
 
     list                           every stage and every architecture, in a line each
     show STAGE [--size demo]       a stage's configuration, and what follows from it
     show ARCHITECTURE              a published encoder's configuration and parameter counts
     train STAGE                    train a stage, or continue it
     units STAGE                    make the units that a stage trains on
+    quality STAGE                  how evenly they are used, and what they say of language and phone
     evaluate STAGE                 masked accuracy of a trained stage on held-out clips
     import PATH --out DIR          a published model of any layout as a Hugging Face folder
     export MODEL --out DIR         a trained stage, or such a model, in any layout for PyTorch
@@ -60,6 +61,16 @@ class StageCommand:
     """A stage's configuration, value by value, and where things are."""
 
     config: Annotated[StageConfig, tyro.conf.arg(name="")]
+    places: Annotated[Places, tyro.conf.arg(name="")] = field(default_factory=Places)
+
+
+@dataclass(frozen=True)
+class QualityCommand:
+    """A stage whose units are measured, and where things are."""
+
+    config: Annotated[StageConfig, tyro.conf.arg(name="")]
+    alignments: Path | None = None
+    """A folder of .phn files, named as the clips: `start<TAB>end<TAB>phone` in seconds, a line a phone."""
     places: Annotated[Places, tyro.conf.arg(name="")] = field(default_factory=Places)
 
 
@@ -133,7 +144,13 @@ class RecipeCommand:
     """Print the steps, and which of them are done, and stop."""
 
 
-def parse_stage(verb: str, arguments: list[str], *, as_it_was: bool = False) -> StageCommand:
+def parse_stage(
+    verb: str,
+    arguments: list[str],
+    kind: type[StageCommand | QualityCommand] = StageCommand,
+    *,
+    as_it_was: bool = False,
+) -> StageCommand | QualityCommand:
     """`STAGE [--size S] [--workdir W] [--corpus C] [overrides]`; tyro ends the process on a value it cannot read.
 
     `as_it_was`: values that are not given are those that the stage in the workdir was started with, if it was.
@@ -142,13 +159,13 @@ def parse_stage(verb: str, arguments: list[str], *, as_it_was: bool = False) -> 
     name, arguments = _take_name(verb, "STAGE", arguments)
     size, arguments = _take_size(arguments)
 
-    def parsed(config: StageConfig) -> StageCommand:
+    def parsed(config: StageConfig) -> StageCommand | QualityCommand:
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
                 return tyro.cli(
-                    StageCommand,
-                    default=StageCommand(config=config),
+                    kind,
+                    default=kind(config=config),
                     args=arguments,
                     prog=f"python -m experiments {verb} {name} [--size {{{','.join(SIZES)}}}]",
                     config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
@@ -173,7 +190,7 @@ def list_stages() -> None:
     from experiments.architectures import list_architectures
 
     width = max(map(len, STAGES))
-    print("Stages, for show, train, units, evaluate, export:")
+    print("Stages, for show, train, units, quality, evaluate, export:")
     for name, module in STAGES.items():
         print(f"{name:<{width}}  {module.__doc__.splitlines()[0]}")
     print(f"\nArchitectures, for show and --architecture:\n{list_architectures()}")
@@ -226,6 +243,18 @@ def units(arguments: list[str]) -> None:
     workdir, corpus = command.places.workdir, command.places.corpus_folder()
     for sort in command.config.unit_sets:
         print(f"{sort.name}: {steps.units(command.config, sort, workdir, corpus)}")
+
+
+def quality(arguments: list[str]) -> None:
+    """Measures a stage's units."""
+    command = parse_stage("quality", arguments, QualityCommand, as_it_was=True)
+    from experiments.unit_quality import measure_units, table
+
+    places = command.places
+    result = measure_units(
+        command.config.units.name, workdir=places.workdir, corpus=places.corpus_folder(), alignments=command.alignments
+    )
+    print(table(result))
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -321,6 +350,7 @@ VERBS = {
     "show": show,
     "train": train,
     "units": units,
+    "quality": quality,
     "evaluate": evaluate,
     "import": import_,
     "export": export,
