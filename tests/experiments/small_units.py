@@ -5,11 +5,13 @@ PORT` makes it one of several processes.
 """
 
 import argparse
-import dataclasses
+import contextlib
 import json
 import os
 import signal
 from pathlib import Path
+
+import pytest
 
 PIECE = 250  # frames of a piece of labels, and of features
 
@@ -21,20 +23,15 @@ def settings():
     return UnitsConfig(name="mfcc", units=12, fit_hours=0.01, fit_gigabytes=1500 * 78 / 1e9, iterations=30)
 
 
-def make(corpus: Path, workdir: Path, mesh=None, **changes):
-    """The store, and the counts of what was saved on the way."""
-    from data_pipelines.manifest import Manifest
+@contextlib.contextmanager
+def small_pieces(stop: tuple[str, int] | None = None):
+    """Everything in small pieces and saved at once; gives the counts of what is saved, and kills itself at `stop`."""
     from data_pipelines.unit_pieces import PieceFolder
-    from experiments import fit_spool, unit_features, units
-    from wavlab_jax.sharding import MeshConfig, make_mesh
+    from experiments import fit_spool, unit_features
     from wavlab_jax.targets import kmeans
 
     saved = {"features": 0, "passes": 0, "labels": 0}
-    stop = changes.pop("stop", None)
-    patched = ((PieceFolder, "write"), (kmeans, "write_state"), (kmeans, "SAVE_SECONDS"))
-    patched += ((fit_spool, "PIECE_FRAMES"), (unit_features, "PASS_SECONDS"), (unit_features, "WINDOWS"))
-    before = [getattr(where, name) for where, name in patched]
-    write, write_state = before[:2]
+    write, write_state = PieceFolder.write, kmeans.write_state
 
     def count(what):
         saved[what] += 1
@@ -49,16 +46,25 @@ def make(corpus: Path, workdir: Path, mesh=None, **changes):
         write_state(*arguments)
         count("passes")
 
-    now = (write_and_count, write_state_and_count, 0.0, PIECE, 1.0, (16_000, 32_000))
-    for (where, name), value in zip(patched, now, strict=True):
-        setattr(where, name, value)
-    try:
-        cfg = dataclasses.replace(settings(), **changes)
-        mesh = mesh or make_mesh(MeshConfig())
-        return units.make_units(cfg, workdir, Manifest.load(corpus), mesh, piece_frames=PIECE), saved
-    finally:
-        for (where, name), value in zip(patched, before, strict=True):
-            setattr(where, name, value)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PieceFolder, "write", write_and_count)
+        patch.setattr(kmeans, "write_state", write_state_and_count)
+        patch.setattr(kmeans, "SAVE_SECONDS", 0.0)
+        patch.setattr(fit_spool, "PIECE_FRAMES", PIECE)
+        patch.setattr(unit_features, "PASS_SECONDS", 1.0)
+        patch.setattr(unit_features, "WINDOWS", (16_000, 32_000))
+        yield saved
+
+
+def make(corpus: Path, workdir: Path, mesh=None, *, stop: tuple[str, int] | None = None) -> dict[str, int]:
+    """Makes the store; returns how much of what was saved on the way."""
+    from data_pipelines.manifest import Manifest
+    from experiments.units import make_units
+    from wavlab_jax.sharding import MeshConfig, make_mesh
+
+    with small_pieces(stop) as saved:
+        make_units(settings(), workdir, Manifest.load(corpus), mesh or make_mesh(MeshConfig()), piece_frames=PIECE)
+    return saved
 
 
 def main() -> None:
@@ -74,7 +80,7 @@ def main() -> None:
 
         host, hosts, port = given.of
         jax.distributed.initialize(f"127.0.0.1:{port}", num_processes=hosts, process_id=host)
-    _, saved = make(given.corpus, given.workdir, stop=given.stop and (given.stop[0], int(given.stop[1])))
+    saved = make(given.corpus, given.workdir, stop=given.stop and (given.stop[0], int(given.stop[1])))
     print(json.dumps(saved))
 
 
