@@ -188,7 +188,6 @@ def checkpoint_from(
             notes += (f"Taken for {model_type}; HuBERT and wav2vec 2.0 compute the same in torchaudio.",)
     else:
         advice += ". If the architecture is another one, correct it or leave it out"
-    _require_size(encoder, found, where=where)
     fitted = fit(encoder, found, where=where, advice=advice)
     _require_head_shapes(heads, encoder.width, where=where)
     if "label_embeddings" in hub.heads:
@@ -312,16 +311,6 @@ def _said(path: Path) -> _Said:
 def _checked(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     """The same, read as float32 and refused when damaged (`StoredTensor.values`)."""
     return {name: StoredTensor(found.key, found.shape, found.values, found.file) for name, found in tensors.items()}
-
-
-def _require_size(cfg: EncoderConfig, found: Mapping[str, StoredTensor], *, where: str) -> None:
-    """Raises ConvertError if a configuration asks for much more than the file has, before anything is made by it."""
-    largest = max((max(stored.shape, default=0) for stored in found.values()), default=0)
-    sizes = (*cfg.extractor_channels, cfg.width, cfg.feed_forward, cfg.position_kernel)
-    if cfg.layers > len(found):
-        raise ConvertError(f"{where}: {cfg.layers} layers are asked for, but there are only {len(found)} tensors")
-    if max(sizes) > largest:
-        raise ConvertError(f"{where}: a size of {max(sizes)} is asked for, but no tensor has more than {largest}")
 
 
 def _require_head_shapes(heads: Mapping[str, StoredTensor], width: int, *, where: str) -> None:
