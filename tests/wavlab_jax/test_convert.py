@@ -26,6 +26,7 @@ from wavlab_jax.convert import (
     import_huggingface,
 )
 from wavlab_jax.convert import huggingface as folders
+from wavlab_jax.convert.layouts import read_checkpoint
 from wavlab_jax.convert.names import TABLE, Turn, flatten, tensors, unflatten
 from wavlab_jax.encoder import EncoderConfig, make_encoder
 from wavlab_jax.encoder.config import EncoderError
@@ -421,12 +422,19 @@ def test_shards_outside_the_folder_are_refused(folder):
             import_huggingface(folder)
 
 
-def test_waveform_normalisation_is_never_guessed(folder):
+def test_waveforms_are_normalised_as_the_folder_says_or_else_by_the_published_rule(folder, tmp_path):
     said = (folder / "preprocessor_config.json").read_text()
+    assert not any("do_normalize" in note for note in folders.read(folder).notes)
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(ConvertError, match="pass normalize_waveform"):
-        import_huggingface(folder)
+    found = folders.read(folder)
+    assert found.encoder.normalize_waveform is True and "normalised, as in every published" in found.notes[-1]
     assert import_huggingface(folder, normalize_waveform=False).config.normalize_waveform is False
+    assert read_checkpoint(folder, normalize_waveform=False).encoder.normalize_waveform is False
+    assert folders.read(folder, architecture=WAVLM).notes == ()
+    export_huggingface(randomised(HUBERT), tmp_path / "group")
+    (tmp_path / "group" / "preprocessor_config.json").unlink()
+    found = folders.read(tmp_path / "group")
+    assert found.encoder.normalize_waveform is False and "not normalised, as in every published" in found.notes[-1]
     # newer processors keep the extractor's settings inside their own file
     (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": json.loads(said)}))
     assert import_huggingface(folder).config.normalize_waveform is True

@@ -148,6 +148,12 @@ class Task(NamedTuple):
     heads: frozenset[str]
     fields: dict[str, Any]
 
+    @property
+    def auto_class(self) -> str:
+        """Which of transformers' AutoModel classes loads all of it: "AutoModel", "AutoModelForCTC", ..."""
+        _, separator, kind = self.architecture.partition("For")
+        return f"AutoModel{separator}{kind}"
+
 
 def task_of(model_type: str, heads: Mapping[str, tuple[int, ...]]) -> Task:
     """The class with the most of these heads (name -> shape): pre-training, CTC, or the bare model.
@@ -272,10 +278,10 @@ def encoder_config(
 ) -> EncoderConfig:
     """The configuration that the content of a config.json describes; `folder` is where the preprocessor's file lies.
 
-    Whether waveforms are normalised is what `normalize_waveform` says, else the folder, else `architecture`.
+    Whether waveforms are normalised is what `normalize_waveform` says, else the folder, else `architecture`, else the
+    rule of the published models: iff the extractor has layer norm (fairseq's issue 3277; mHuBERT-147 breaks it).
 
-    Raises ConvertError naming the field: another kind of model, something this encoder does not compute, or nothing
-    said about waveform normalisation anywhere.
+    Raises ConvertError naming the field: another kind of model, or something this encoder does not compute.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in _CLASSES:
@@ -293,16 +299,13 @@ def encoder_config(
         normalize_waveform = bool(heard["do_normalize"])
     if normalize_waveform is None and architecture is not None:
         normalize_waveform = architecture.normalize_waveform
-    if normalize_waveform is None:
-        raise ConvertError(
-            f"{folder} has no preprocessor_config.json that says do_normalize; pass normalize_waveform=True (models of "
-            "the Large kind, mHuBERT-147) or False (Base), or name the architecture"
-        )
     relative_bias = model_type == "wavlm"
     same = SAME | (BIAS if relative_bias else {})
     fields = {ours: _value(config, theirs, folder=folder) for ours, theirs in same.items()}
     if fields["extractor_norm"] not in ("group", "layer"):
         raise ConvertError(f"{folder}/config.json: no such feat_extract_norm as {short(fields['extractor_norm'])}")
+    if normalize_waveform is None:
+        normalize_waveform = fields["extractor_norm"] == "layer"
     # fairseq's Base and Large, and the preprocessor that the model is used with there; unless the folder is ours
     fields["feature_gradient_scale"] = 0.1 if fields["extractor_norm"] == "group" else 1.0
     fields["waveform_epsilon"] = PREPROCESSOR_EPSILON
@@ -345,6 +348,11 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
             if isinstance(said, dict) and "do_normalize" in said:
                 return said
     return {}
+
+
+def says_normalisation(folder: Path) -> bool:
+    """Whether the folder says if waveforms are normalised."""
+    return "do_normalize" in _preprocessor(folder)
 
 
 def read_json(path: Path) -> dict[str, Any]:
