@@ -28,6 +28,7 @@ from wavlab_jax.convert.fairseq_heads import (
     fill_ctc,
     fill_heads,
     has_ctc,
+    label_symbols,
     read_heads,
     require_widths,
 )
@@ -306,25 +307,13 @@ def _parts(loaded: Any, *, where: str) -> _Parts:
     weights = dict(zip(renamed, weights.values(), strict=True))
     ours = loaded.get(OURS)
     return _Parts(
-        layout, name, model, task, weights, _symbols(loaded), ours if isinstance(ours, dict) else {}, tuple(notes)
+        layout, name, model, task, weights, label_symbols(loaded), ours if isinstance(ours, dict) else {}, tuple(notes)
     )
 
 
 def _name(model: Mapping[str, Any]) -> str:
     found = model.get("_name") or model.get("arch")
     return found if isinstance(found, str) else ""
-
-
-def _symbols(loaded: dict[str, Any]) -> list[list[str] | None]:
-    """The symbols of every label set, from fairseq's dictionaries or s3prl's lists."""
-    state = loaded.get("task_state")
-    found = loaded.get("dictionaries_symbols", state.get("dictionaries") if isinstance(state, dict) else None)
-    symbols = []
-    for dictionary in found if isinstance(found, list) else []:
-        names = dictionary.get("symbols") if isinstance(dictionary, dict) else dictionary
-        plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        symbols.append(names if plain else None)
-    return symbols
 
 
 def _model_type(parts: _Parts, *, where: str) -> str:

@@ -108,6 +108,18 @@ def read_heads(
     return Heads(tensors, settings, tuple(notes), found)
 
 
+def label_symbols(loaded: Mapping[str, Any]) -> list[list[str] | None]:
+    """The symbols of every label set, from fairseq's dictionaries or s3prl's lists."""
+    state = loaded.get("task_state")
+    found = loaded.get("dictionaries_symbols", state.get("dictionaries") if isinstance(state, dict) else None)
+    symbols = []
+    for dictionary in found if isinstance(found, list) else []:
+        names = dictionary.get("symbols") if isinstance(dictionary, dict) else dictionary
+        plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        symbols.append(names if plain else None)
+    return symbols
+
+
 def fill_heads(
     heads: Mapping[str, StoredTensor],
     *,
