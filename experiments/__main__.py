@@ -84,6 +84,10 @@ class ImportCommand:
     """The folder to write; must not exist."""
     architecture: str | None = None
     """Of the table that `list` prints; for files that do not say it themselves."""
+    normalize_waveform: bool | None = None
+    """Overrules what the file says, or what is assumed where it says nothing."""
+    licence: str | None = None
+    """Of the weights, for the card, as Hugging Face spells it: cc-by-4.0. By default what the model's own card says."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,10 @@ class ExportCommand:
     verify: bool = False
     """Run PyTorch's models on it, and print the largest difference of each hidden state. Needs transformers."""
     licence: str | None = None
-    """Of the weights, for the card, as Hugging Face spells it: cc-by-4.0."""
+    """Of the weights, for the card; by default what the model's own card says."""
     architecture: str | None = None
+    """See `import`."""
+    normalize_waveform: bool | None = None
     """See `import`."""
     places: Annotated[Places, tyro.conf.arg(name="")] = field(default_factory=Places)
 
@@ -130,6 +136,10 @@ class FeaturesCommand:
     """Seconds on each side of such a window that are heard, but kept from its neighbours."""
     workdir: Path = WORKDIR
     """Of the stage, where MODEL is one."""
+    architecture: str | None = None
+    """See `import`."""
+    normalize_waveform: bool | None = None
+    """See `import`."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +282,15 @@ def import_(arguments: list[str]) -> None:
     command = tyro.cli(ImportCommand, args=arguments, prog="python -m experiments import")
     from experiments.import_model import import_model
 
-    print(import_model(command.model, command.out, architecture=_architecture(command.architecture)))
+    print(
+        import_model(
+            command.model,
+            command.out,
+            architecture=_architecture(command.architecture),
+            normalize_waveform=command.normalize_waveform,
+            licence=command.licence,
+        )
+    )
 
 
 def export(arguments: list[str]) -> None:
@@ -295,6 +313,7 @@ def export(arguments: list[str]) -> None:
         layout=command.layout,
         licence=command.licence,
         architecture=_architecture(command.architecture),
+        normalize_waveform=command.normalize_waveform,
     )
     print(f"{exported.folder} ({exported.layout}): {', '.join(exported.files)}")
     for note in (*exported.checkpoint.notes, *exported.notes):
@@ -321,7 +340,14 @@ def features(arguments: list[str]) -> None:
     if command.workdir.is_dir():
         configure_jax(command.workdir)
     windows = WindowConfig(command.window, command.context)
-    model = load_model(command.model, workdir=command.workdir)
+    model = load_model(
+        command.model,
+        workdir=command.workdir,
+        architecture=_architecture(command.architecture),
+        normalize_waveform=command.normalize_waveform,
+    )
+    for note in model.notes:
+        print(f"note: {note}")
     try:
         count = write_features(
             model, command.audio, command.out, layers=command.layers, dtype=command.dtype, windows=windows
