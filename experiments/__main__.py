@@ -169,15 +169,7 @@ def import_(arguments: list[str]) -> None:
     command = tyro.cli(ImportCommand, args=arguments, prog="python -m experiments import")
     from experiments.import_model import import_model
 
-    print(
-        import_model(
-            command.model,
-            command.out,
-            architecture=_architecture(command.architecture),
-            normalize_waveform=command.normalize_waveform,
-            licence=command.licence,
-        )
-    )
+    print(import_model(command.model, command.out, licence=command.licence, **command.unsaid.arguments()))
 
 
 def export(arguments: list[str]) -> None:
@@ -199,22 +191,13 @@ def export(arguments: list[str]) -> None:
         out=command.out,
         layout=command.layout,
         licence=command.licence,
-        architecture=_architecture(command.architecture),
-        normalize_waveform=command.normalize_waveform,
+        **command.unsaid.arguments(),
     )
     print(f"{exported.folder} ({exported.layout}): {', '.join(exported.files)}")
     for note in (*exported.checkpoint.notes, *exported.notes):
         print(f"note: {note}")
     if command.verify:
         print(table(check(exported, corpus)))
-
-
-def _architecture(name: str | None):
-    if name is None:
-        return None
-    from wavlab_jax.encoder.architectures import architecture
-
-    return architecture(name)
 
 
 def features(arguments: list[str]) -> None:
@@ -227,12 +210,7 @@ def features(arguments: list[str]) -> None:
     if command.workdir.is_dir():
         configure_jax(command.workdir)
     windows = WindowConfig(command.window, command.context)
-    model = load_model(
-        command.model,
-        workdir=command.workdir,
-        architecture=_architecture(command.architecture),
-        normalize_waveform=command.normalize_waveform,
-    )
+    model = load_model(command.model, workdir=command.workdir, **command.unsaid.arguments())
     for note in model.notes:
         print(f"note: {note}")
     try:

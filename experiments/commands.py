@@ -31,6 +31,26 @@ class Places:
 
 
 @dataclass(frozen=True)
+class Unsaid:
+    """What a model's file may not say.
+
+    Attributes:
+        architecture: of the table that `list` prints; for files that do not say it themselves.
+        normalize_waveform: overrules what the file says, or what is assumed where it says nothing.
+    """
+
+    architecture: str | None = None
+    normalize_waveform: bool | None = None
+
+    def arguments(self) -> dict:
+        """As `read_checkpoint` takes them."""
+        from wavlab_jax.encoder.architectures import architecture
+
+        named = None if self.architecture is None else architecture(self.architecture)
+        return {"architecture": named, "normalize_waveform": self.normalize_waveform}
+
+
+@dataclass(frozen=True)
 class StageCommand:
     """A stage's configuration, value by value, and where things are."""
 
@@ -56,12 +76,9 @@ class ImportCommand:
     """A file or folder of Hugging Face, fairseq, unilm, s3prl, torchaudio or ESPnet; which, is found out."""
     out: Path
     """The folder to write; must not exist."""
-    architecture: str | None = None
-    """Of the table that `list` prints; for files that do not say it themselves."""
-    normalize_waveform: bool | None = None
-    """Overrules what the file says, or what is assumed where it says nothing."""
     licence: str | None = None
     """Of the weights, for the card, as Hugging Face spells it: cc-by-4.0. By default what the model's own card says."""
+    unsaid: Annotated[Unsaid, tyro.conf.arg(name="")] = field(default_factory=Unsaid)
 
 
 @dataclass(frozen=True)
@@ -78,10 +95,7 @@ class ExportCommand:
     """Run PyTorch's models on it, and print the largest difference of each hidden state. Needs transformers."""
     licence: str | None = None
     """Of the weights, for the card; by default what the model's own card says."""
-    architecture: str | None = None
-    """See `import`."""
-    normalize_waveform: bool | None = None
-    """See `import`."""
+    unsaid: Annotated[Unsaid, tyro.conf.arg(name="")] = field(default_factory=Unsaid)
     places: Annotated[Places, tyro.conf.arg(name="")] = field(default_factory=Places)
 
 
@@ -110,10 +124,7 @@ class FeaturesCommand:
     """Seconds on each side of such a window that are heard, but kept from its neighbours."""
     workdir: Path = WORKDIR
     """Of the stage, where MODEL is one."""
-    architecture: str | None = None
-    """See `import`."""
-    normalize_waveform: bool | None = None
-    """See `import`."""
+    unsaid: Annotated[Unsaid, tyro.conf.arg(name="")] = field(default_factory=Unsaid)
 
 
 @dataclass(frozen=True)
