@@ -235,9 +235,9 @@ def test_the_verb(folder, damaged, model, tmp_path):
         (("{model}", "{audio}", "--out", "{out}", "--layers", "7"), "no layer is called '7': this model has 0 to 2"),
     ],
 )
-def test_mistakes_are_answered_without_a_traceback(arguments, message, folder, audio, tmp_path):
+def test_mistakes_are_answered_without_a_traceback(answer, arguments, message, folder, audio, tmp_path):
     places = {"model": folder, "audio": audio / "a", "out": tmp_path / "x.npz"}
-    found = launch(*(argument.format(**places) for argument in arguments))
+    found = answer("features", *(argument.format(**places) for argument in arguments))
     assert found.returncode == 1 and message in found.stderr and "Traceback" not in found.stderr
     assert not list(tmp_path.iterdir())
 
