@@ -37,10 +37,11 @@ def read_blocks(path: Path, *, name: str | None = None) -> Iterator[np.ndarray]:
             if rate != SAMPLE_RATE:
                 resample = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ").resample_chunk
             while len(block := sound.read(max(_VALUES // sound.channels, 1), dtype="float32", always_2d=True)):
-                frames += len(block)
                 block = mono(block)
-                if not np.isfinite(block).all():
-                    raise AudioError(name, f"not finite: has NaN or infinite samples near {frames / rate:.0f} s")
+                if not (finite := np.isfinite(block)).all():
+                    seconds = (frames + int(np.argmin(finite))) / rate
+                    raise AudioError(name, f"not finite: the first NaN or infinite sample is at {seconds:.3f} s")
+                frames += len(block)
                 block = block if resample is None else resample(block)
                 if len(block):
                     yield block

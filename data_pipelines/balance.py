@@ -66,10 +66,12 @@ def leaf_shares(
     return shares
 
 
-def declared_rows(manifest: Manifest, split: Split, corpora: Sequence[str]) -> np.ndarray:
+def declared_rows(
+    manifest: Manifest, split: Split, corpora: Sequence[str], *, field: str = "data.draw.corpora"
+) -> np.ndarray:
     """Rows of the manifest that belong to `split` and to one of the named `corpora` (all, if none is named), ascending.
 
-    Raises SamplingError naming the corpora that the manifest does not have.
+    Raises SamplingError naming the corpora that the manifest does not have, and the configuration's `field`.
     """
     rows = manifest.rows(split)
     if not corpora:
@@ -77,9 +79,9 @@ def declared_rows(manifest: Manifest, split: Split, corpora: Sequence[str]) -> n
     missing = [name for name in corpora if name not in manifest.corpora]
     if missing:
         raise SamplingError(
-            f"the draw names the corpora {', '.join(missing)}, which were not prepared here; there are "
-            f"{', '.join(manifest.corpora)}: prepare those too, or give --data.draw.corpora the names to draw from "
-            "(after it, nothing: all)"
+            f"{field} names the corpora {', '.join(missing)}, which were not prepared here; there are "
+            f"{', '.join(manifest.corpora)}: prepare those too, or name others with --{field.replace('_', '-')} "
+            "(nothing after it: all)"
         )
     codes = [manifest.corpora.index(name) for name in corpora]
     return rows[np.isin(manifest.corpus[rows], codes)]

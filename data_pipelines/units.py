@@ -62,24 +62,38 @@ class UnitWriter:
 
     def add(self, i: int, labels: np.ndarray) -> None:
         """Writes `labels` [num_frames(samples)], integers in 0 .. K-1, of utterance i, which must be next in order."""
-        if self._temporary is None:
-            raise UnitsError(f"{self.directory}: units are added inside the writer's `with` block")
-        if i != self._added or i >= len(self._frames):
+        self.add_all(np.array([i]), labels)
+
+    def add_all(self, rows: np.ndarray, labels: np.ndarray) -> None:
+        """The same for the utterances `rows`, contiguous and next in order, whose labels follow one another."""
+        self._require_open()
+        first, last = (int(rows[0]), int(rows[-1])) if len(rows) else (self._added, self._added - 1)
+        if first != self._added or last - first + 1 != len(rows) or last >= len(self._frames):
             expected = f"{self._added} is next" if self._added < len(self._frames) else "all are there"
-            raise UnitsError(f"{self.directory}: units of utterance {i} were added, but {expected}")
+            raise UnitsError(f"{self.directory}: units of utterance {first} were added, but {expected}")
         labels = np.asarray(labels)
-        if labels.shape != (self._frames[i],) or labels.dtype.kind not in "iu":
+        frames = int(self._frames[first : last + 1].sum())
+        if labels.shape != (frames,) or labels.dtype.kind not in "iu":
             raise UnitsError(
-                f"{self.directory}: labels {labels.dtype}{list(labels.shape)} for {self.manifest.describe(i)}, whose "
-                f"{self.manifest.samples[i]} samples make {self._frames[i]} frames; one integer a frame is needed"
+                f"{self.directory}: labels {labels.dtype}{list(labels.shape)} for {self._named(first, last)}, whose "
+                f"{self.manifest.samples[first : last + 1].sum()} samples make {frames} frames; one integer a frame is "
+                "needed"
             )
         if labels.size and not (0 <= labels.min() and labels.max() < self.units):
             raise UnitsError(
-                f"{self.directory}: labels {labels.min()}..{labels.max()} for {self.manifest.describe(i)}; "
+                f"{self.directory}: labels {labels.min()}..{labels.max()} for {self._named(first, last)}; "
                 f"with {self.units} units they must lie in 0..{self.units - 1}"
             )
         self._labels.write(labels.astype("<u2", copy=False).tobytes())
-        self._added += 1
+        self._added += len(rows)
+
+    def _named(self, first: int, last: int) -> str:
+        more = "" if first == last else f" and {last - first} after it"
+        return f"{self.manifest.describe(first)}{more}"
+
+    def _require_open(self) -> None:
+        if self._temporary is None:
+            raise UnitsError(f"{self.directory}: units are added inside the writer's `with` block")
 
     def __exit__(self, kind, error, trace) -> None:
         temporary, self._temporary = self._temporary, None

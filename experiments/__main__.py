@@ -1,10 +1,11 @@
-"""`python -m experiments`: list, show, train, units, evaluate, import, export, features, recipe.
+"""`python -m experiments`: list, show, train, units, quality, evaluate, import, export, features, recipe.
 
     list                           every stage and every architecture, in a line each
     show STAGE [--size demo]       a stage's configuration, and what follows from it
     show ARCHITECTURE              a published encoder's configuration and parameter counts
     train STAGE                    train a stage, or continue it
     units STAGE                    make the units that a stage trains on
+    quality STAGE                  how evenly they are used, and what they say of language and phone
     evaluate STAGE                 masked accuracy of a trained stage on held-out clips
     import PATH --out DIR          a published model of any layout as a Hugging Face folder
     export MODEL --out DIR         a trained stage, or such a model, in any layout for PyTorch
@@ -20,120 +21,33 @@ import difflib
 import io
 import os
 import sys
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal
 
 from data_pipelines.interrupts import SAID, interrupts_end_at_once
 
 with interrupts_end_at_once():  # these take seconds
     import tyro
 
+    from experiments.commands import (
+        RECIPE_NAMES,
+        ExportCommand,
+        FeaturesCommand,
+        ImportCommand,
+        QualityCommand,
+        RecipeCommand,
+        StageCommand,
+    )
     from experiments.stage import StageConfig, StageError, as_started, as_text
     from experiments.stage_files import StageFiles
     from experiments.stages import SIZES, STAGES, stage_function
 
-WORKDIR = Path("work")
-# of experiments.recipes, named here so that help needs no import of it
-RECIPE_NAMES = ("demo", "wavlablm", "cv_hubert")
 
-
-@dataclass(frozen=True)
-class Places:
-    """Where things are.
-
-    Attributes:
-        workdir: of all stages, units and compiled programs.
-        corpus: prepared by `python -m data_pipelines prepare`; by default the folder corpus in the workdir.
-    """
-
-    workdir: Path = WORKDIR
-    corpus: Path | None = None
-
-    def corpus_folder(self) -> Path:
-        """The prepared corpus."""
-        return self.corpus or self.workdir / "corpus"
-
-
-@dataclass(frozen=True)
-class StageCommand:
-    """A stage's configuration, value by value, and where things are."""
-
-    config: Annotated[StageConfig, tyro.conf.arg(name="")]
-    places: Annotated[Places, tyro.conf.arg(name="")] = field(default_factory=Places)
-
-
-@dataclass(frozen=True)
-class ImportCommand:
-    """A published model as a Hugging Face folder; prints what was found in it."""
-
-    model: tyro.conf.Positional[Path]
-    """A file or folder of Hugging Face, fairseq, unilm, s3prl, torchaudio or ESPnet; which, is found out."""
-    out: Path
-    """The folder to write; must not exist."""
-    architecture: str | None = None
-    """Of the table that `list` prints; for files that do not say it themselves."""
-
-
-@dataclass(frozen=True)
-class ExportCommand:
-    """A model for PyTorch: a folder with weights, settings, a card, and what the layout has no place for."""
-
-    model: tyro.conf.Positional[str]
-    """A stage that was trained in the workdir, or anything that `import` takes."""
-    out: Path
-    """The folder to write; must not exist."""
-    layout: Literal["huggingface", "fairseq", "unilm", "s3prl", "torchaudio", "espnet"] = "huggingface"
-    """Whose code is to load it."""
-    verify: bool = False
-    """Run PyTorch's models on it, and print the largest difference of each hidden state. Needs transformers."""
-    licence: str | None = None
-    """Of the weights, for the card, as Hugging Face spells it: cc-by-4.0."""
-    architecture: str | None = None
-    """See `import`."""
-    places: Annotated[Places, tyro.conf.arg(name="")] = field(default_factory=Places)
-
-
-@dataclass(frozen=True)
-class FeaturesCommand:
-    """Hidden states of audio files: an .npz with one array [layers, frames, width] a file, whole or absent.
-
-    Arrays are called by the file's path below the deepest folder that all of AUDIO share. Files that cannot be used are
-    listed at the end; the exit status is then 1.
-    """
-
-    model: tyro.conf.Positional[str]
-    """A file or folder that `import` takes or `export` made, or a stage that was trained in the workdir."""
-    audio: tyro.conf.Positional[tuple[Path, ...]]
-    """Audio files of any length, rate and channels (wav, flac, ogg, opus, mp3, ...), or folders of them."""
-    out: Path
-    """The .npz to write; must not exist."""
-    layers: str = "all"
-    """Numbers, `mean` (of all layers) and `all`, between commas: 6,9,mean. 0 is the first layer's input, n the output
-    of layer n, after the final norm for the last one."""
-    dtype: Literal["float32", "float16"] = "float32"
-    """Of the arrays."""
-    window: float = 30.0
-    """Seconds. Longer files are encoded in windows of this length; 0: every file in one piece."""
-    context: float = 5.0
-    """Seconds on each side of such a window that are heard, but kept from its neighbours."""
-    workdir: Path = WORKDIR
-    """Of the stage, where MODEL is one."""
-
-
-@dataclass(frozen=True)
-class RecipeCommand:
-    """A whole chain of stages."""
-
-    workdir: Path = WORKDIR
-    """Of everything the recipe makes; run it again with the same one to continue."""
-    corpus: Path | None = None
-    """Prepared by `python -m data_pipelines prepare`; only the demo has one of its own."""
-    plan_only: bool = False
-    """Print the steps, and which of them are done, and stop."""
-
-
-def parse_stage(verb: str, arguments: list[str], *, as_it_was: bool = False) -> StageCommand:
+def parse_stage(
+    verb: str,
+    arguments: list[str],
+    kind: type[StageCommand | QualityCommand] = StageCommand,
+    *,
+    as_it_was: bool = False,
+) -> StageCommand | QualityCommand:
     """`STAGE [--size S] [--workdir W] [--corpus C] [overrides]`; tyro ends the process on a value it cannot read.
 
     `as_it_was`: values that are not given are those that the stage in the workdir was started with, if it was.
@@ -142,13 +56,13 @@ def parse_stage(verb: str, arguments: list[str], *, as_it_was: bool = False) -> 
     name, arguments = _take_name(verb, "STAGE", arguments)
     size, arguments = _take_size(arguments)
 
-    def parsed(config: StageConfig) -> StageCommand:
+    def parsed(config: StageConfig) -> StageCommand | QualityCommand:
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
                 return tyro.cli(
-                    StageCommand,
-                    default=StageCommand(config=config),
+                    kind,
+                    default=kind(config=config),
                     args=arguments,
                     prog=f"python -m experiments {verb} {name} [--size {{{','.join(SIZES)}}}]",
                     config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
@@ -173,7 +87,7 @@ def list_stages() -> None:
     from experiments.architectures import list_architectures
 
     width = max(map(len, STAGES))
-    print("Stages, for show, train, units, evaluate, export:")
+    print("Stages, for show, train, units, quality, evaluate, export:")
     for name, module in STAGES.items():
         print(f"{name:<{width}}  {module.__doc__.splitlines()[0]}")
     print(f"\nArchitectures, for show and --architecture:\n{list_architectures()}")
@@ -228,6 +142,18 @@ def units(arguments: list[str]) -> None:
         print(f"{sort.name}: {steps.units(command.config, sort, workdir, corpus)}")
 
 
+def quality(arguments: list[str]) -> None:
+    """Measures a stage's units."""
+    command = parse_stage("quality", arguments, QualityCommand, as_it_was=True)
+    from experiments.unit_quality import measure_units, table
+
+    places = command.places
+    result = measure_units(
+        command.config.units.name, workdir=places.workdir, corpus=places.corpus_folder(), alignments=command.alignments
+    )
+    print(table(result))
+
+
 def evaluate(arguments: list[str]) -> None:
     """Judges a trained stage."""
     command = parse_stage("evaluate", arguments, as_it_was=True)
@@ -243,7 +169,7 @@ def import_(arguments: list[str]) -> None:
     command = tyro.cli(ImportCommand, args=arguments, prog="python -m experiments import")
     from experiments.import_model import import_model
 
-    print(import_model(command.model, command.out, architecture=_architecture(command.architecture)))
+    print(import_model(command.model, command.out, licence=command.licence, **command.unsaid.arguments()))
 
 
 def export(arguments: list[str]) -> None:
@@ -265,21 +191,13 @@ def export(arguments: list[str]) -> None:
         out=command.out,
         layout=command.layout,
         licence=command.licence,
-        architecture=_architecture(command.architecture),
+        **command.unsaid.arguments(),
     )
     print(f"{exported.folder} ({exported.layout}): {', '.join(exported.files)}")
     for note in (*exported.checkpoint.notes, *exported.notes):
         print(f"note: {note}")
     if command.verify:
         print(table(check(exported, corpus)))
-
-
-def _architecture(name: str | None):
-    if name is None:
-        return None
-    from wavlab_jax.encoder.architectures import architecture
-
-    return architecture(name)
 
 
 def features(arguments: list[str]) -> None:
@@ -292,7 +210,9 @@ def features(arguments: list[str]) -> None:
     if command.workdir.is_dir():
         configure_jax(command.workdir)
     windows = WindowConfig(command.window, command.context)
-    model = load_model(command.model, workdir=command.workdir)
+    model = load_model(command.model, workdir=command.workdir, **command.unsaid.arguments())
+    for note in model.notes:
+        print(f"note: {note}")
     try:
         count = write_features(
             model, command.audio, command.out, layers=command.layers, dtype=command.dtype, windows=windows
@@ -321,6 +241,7 @@ VERBS = {
     "show": show,
     "train": train,
     "units": units,
+    "quality": quality,
     "evaluate": evaluate,
     "import": import_,
     "export": export,

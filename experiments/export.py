@@ -20,6 +20,7 @@ from wavlab_jax.convert.checkpoint import Checkpoint, from_encoder
 from wavlab_jax.convert.heads import stored_head
 from wavlab_jax.convert.huggingface import HEAD_FILE
 from wavlab_jax.convert.layouts import differences, read_checkpoint, write_checkpoint
+from wavlab_jax.convert.source_card import read_source_card
 from wavlab_jax.encoder import EncoderConfig
 from wavlab_jax.sharding import MeshConfig, make_mesh
 
@@ -45,23 +46,26 @@ def export_model(
     layout: str = "huggingface",
     licence: str | None = None,
     architecture: EncoderConfig | None = None,
+    normalize_waveform: bool | None = None,
 ) -> Exported:
     """Writes a model and its card into the folder `out`, whole or not at all.
 
     Args:
         name: a stage that was trained in `workdir`, whose newest parameters are taken; or the path of any model that
-            `read_checkpoint` takes, with `architecture`.
+            `read_checkpoint` takes, with `architecture` and `normalize_waveform`. What the card beside it says is
+            carried over.
         workdir: of the stages.
         corpus: prepared; names its parts in the card. None: they are left out.
         out: must not exist, or be an empty folder.
         layout: one of `wavlab_jax.convert.layouts.LAYOUTS`.
-        licence: of the weights, for the card.
+        licence: of the weights, for the card; by default what the card beside the model says.
 
     Raises CheckpointError, ConvertError, CannotWrite.
     """
     path = imported_model(workdir, name)
     if path is not None:
-        checkpoint, card = read_checkpoint(path, architecture=architecture), {}
+        checkpoint = read_checkpoint(path, architecture=architecture, normalize_waveform=normalize_waveform)
+        card = {"source": read_source_card(path)}
     else:
         checkpoint = stage_checkpoint(workdir, name)
         card = {
@@ -104,10 +108,13 @@ def check(exported: Exported, corpus: Path | None) -> list[Comparison]:
     """`verify` of what was exported, on a held-out clip. Deletes the folder if it does not compute the same."""
     try:
         return verify(exported.checkpoint, exported.folder, _clip(corpus), layout=exported.layout)
-    except VerifyError:
-        if can_verify():
-            shutil.rmtree(exported.folder)  # nothing wrong stays under the name that was asked for
-        raise
+    except VerifyError as error:
+        if not can_verify():
+            raise
+        shutil.rmtree(exported.folder)  # nothing wrong stays under the name that was asked for
+        raise VerifyError(
+            f"{error}\n{exported.folder} was deleted: what computes something else is not kept"
+        ) from error
 
 
 def can_verify() -> bool:

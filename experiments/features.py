@@ -26,7 +26,7 @@ from experiments.stages import STAGES
 from experiments.trained import load_encoder
 from wavlab_jax.convert.checkpoint import to_encoder
 from wavlab_jax.convert.layouts import read_checkpoint
-from wavlab_jax.encoder import Encoder
+from wavlab_jax.encoder import Encoder, EncoderConfig
 from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.streaming import Blocks, Extractor, StreamError, WindowConfig, parse_layers, too_short
 
@@ -40,8 +40,9 @@ class FeaturesError(RuntimeError):
 class FeatureModel:
     """An encoder and what it takes to run it on audio of any length."""
 
-    def __init__(self, encoder: Encoder):
+    def __init__(self, encoder: Encoder, *, notes: tuple[str, ...] = ()):
         self.encoder = encoder
+        self.notes = notes  # what had to be assumed when it was read
 
     def extractor(self, layers: str = "all", windows: WindowConfig | None = None) -> Extractor:
         """For the layers of `parse_layers`. Raises StreamError naming the layers there are."""
@@ -70,18 +71,28 @@ class FeatureModel:
         return hidden
 
 
-def load_model(model: str | os.PathLike, *, workdir: Path = Path("work")) -> FeatureModel:
+def load_model(
+    model: str | os.PathLike,
+    *,
+    workdir: Path = Path("work"),
+    architecture: EncoderConfig | None = None,
+    normalize_waveform: bool | None = None,
+) -> FeatureModel:
     """The encoder of a file or folder that `import` takes or `export` made, or of a stage trained in `workdir`.
 
-    A stage's name means the stage; write ./NAME for a folder that is called the same. Raises FeaturesError (neither),
-    ConvertError (the file or folder is no model), CheckpointError (the stage is not trained).
+    `architecture` and `normalize_waveform` as `read_checkpoint` takes them, for files that do not say. A stage's name
+    means the stage; write ./NAME for a folder that is called the same. Raises FeaturesError (neither), ConvertError
+    (the file or folder is no model), CheckpointError (the stage is not trained).
     """
     if str(model) in STAGES:
+        if architecture is not None or normalize_waveform is not None:
+            raise FeaturesError(f"{model} is a stage, which knows its architecture; write ./{model} for a folder")
         return FeatureModel(load_encoder(workdir, str(model), make_mesh(MeshConfig(), devices=jax.devices()[:1])))
     if not Path(model).exists():
         near = difflib.get_close_matches(str(model), STAGES, n=2, cutoff=0.6) or list(STAGES)
         raise FeaturesError(f"{model} is neither a file or folder nor a stage; the nearest stages: {', '.join(near)}")
-    return FeatureModel(to_encoder(read_checkpoint(Path(model))))
+    checkpoint = read_checkpoint(model, architecture=architecture, normalize_waveform=normalize_waveform)
+    return FeatureModel(to_encoder(checkpoint), notes=checkpoint.notes)
 
 
 def write_features(

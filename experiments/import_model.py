@@ -5,19 +5,38 @@ from pathlib import Path
 import numpy as np
 
 from wavlab_jax.convert import huggingface
+from wavlab_jax.convert.card import model_card
 from wavlab_jax.convert.checkpoint import HEADS, Checkpoint
 from wavlab_jax.convert.layouts import read_checkpoint
+from wavlab_jax.convert.source_card import read_source_card
 from wavlab_jax.encoder import EncoderConfig
 from wavlab_jax.encoder.architectures import name_of
 
 
-def import_model(path: Path, out: Path, *, architecture: EncoderConfig | None = None) -> str:
+def import_model(
+    path: Path,
+    out: Path,
+    *,
+    architecture: EncoderConfig | None = None,
+    normalize_waveform: bool | None = None,
+    licence: str | None = None,
+) -> str:
     """Writes the model at `path` into the folder `out`, and returns what was found, in lines for people.
+
+    `architecture` and `normalize_waveform` as `read_checkpoint` takes them. The card says what that beside the model
+    does of licence, languages and data; `licence` comes before it.
 
     Raises ConvertError, with nothing written: no layout that is known, damaged, or not an encoder of this kind.
     """
-    checkpoint = read_checkpoint(path, architecture=architecture)
-    files = huggingface.write(checkpoint, out)
+    checkpoint = read_checkpoint(path, architecture=architecture, normalize_waveform=normalize_waveform)
+    card = model_card(
+        checkpoint,
+        notes=huggingface.differences(checkpoint),
+        head_file=huggingface.HEAD_FILE,
+        licence=licence,
+        source=read_source_card(path),
+    )
+    files = huggingface.write(checkpoint, out, card=card)
     return f"{description(checkpoint)}\n{out}: {', '.join(files)}"
 
 

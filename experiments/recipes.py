@@ -52,7 +52,12 @@ def cv_hubert(workdir: Path, corpus: Path | None) -> list[Step]:
     second = stage_function("cv_hubert_base", size="paper")()
     first = stage_function("hubert_base_it1", size="paper")()
     draw = replace(first.data.draw, corpora=second.data.draw.corpora)
-    first = replace(first, data=replace(first.data, draw=draw), seconds_per_device=second.seconds_per_device)
+    first = replace(
+        first,
+        data=replace(first.data, draw=draw),
+        units=replace(first.units, fit_corpora=draw.corpora),
+        seconds_per_device=second.seconds_per_device,
+    )
     return chain(workdir, [first, second], judged=[first.name, second.name], exported=second.name, corpus=corpus)
 
 

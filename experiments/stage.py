@@ -121,6 +121,10 @@ def _by_default(config: Any, prefix: str = "") -> dict[str, str]:
     return flat
 
 
+def _related(path: str, other: str) -> bool:
+    return f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
+
+
 START_ANEW = "give these values again (and --size demo if that is what it is), or another --workdir to start anew"
 
 
@@ -155,9 +159,10 @@ def check_unchanged(config: StageConfig, files: StageFiles, *, advice: str = STA
     """
     if not files.config.exists():
         return
-    now = flatten(config)
-    then = {path: value for path, value in _by_default(config).items() if path in now}  # None has no fields, say
-    then |= dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
+    then = dict(line.split(" = ", 1) for line in files.config.read_text().splitlines())
+    # not where the run had None in place of a group of values, or such a group in place of None
+    said = {path: value for path, value in _by_default(config).items() if not any(_related(path, p) for p in then)}
+    then, now = said | then, flatten(config)
     changed = [
         f"  {path}: {then.get(path, '(absent)')} then, {now.get(path, '(absent)')} now"
         for path in sorted(then.keys() | now.keys())

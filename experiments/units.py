@@ -1,38 +1,42 @@
 """Making units: fit k-means on MFCC or on a layer of a trained stage, label the whole corpus, write the store.
 
 The one loop of the river: a finished stage writes units that the next stage's pipeline reads back as a column.
+
+    training utterances ─ sample, balanced by language ─ features, a piece at a time ▶ NAME.features/   (bounded)
+    NAME.features/ ─ k-means, streamed over the mesh, saved after passes             ▶ NAME.centroids.npz
+    every utterance ─ features ─ nearest centroid, a piece at a time                 ▶ NAME.pieces/ ─ joined ▶ NAME/
+
+Each arrow goes on after a kill with what is missing. With several processes (`jax.distributed`) that share the workdir,
+each computes its contiguous share of pieces on its own devices; k-means runs over the devices of all.
 """
 
 import dataclasses
+import difflib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipelines.atomic import whole_file
-from data_pipelines.batch import HOP, RECEPTIVE_FIELD, Batch
+from data_pipelines.balance import DrawConfig, declared_rows, leaf_shares
+from data_pipelines.batch import SAMPLE_RATE, num_frames
 from data_pipelines.manifest import Manifest, Split
-from data_pipelines.pipeline import eval_batches
-from data_pipelines.sampling import DrawConfig, leaf_shares
-from data_pipelines.units import UnitStore, UnitWriter
+from data_pipelines.sources import ShardSource
+from data_pipelines.unit_pieces import PIECE_FRAMES, UnitPieces
+from data_pipelines.units import UnitStore
+from experiments.fit_spool import FitSpool
 from experiments.trained import lineage, load_encoder
-from wavlab_jax.encoder import encode, formulation_for
-from wavlab_jax.features import mfcc
-from wavlab_jax.sharding import BATCH_AXES, place_batch
+from experiments.unit_features import FrameExtractor
 from wavlab_jax.targets import kmeans
 
-# Utterances are labelled padded to the smallest of these; longer ones in windows of the last. Samples.
-WINDOWS = tuple(seconds * 16_000 for seconds in (2, 4, 8, 16, 32))
-PASS_SECONDS = 64  # audio a device labels at once
-UTTERANCES_AT_ONCE = 512  # read, labelled and written together, so that memory does not grow with the corpus
+T = TypeVar("T")
 
 
 class UnitMakingError(ValueError):
@@ -48,11 +52,20 @@ class UnitsConfig:
         units: number of clusters.
         teacher: stage whose hidden states are clustered; None: 39-d MFCC, every second frame of 100 Hz.
         layer: of the teacher: 0 is the input of its first Transformer layer, n the output of layer n.
+        fit_languages: that the centroids are fitted on, as the manifest names them; none: all of them. WavLabLM-MK has
+            units of all its languages, WavLabLM-EK of English alone: ("eng",). Every language is labelled, either way.
+        fit_corpora: the same for corpora; a stage that declares its corpora (`DrawConfig.corpora`) mostly names them
+            here as well.
         fit_hours: of training audio that the centroids are fitted on (HuBERT and WavLabLM: a tenth of the data).
-        fit_frames: at most so many of its frames, evenly drawn, so that memory and disk stay bounded.
-        language_exponent: of the hours each language gives to the fit; 1 as found, 0 equal.
-        iterations: of Lloyd's algorithm, at most.
-        seed: of the sample and of k-means++.
+        fit_gigabytes: of disk, 10^9 bytes: so much of that audio's features is kept while the centroids are fitted, at
+            most, its frames thinned out evenly. Memory is bounded by it, too, at any size of the corpus: k-means reads
+            the features in chunks. 8 are 5.2 million frames of 768 float16 values, 10,000 for each of 500 units.
+        fit_dtype: of these features on disk.
+        language_exponent: of the hours each language gives to the fit (and to its seeding); 1 as found, 0 equal.
+        algorithm: "lloyd", full batches; or "minibatch", as HuBERT's recipe has it (`wavlab_jax.targets.kmeans`).
+        batch_frames: of a mini-batch.
+        iterations: passes over the features, at most.
+        seed: of the sample and of k-means.
         online: only the centroids are made beforehand; labels are computed in the step, of the clean waveform, by the
             teacher as it is there. No store, but the teacher's forward pass at every step.
     """
@@ -61,9 +74,14 @@ class UnitsConfig:
     units: int
     teacher: str | None = None
     layer: int = 0
+    fit_languages: tuple[str, ...] = ()
+    fit_corpora: tuple[str, ...] = ()
     fit_hours: float = 100.0
-    fit_frames: int = 2_000_000
+    fit_gigabytes: float = 8.0
+    fit_dtype: Literal["float16", "float32"] = "float16"
     language_exponent: float = 1.0
+    algorithm: Literal["lloyd", "minibatch"] = "lloyd"
+    batch_frames: int = 10_000
     iterations: int = 100
     seed: int = 0
     online: bool = False
@@ -73,15 +91,22 @@ class UnitFiles:
     """Where a unit set lies below `workdir`."""
 
     def __init__(self, workdir: Path, name: str):
-        self.store = Path(workdir) / "units" / name
-        self.centroids = Path(workdir) / "units" / f"{name}.centroids.npz"
+        folder = Path(workdir) / "units"
+        self.store = folder / name
+        self.centroids = folder / f"{name}.centroids.npz"
+        self.features = folder / f"{name}.features"
+        self.fit = folder / f"{name}.fit.npz"
+        self.quality = folder / f"{name}.quality.json"
 
 
-def make_units(cfg: UnitsConfig, workdir: Path, manifest: Manifest, mesh: Mesh) -> UnitStore:
+def make_units(
+    cfg: UnitsConfig, workdir: Path, manifest: Manifest, mesh: Mesh, *, piece_frames: int = PIECE_FRAMES
+) -> UnitStore:
     """The unit store of this configuration: loaded if it is there, else fitted and written.
 
-    A fit that was finished before a kill is kept; labels are written whole or not at all. Raises UnitMakingError if the
-    folder holds units that were made otherwise, UnitsError if they are damaged or of another corpus.
+    What was finished before a kill is kept: features and passes of the fit, pieces of `piece_frames` frames of labels.
+    With several processes all of them call this. Raises UnitMakingError if the folder holds units that were made
+    otherwise, UnitsError if they are damaged or of another corpus.
     """
     files = UnitFiles(workdir, cfg.name)
     source = made_from(cfg, workdir, manifest)
@@ -93,12 +118,22 @@ def make_units(cfg: UnitsConfig, workdir: Path, manifest: Manifest, mesh: Mesh) 
                 "name, or delete that folder"
             )
         return store
-    extract = _extractor(cfg, workdir, mesh)
-    centers = _fitted(cfg, files.centroids, source, manifest, extract, mesh)
-    with UnitWriter(files.store, manifest, units=cfg.units, source=source) as writer:
-        every = np.arange(len(manifest))
-        for i, features in _features(extract, every, manifest, mesh, title=f"label {cfg.name}", centers=centers):
-            writer.add(i, features)
+    extractor = _extractor(cfg, workdir, mesh)
+    centers = _fitted(cfg, files, source, manifest, extractor, mesh)
+    pieces = _first_process_first(
+        lambda: UnitPieces(files.store, manifest, units=cfg.units, source=source, piece_frames=piece_frames)
+    )
+    read = ShardSource(manifest).read
+    todo = pieces.missing(host=jax.process_index(), hosts=jax.process_count())
+    with _progress(f"label {cfg.name}", sum(pieces.frames[pieces.rows(piece)].sum() for piece in todo)) as advance:
+        for piece in todo:
+            rows = pieces.rows(piece)
+            labels = extractor.units(rows, manifest.samples, read, centers=centers, progress=advance)
+            pieces.write(piece, labels)
+    _wait_for_all("units labelled")
+    if jax.process_index() == 0:
+        pieces.join()
+    _wait_for_all("units joined")
     return UnitStore.load(files.store, manifest)
 
 
@@ -110,9 +145,15 @@ def made_from(cfg: UnitsConfig, workdir: Path, manifest: Manifest) -> str:
 
 
 def fitted_centroids(cfg: UnitsConfig, workdir: Path, manifest: Manifest, mesh: Mesh) -> np.ndarray:
-    """Centroids [units, width] of this configuration: loaded if they were fitted for it, else fitted and kept."""
-    extract, path = _extractor(cfg, workdir, mesh), UnitFiles(workdir, cfg.name).centroids
-    return _fitted(cfg, path, made_from(cfg, workdir, manifest), manifest, extract, mesh)
+    """Centroids float32 [units, width] of this configuration: those that were kept, or fitted and kept now.
+
+    Labels nothing: for a stage that computes its units in the step (`kmeans.nearest_unit`). Raises as `make_units`.
+    """
+    files, source = UnitFiles(workdir, cfg.name), made_from(cfg, workdir, manifest)
+    kept = _kept(files.centroids, source)
+    if kept is not None:
+        return kept
+    return _fitted(cfg, files, source, manifest, _extractor(cfg, workdir, mesh), mesh)
 
 
 def check_layer(cfg: UnitsConfig, encoder) -> None:
@@ -123,35 +164,26 @@ def check_layer(cfg: UnitsConfig, encoder) -> None:
         )
 
 
-def _fitted(cfg: UnitsConfig, path: Path, source: str, manifest: Manifest, extract, mesh: Mesh) -> np.ndarray:
-    """Centroids [units, width]: from `path` if they were fitted for `source`, else fitted and kept there."""
-    if path.exists():
-        with np.load(path, allow_pickle=False) as kept:
-            if str(kept["source"]) == source:
-                return kept["centers"]
-    rows = fit_sample(manifest, hours=cfg.fit_hours, exponent=cfg.language_exponent, seed=cfg.seed)
-    frames = int(sum(_frames_of(manifest, rows)))
-    keep = min(1.0, cfg.fit_frames / max(frames, 1))
-    rng = np.random.default_rng([cfg.seed, 1])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    parts = []
-    for _, features in _features(extract, rows, manifest, mesh, title=f"features for {cfg.name}"):
-        parts.append(features if keep == 1.0 else features[rng.random(len(features)) < keep])
-    fitted = kmeans.fit(np.concatenate(parts), units=cfg.units, seed=cfg.seed, iterations=cfg.iterations)
-    with whole_file(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, centers=fitted.centers, inertia=fitted.inertia, history=fitted.history, source=source)
-    return fitted.centers
-
-
-def fit_sample(manifest: Manifest, *, hours: float, exponent: float, seed: int) -> np.ndarray:
+def fit_sample(
+    manifest: Manifest,
+    *,
+    hours: float,
+    exponent: float,
+    seed: int,
+    languages: tuple[str, ...] = (),
+    corpora: tuple[str, ...] = (),
+) -> np.ndarray:
     """Training utterances that make up about `hours`, [utterances], ascending.
 
     Language l gets the share seconds ** exponent of the hours, at most all it has. Fitting on anything but the training
-    split would let held-out audio shape the targets.
+    split would let held-out audio shape the targets. Raises UnitMakingError for `languages` without training audio,
+    SamplingError for `corpora` that were not prepared.
     """
-    rows = manifest.rows(Split.TRAIN)
+    rows = declared_rows(manifest, Split.TRAIN, corpora, field="units.fit_corpora")
+    if languages:
+        rows = rows[np.isin(manifest.language[rows], [_language(manifest, rows, name) for name in languages])]
     language = manifest.language[rows]
-    seconds = manifest.samples[rows] / 16_000
+    seconds = manifest.samples[rows] / SAMPLE_RATE
     by_language = {(int(code), 0): float(seconds[language == code].sum()) for code in np.unique(language)}
     shares = leaf_shares(by_language, cfg=DrawConfig(language_exponent=exponent))
     chosen = []
@@ -162,85 +194,126 @@ def fit_sample(manifest: Manifest, *, hours: float, exponent: float, seed: int) 
     return np.sort(rows[np.concatenate(chosen)])
 
 
-class _Extractor(NamedTuple):
-    """`run`: placed waveform and real samples of rows -> features [rows, frames, width]."""
+def _language(manifest: Manifest, rows: np.ndarray, name: str) -> int:
+    present = [manifest.languages[code] for code in np.unique(manifest.language[rows])]
+    if name not in present:
+        near = difflib.get_close_matches(name, present, n=4, cutoff=0.5) or present
+        raise UnitMakingError(
+            f"fit_languages: the corpus has no training audio in {name!r}; languages are named as in the manifest: "
+            f"{', '.join(near[:12])}{' ...' if len(near) > 12 else ''}"
+        )
+    return manifest.languages.index(name)
 
-    run: Callable[[jax.Array, jax.Array], jax.Array]
 
-
-def _extractor(cfg: UnitsConfig, workdir: Path, mesh: Mesh) -> _Extractor:
-    rows, everywhere = NamedSharding(mesh, P(None, BATCH_AXES)), NamedSharding(mesh, P())
+def _extractor(cfg: UnitsConfig, workdir: Path, mesh: Mesh) -> FrameExtractor:
     if cfg.teacher is None:
-
-        def features(waveform, samples):
-            return mfcc(waveform[0], samples[0])[:, ::2]
-
-        return _Extractor(jax.jit(features, in_shardings=(rows, rows), out_shardings=everywhere))
-    encoder = load_encoder(workdir, cfg.teacher, mesh)
+        return FrameExtractor(None, mesh=mesh)
+    encoder = load_encoder(workdir, cfg.teacher, mesh.local_mesh)
     check_layer(cfg, encoder)
-    formulation = formulation_for(mesh.devices.flat[0].platform)
-
-    def hidden(encoder, waveform, samples):
-        valid = jnp.arange(waveform.shape[2])[None] < samples[0][:, None]
-        return encode(encoder, waveform[0], valid, formulation=formulation).hidden[cfg.layer].astype(jnp.float32)
-
-    compiled = jax.jit(hidden, in_shardings=(None, rows, rows), out_shardings=everywhere)
-    return _Extractor(lambda waveform, samples: compiled(encoder, waveform, samples))
+    return FrameExtractor(encoder, layer=cfg.layer, mesh=mesh)
 
 
-def _features(
-    extract: _Extractor,
-    rows: np.ndarray,
-    manifest: Manifest,
-    mesh: Mesh,
-    *,
-    title: str,
-    centers: np.ndarray | None = None,
-) -> Iterator[tuple[int, np.ndarray]]:
-    """(utterance, its features [frames, width]) in the order of `rows`; with `centers`, its units [frames] instead."""
-    total = float(manifest.samples[rows].sum()) / 16_000 / 3600
-    with tqdm(total=round(total, 3), desc=title, unit="audio-h", dynamic_ncols=True, mininterval=1.0) as bar:
-        done = 0.0
-        for first in range(0, len(rows), UTTERANCES_AT_ONCE):
-            piece = rows[first : first + UTTERANCES_AT_ONCE]
-            found = _features_of(extract, piece, manifest, mesh)
-            if centers is not None:
-                joined = kmeans.assign(centers, np.concatenate(list(found.values())))
-                ends = np.cumsum([len(features) for features in found.values()])[:-1]
-                found = dict(zip(found, np.split(joined, ends), strict=True))
-            for i in piece.tolist():
-                yield i, found[i]
-            done += float(manifest.samples[piece].sum()) / 16_000 / 3600
-            bar.n = min(round(done, 3), bar.total)
-            bar.update(0)
+def _kept(path: Path, source: str) -> np.ndarray | None:
+    """Centroids [units, width] at `path`, if they were fitted for `source`."""
+    if path.exists():
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["source"]) == source:
+                return kept["centers"]
+    return None
 
 
-def _features_of(extract: _Extractor, rows: np.ndarray, manifest: Manifest, mesh: Mesh) -> dict[int, np.ndarray]:
-    windows: dict[int, list[tuple[int, np.ndarray]]] = {int(i): [] for i in rows}
-    for length in WINDOWS:
-        fitting = [int(i) for i in rows if _window_of(int(manifest.samples[i])) == length]
-        if not fitting:
-            continue
-        per_batch = max(PASS_SECONDS * 16_000 // length, 1) * mesh.size
-        with eval_batches(manifest, (), fitting, lengths=(length,), rows_per_batch=per_batch) as batches:
-            for batch in batches:
-                for i, start, features in _run(extract, batch, mesh):
-                    windows[i].append((start, features))
-    return {i: np.concatenate([f for _, f in sorted(parts, key=lambda part: part[0])]) for i, parts in windows.items()}
+def _fitted(
+    cfg: UnitsConfig, files: UnitFiles, source: str, manifest: Manifest, extractor: FrameExtractor, mesh: Mesh
+) -> np.ndarray:
+    """Centroids [units, width]: kept ones, else fitted and kept, and what they were fitted on deleted."""
+    kept = _kept(files.centroids, source)
+    if kept is not None:
+        return kept
+    rows = fit_sample(
+        manifest,
+        hours=cfg.fit_hours,
+        exponent=cfg.language_exponent,
+        seed=cfg.seed,
+        languages=cfg.fit_languages,
+        corpora=cfg.fit_corpora,
+    )
+    spool = _first_process_first(
+        lambda: FitSpool(
+            files.features,
+            frames=num_frames(manifest.samples[rows]),
+            width=extractor.width,
+            dtype=cfg.fit_dtype,
+            most_bytes=int(cfg.fit_gigabytes * 1e9),
+            seed=cfg.seed,
+            source=source,
+        )
+    )
+    read = ShardSource(manifest).read
+    todo = spool.missing(host=jax.process_index(), hosts=jax.process_count())
+    with _progress(f"features for {cfg.name}", sum(spool.piece(piece).frames for piece in todo)) as advance:
+        for number in todo:
+            piece = spool.piece(number)
+            features = extractor.features(
+                rows[piece.first : piece.last], manifest.samples, read, chosen=piece.chosen, progress=advance
+            )
+            spool.write(number, features)
+    _wait_for_all("features extracted")
+    fitted = kmeans.fit(
+        spool,
+        units=cfg.units,
+        seed=cfg.seed,
+        algorithm=cfg.algorithm,
+        iterations=cfg.iterations,
+        batch=cfg.batch_frames,
+        mesh=mesh,
+        kept=files.fit,
+        source=source,
+        title=f"k-means for {cfg.name}",
+    )
+    _wait_for_all("centroids fitted")
+    if jax.process_index() == 0:
+        with whole_file(files.centroids) as temporary, open(temporary, "wb") as file:
+            np.savez(
+                file,
+                centers=fitted.centers,
+                counts=fitted.counts,
+                inertia=fitted.inertia,
+                history=fitted.history,
+                frames=len(spool),
+                source=source,
+            )
+        files.fit.unlink(missing_ok=True)
+        spool.delete()
+    return fitted.centers
 
 
-def _window_of(samples: int) -> int:
-    return next((length for length in WINDOWS if samples <= length), WINDOWS[-1])
+def _first_process_first(make: Callable[[], T]) -> T:
+    """`make()` in every process, in the first before the others: it may create or clear a folder that they share."""
+    made = make() if jax.process_index() == 0 else None
+    _wait_for_all("folder made")
+    return make() if made is None else made
 
 
-def _run(extract: _Extractor, batch: Batch, mesh: Mesh) -> Iterator[tuple[int, int, np.ndarray]]:
-    frames = batch.valid.sum(axis=1)
-    placed = place_batch(batch, mesh=mesh, passes=1)
-    found = np.asarray(extract.run(placed.waveform, placed.samples))
-    for row, (utterance, start) in enumerate(zip(batch.utterance.tolist(), batch.start.tolist(), strict=True)):
-        if frames[row]:
-            yield utterance, start, found[row, : frames[row]]
+def _wait_for_all(point: str) -> None:
+    """Until every process has come to this point."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(point)
 
 
-def _frames_of(manifest: Manifest, rows: np.ndarray) -> np.ndarray:
-    return (manifest.samples[rows] - RECEPTIVE_FIELD) // HOP + 1
+class _progress:
+    """A bar over the audio-hours of `frames` frames; entering gives a function to call with samples that are done."""
+
+    def __init__(self, title: str, frames: int):
+        hours = round(float(frames) / 50 / 3600, 3)
+        self.bar, self.samples = tqdm(total=hours, desc=title, unit="audio-h", dynamic_ncols=True, mininterval=1.0), 0
+
+    def __enter__(self) -> Callable[[int], None]:
+        return self._advance
+
+    def _advance(self, samples: int) -> None:
+        self.samples += samples
+        self.bar.n = min(round(self.samples / SAMPLE_RATE / 3600, 3), self.bar.total)
+        self.bar.update(0)
+
+    def __exit__(self, *_) -> None:
+        self.bar.close()

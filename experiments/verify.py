@@ -11,17 +11,17 @@ from wavlab_jax.convert import torchaudio as torchaudio_files
 from wavlab_jax.convert.checkpoint import Checkpoint, to_encoder
 from wavlab_jax.convert.layouts import read_checkpoint
 from wavlab_jax.convert.settings import (
-    CTC_HEADS,
     OURS,
     PREPROCESSOR_EPSILON,
-    PRETRAINING_HEADS,
     huggingface_config,
     preprocessor_config,
     read_json,
 )
 from wavlab_jax.encoder import Encoder, encode
 
-TOLERANCE = 1e-4  # largest absolute difference of any hidden state that counts as the same
+# Largest difference that counts as the same: of a layer's largest absolute value, or absolute below one. float32 keeps
+# seven digits of the largest value there is, and some models (Large, deep layers) have values of several hundred.
+TOLERANCE = 1e-4
 
 
 class VerifyError(RuntimeError):
@@ -29,9 +29,16 @@ class VerifyError(RuntimeError):
 
 
 class Comparison(NamedTuple):
-    """`differences`: hidden state (0: the input of the first layer) -> largest absolute one; `peer`: what ran."""
+    """How far a peer is from the encoder here.
+
+    Attributes:
+        differences: hidden state (0: the input of the first layer) -> largest absolute difference.
+        magnitudes: the same -> largest absolute value here.
+        peer: what ran.
+    """
 
     differences: dict[int, float]
+    magnitudes: dict[int, float]
     peer: str
 
     @property
@@ -39,14 +46,24 @@ class Comparison(NamedTuple):
         """Over all hidden states; NaN counts as infinite."""
         return max(np.inf if np.isnan(each) else each for each in self.differences.values())
 
+    def limit(self, layer: int) -> float:
+        """The largest difference of a hidden state that counts as the same."""
+        return TOLERANCE * max(1.0, self.magnitudes[layer])
+
+    def wrong(self) -> list[int]:
+        """Hidden states that differ by more; NaN does."""
+        return [layer for layer, difference in self.differences.items() if not difference <= self.limit(layer)]
+
 
 def verify(checkpoint: Checkpoint, folder: Path, waveform: np.ndarray, *, layout: str) -> list[Comparison]:
     """Runs `waveform` [samples] through the exported `folder` in PyTorch and through the encoder here.
 
-    Hugging Face's layout is loaded by transformers itself. Other layouts are read back, compared value by value with
-    what was to be written, and run as transformers' model; torchaudio's in its own class too, where it can be imported.
+    Hugging Face's layout is loaded by transformers itself, by the class that its config.json names. Other layouts are
+    read back by our own reader, compared value by value with what was to be written, and run as transformers' model:
+    neither fairseq nor ESPnet is run. torchaudio's is loaded by its own class too, where that can be imported.
 
-    Raises VerifyError: something differs, by more than `TOLERANCE` for hidden states; or transformers is not installed.
+    Raises VerifyError: something differs, by more than `TOLERANCE` for hidden states (the message has the table); or
+    transformers is not installed.
     """
     try:
         import transformers
@@ -57,10 +74,12 @@ def verify(checkpoint: Checkpoint, folder: Path, waveform: np.ndarray, *, layout
     ours = [np.asarray(state[0]) for state in encode(_in_float32(to_encoder(checkpoint)), waveform[None]).hidden]
     peers: list[Comparison] = []
     if layout == "huggingface":
-        model, loading = transformers.AutoModel.from_pretrained(folder, output_loading_info=True)
-        unknown = set(loading["unexpected_keys"]) - PRETRAINING_HEADS - CTC_HEADS  # of the class that has a head
-        if loading["missing_keys"] or unknown:
-            raise VerifyError(f"{folder}: transformers misses {loading['missing_keys']}, knows not {unknown}")
+        kind = read_json(folder / "config.json")["architectures"][0]
+        model, loading = getattr(transformers, kind).from_pretrained(folder, output_loading_info=True)
+        missing, unknown = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
+        if missing or unknown:
+            raise VerifyError(f"{folder}: {kind} of transformers misses {missing}, and does not know {unknown}")
+        model = getattr(model, model.base_model_prefix, model)
         extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
         peers.append(_in_transformers(model, extractor, waveform, ours))
     else:
@@ -72,19 +91,25 @@ def verify(checkpoint: Checkpoint, folder: Path, waveform: np.ndarray, *, layout
     if layout == "torchaudio":
         peers += _in_torchaudio(checkpoint, folder, waveform, ours)
     for peer in peers:
-        if peer.largest > TOLERANCE:
+        if wrong := peer.wrong():
             raise VerifyError(
-                f"{folder}: hidden states differ by up to {peer.largest:.2e} from {peer.peer} (limit {TOLERANCE})"
+                f"{folder}: hidden states {', '.join(map(str, wrong))} differ from {peer.peer} by more than "
+                f"{TOLERANCE:g} of the layer's largest value\n{table(peers)}"
             )
     return peers
 
 
 def table(peers: list[Comparison]) -> str:
-    """Lines for people: each hidden state's largest difference, and what ran."""
+    """Lines for people: each hidden state's largest difference, its largest value and the limit, and what ran."""
     lines = []
     for peer in peers:
-        lines.append(f"largest differences to {peer.peer}:")
-        lines += [f"  hidden state {layer:>2}  {difference:.1e}" for layer, difference in peer.differences.items()]
+        wrong = peer.wrong()
+        lines += [f"largest differences to {peer.peer}:", "  hidden state  difference  largest value    limit"]
+        lines += [
+            f"  {layer:>12}  {difference:>10.1e}  {peer.magnitudes[layer]:>13.4g}  {peer.limit(layer):.1e}"
+            + ("  too much" if layer in wrong else "")
+            for layer, difference in peer.differences.items()
+        ]
     return "\n".join(lines)
 
 
@@ -97,8 +122,8 @@ def _in_transformers(model, extractor, waveform: np.ndarray, ours: list[np.ndarr
         answer = model.eval()(inputs.input_values, output_hidden_states=True)
     # transformers 5 gives the last layer's output before the final norm among hidden_states, and after it beside them
     theirs = (*answer.hidden_states[:-1], answer.last_hidden_state)
-    differences = {i: _largest(a, b) for i, (a, b) in enumerate(zip(ours, theirs, strict=True))}
-    return Comparison(differences, f"transformers {transformers.__version__} on PyTorch {torch.__version__}{how}")
+    peer = f"transformers {transformers.__version__} on PyTorch {torch.__version__}{how}"
+    return _comparison(dict(enumerate(zip(ours, theirs, strict=True))), peer)
 
 
 def _transformers_model(checkpoint: Checkpoint):
@@ -138,13 +163,15 @@ def _in_torchaudio(
         features, _ = model.feature_extractor(heard, None)
         last = model.encoder(features, None)  # after the final norm, which extract_features leaves out
     theirs = (*layers[:-1], last)
-    differences = {i: _largest(a, b) for i, (a, b) in enumerate(zip(ours[1:], theirs, strict=True), 1)}
     version = getattr(torchaudio, "__version__", "")
-    return [Comparison(differences, f"torchaudio {version} on PyTorch {torch.__version__}")]
+    pairs = dict(enumerate(zip(ours[1:], theirs, strict=True), 1))
+    return [_comparison(pairs, f"torchaudio {version} on PyTorch {torch.__version__}")]
 
 
-def _largest(ours: np.ndarray, theirs) -> float:
-    return float(np.abs(ours - theirs[0].numpy()).max())
+def _comparison(pairs: dict[int, tuple[np.ndarray, Any]], peer: str) -> Comparison:
+    """Of (ours [frames, width], theirs [1, frames, width] in PyTorch) by hidden state."""
+    differences = {layer: float(np.abs(ours - theirs[0].numpy()).max()) for layer, (ours, theirs) in pairs.items()}
+    return Comparison(differences, {layer: float(np.abs(ours).max()) for layer, (ours, _) in pairs.items()}, peer)
 
 
 def _require_equal(checkpoint: Checkpoint, again: Checkpoint, folder: Path) -> None:

@@ -33,6 +33,9 @@ DECLARED_ON_PURPOSE = {
     "librosa": "the reference that the feature tests compare with",
 }
 
+# Modules of a distribution of another name, where it need not be installed.
+OTHER_NAMES = {"faiss": "faiss-cpu"}
+
 DEVICE_SIDE = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "transformers", "tensorflow"}
 HOST_SIDE = {"grain", "array_record", "tfds", "tensorflow_datasets", "librosa", "soundfile", "soxr"}
 FROM_THE_LEFT = {"batch", "atomic"}  # what wavlab_jax takes: the contract of batches; files that are whole or absent
@@ -115,7 +118,7 @@ def providers() -> Mapping[str, list[str]]:
 
 def distributions(module: str) -> set[str]:
     """Distributions that provide a top-level module, as installed here; the module's own name if none does."""
-    return {canonicalize_name(name) for name in providers().get(module, [module])}
+    return {canonicalize_name(name) for name in providers().get(module, [OTHER_NAMES.get(module, module)])}
 
 
 def third_party(path: str) -> list[Import]:

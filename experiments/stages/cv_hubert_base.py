@@ -1,7 +1,7 @@
 """CV-HuBERT Base, the cheap variant: vanilla HuBERT on Common Voice alone, for 4 GPUs.
 
-Command: `python -m experiments train cv_hubert_base --workdir W --corpus PREPARED` (after hubert_base_it1 in W, trained
-with `--data.draw.corpora commonvoice`)
+Command: `python -m experiments recipe cv_hubert --workdir W --corpus PREPARED`; or `train cv_hubert_base` after
+hubert_base_it1 in W, trained with `--data.draw.corpora commonvoice --units.fit-corpora commonvoice`
 Paper: WavLabLM (2309.15317): Common Voice 11, 13.6k hours (s3prl's documentation; the abstract's 3 % of XLS-R's 436k),
 a second iteration, 4 GPUs, 94 % of XLS-R's score (of which one, is not said).
 Open in the paper and the released files, and chosen here: 500 clusters of layer 6 of the first iteration, as HuBERT
@@ -19,7 +19,6 @@ import dataclasses
 from data_pipelines.balance import DrawConfig
 from experiments.stage import StageConfig
 from experiments.stages import hubert_base_it2
-from experiments.units import UnitsConfig
 
 COMMON_VOICE = ("commonvoice",)
 
@@ -33,8 +32,8 @@ def get_config() -> StageConfig:
         name="cv_hubert_base",
         learner=dataclasses.replace(second.learner, optimizer=optimizer),
         data=dataclasses.replace(second.data, draw=DrawConfig(corpora=COMMON_VOICE)),
-        units=UnitsConfig(
-            name="cv_hubert_base_it1_layer6", units=500, teacher="hubert_base_it1", layer=6, fit_hours=1_360.0
+        units=dataclasses.replace(
+            second.units, name="cv_hubert_base_it1_layer6", fit_corpora=COMMON_VOICE, fit_hours=1_360.0
         ),
         seconds_per_device=30.0,
     )

@@ -3,7 +3,7 @@
 Command: `python -m experiments train hubert_base_it1 --workdir W --corpus PREPARED`
 Paper: HuBERT (2106.07447), section IV-A; 250k updates on 32 GPUs, 9.5 h per 100k updates, so about 760 GPU-hours. 100
 clusters of 39-d MFCC. LibriSpeech 960 h; for other data (mHuBERT-147 and CV-HuBERT begin so too) name its corpora:
-`--data.draw.corpora commonvoice`, or nothing after it for all that is prepared.
+`--data.draw.corpora commonvoice --units.fit-corpora commonvoice`, or nothing after them for all that is prepared.
 Expect: a LibriSpeech run's published word error rates are those of iteration 2; this stage only makes the next units.
 Deviates: 2,880 s of audio a step instead of 2,800, in static lengths of up to 15 s; bfloat16 instead of float16.
 """
@@ -38,7 +38,7 @@ def get_config() -> StageConfig:
             optimizer=OptimizerConfig(peak_learning_rate=5e-4, warmup_steps=32_000, total_steps=250_000),
         ),
         data=paper_data(draw=LIBRISPEECH),
-        units=UnitsConfig(name="mfcc", units=100, teacher=None, fit_hours=96.0),
+        units=UnitsConfig(name="mfcc", units=100, teacher=None, fit_corpora=LIBRISPEECH.corpora, fit_hours=96.0),
         loop=LoopConfig(steps=250_000),
     )
 

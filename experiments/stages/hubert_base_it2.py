@@ -23,7 +23,9 @@ def get_config() -> StageConfig:
         first,
         name="hubert_base_it2",
         learner=dataclasses.replace(first.learner, head=HeadConfig(units=500, dim=256), optimizer=optimizer),
-        units=UnitsConfig(name="hubert_base_it1_layer6", units=500, teacher="hubert_base_it1", layer=6, fit_hours=96.0),
+        units=dataclasses.replace(
+            first.units, name="hubert_base_it1_layer6", units=500, teacher="hubert_base_it1", layer=6
+        ),
         loop=dataclasses.replace(first.loop, steps=400_000),
     )
 

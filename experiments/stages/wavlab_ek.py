@@ -5,8 +5,8 @@ Command: `python -m experiments import hubert_large_ll60k.pt --out hubert_large_
 if the model lies elsewhere)
 Paper: WavLabLM (2309.15317): initialised from `hubert_large_ll60k`, k-means of LibriSpeech, Openli110; the released
 checkpoint is of its epoch 5. The card says "especially strong for European languages".
-Open, and chosen here: 500 clusters of layer 9, as MK; 90k updates, 5 epochs over 40k hours of which 0.8 h a step, at a
-constant draw as found; a fifth of stage 1's peak rate, because the encoder is trained already; WavLM's mixing (the
+Open, and chosen here: 500 clusters of layer 9, as MK; 250k updates, which are 5 epochs of 40k hours at 0.8 h a step, on
+the natural skew; a fifth of stage 1's peak rate, because the encoder is trained already; WavLM's mixing (the
 released run's configuration is named without "wavlm", so it may have heard clean speech only: `--data.mixing None`).
 Expect: no published score was found for EK.
 """
@@ -15,12 +15,16 @@ import dataclasses
 
 from experiments.stage import StageConfig
 from experiments.stages import wavlab_mk
-from experiments.units import UnitsConfig
+from experiments.stages.presets import LIBRISPEECH
+
+STEPS = 250_000  # 5 epochs of 40k hours, 0.8 h a step
 
 
 def get_config() -> StageConfig:
     """The paper's size."""
-    return _english(wavlab_mk.get_config(), init_from="hubert_large_ll60k", layer=9, steps=250_000, peak=1e-4)
+    stage1 = wavlab_mk.get_config()
+    librispeech = dataclasses.replace(stage1, units=dataclasses.replace(stage1.units, fit_corpora=LIBRISPEECH.corpora))
+    return _english(librispeech, init_from="hubert_large_ll60k", layer=9, steps=STEPS, peak=1e-4)
 
 
 def demo() -> StageConfig:
@@ -30,9 +34,9 @@ def demo() -> StageConfig:
 
 def _english(stage1: StageConfig, *, init_from: str, layer: int, steps: int, peak: float) -> StageConfig:
     optimizer = dataclasses.replace(stage1.learner.optimizer, peak_learning_rate=peak, total_steps=steps)
-    english = UnitsConfig(
+    english = dataclasses.replace(
+        stage1.units,
         name=f"hubert_base_it2_layer{layer}_english",
-        units=stage1.units.units,
         teacher="hubert_base_it2",
         layer=layer,
         fit_hours=min(stage1.units.fit_hours, 96.0),

@@ -37,7 +37,12 @@ def get_config() -> StageConfig:
         ),
         data=paper_data(draw=WAVLABLM, mixing=WAVLM_MIXING),
         units=UnitsConfig(
-            name="hubert_base_it2_layer9", units=500, teacher="hubert_base_it2", layer=9, fit_hours=4_000.0
+            name="hubert_base_it2_layer9",
+            units=500,
+            teacher="hubert_base_it2",
+            layer=9,
+            fit_corpora=WAVLABLM.corpora,
+            fit_hours=4_000.0,
         ),
         loop=LoopConfig(steps=400_000),
     )

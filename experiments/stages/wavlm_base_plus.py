@@ -23,6 +23,7 @@ LAYER9 = UnitsConfig(
     layer=9,
     fit_hours=1_000.0,
     fit_languages=("eng",),
+    fit_corpora=MIX94K.corpora,
 )
 
 

@@ -95,6 +95,15 @@ def test_what_cannot_be_used_is_named(damage, reason, tmp_path):
     assert announced_seconds(path) < 3.1
 
 
+def test_the_place_of_the_first_bad_sample_is_named(tmp_path):
+    """In the second of two blocks (a block of stereo has 131,072 frames: 16.384 s at 8 kHz)."""
+    waveform = np.zeros((150_000, 2))
+    waveform[140_000, 1] = waveform[149_000, 0] = np.inf
+    soundfile.write(tmp_path / "a.wav", waveform, 8_000, subtype="FLOAT")
+    with pytest.raises(AudioError, match="not finite: the first NaN or infinite sample is at 17.500 s"):
+        list(read_blocks(tmp_path / "a.wav"))
+
+
 def test_a_cut_flac_is_found_at_its_end(tmp_path):
     path = write(tmp_path, kind="flac")
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

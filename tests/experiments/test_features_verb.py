@@ -14,7 +14,8 @@ import soundfile
 from data_pipelines.audio import AudioError, decode
 from experiments.features import FeatureModel, FeaturesError, load_model, name_files, write_features
 from tests.wavlab_jax import tiny
-from wavlab_jax.convert import export_huggingface
+from wavlab_jax.convert import ConvertError, export_huggingface, from_encoder
+from wavlab_jax.convert.layouts import write_checkpoint
 from wavlab_jax.encoder import encode, make_encoder
 from wavlab_jax.streaming import StreamError, WindowConfig
 
@@ -192,6 +193,20 @@ def test_models_that_are_none(tmp_path):
         load_model("wavlab_mk", workdir=tmp_path)
 
 
+def test_a_file_that_does_not_say_its_architecture_is_given_one(model, audio, tmp_path):
+    write_checkpoint(from_encoder(model.encoder), tmp_path / "bare", layout="torchaudio")
+    (tmp_path / "bare" / "torchaudio.json").unlink()
+    file = tmp_path / "bare" / "model.pt"
+    with pytest.raises(ConvertError, match="pass architecture="):
+        load_model(file)
+    found = load_model(file, architecture=model.encoder.config).features(audio / "a" / "clip.wav")
+    np.testing.assert_allclose(found, expected(model, audio / "a" / "clip.wav"), atol=1e-5)
+    asked = load_model(file, architecture=model.encoder.config, normalize_waveform=True)
+    assert asked.encoder.config.normalize_waveform and "that was asked for" in asked.notes[-1]
+    with pytest.raises(FeaturesError, match="wavlab_mk is a stage, which knows its architecture"):
+        load_model("wavlab_mk", architecture=model.encoder.config)
+
+
 def launch(*arguments):
     command = [sys.executable, "-m", "experiments", "features", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
@@ -220,9 +235,9 @@ def test_the_verb(folder, damaged, model, tmp_path):
         (("{model}", "{audio}", "--out", "{out}", "--layers", "7"), "no layer is called '7': this model has 0 to 2"),
     ],
 )
-def test_mistakes_are_answered_without_a_traceback(arguments, message, folder, audio, tmp_path):
+def test_mistakes_are_answered_without_a_traceback(answer, arguments, message, folder, audio, tmp_path):
     places = {"model": folder, "audio": audio / "a", "out": tmp_path / "x.npz"}
-    found = launch(*(argument.format(**places) for argument in arguments))
+    found = answer("features", *(argument.format(**places) for argument in arguments))
     assert found.returncode == 1 and message in found.stderr and "Traceback" not in found.stderr
     assert not list(tmp_path.iterdir())
 

@@ -1,4 +1,4 @@
-"""The command line as it is shipped: a process, its exit status and what it prints."""
+"""The command line: as a process, as it is shipped, and most of its answers in this one, where imports are done."""
 
 import re
 import subprocess
@@ -26,11 +26,11 @@ def test_list_names_every_stage_and_architecture():
     assert [line.split()[0] for line in architectures] == list(ARCHITECTURES)
 
 
-def test_show_takes_an_architecture():
-    found = launch("show", "xls_r_2b")  # 8.6 GB of parameters, of which none is made
+def test_show_takes_an_architecture(answer):
+    found = answer("show", "xls_r_2b")  # 8.6 GB of parameters, of which none is made
     assert found.returncode == 0, found.stderr
     assert "encoder.width = 1920\n" in found.stdout and "2,159,259,648 parameters in the encoder" in found.stdout
-    wrong = launch("show", "xlsr53")
+    wrong = answer("show", "xlsr53")
     assert wrong.returncode == 1 and "xlsr_53" in wrong.stderr
 
 
@@ -57,25 +57,29 @@ def test_show_prints_values_overrides_and_parameters():
         (("show", "hubert_base_it1", "--learner.encoder.heads", "5"), "error: width 768 is not a multiple of heads"),
     ],
 )
-def test_mistakes_are_answered_without_a_traceback(arguments, expected):
-    found = launch(*arguments)
+def test_mistakes_are_answered_without_a_traceback(answer, arguments, expected):
+    found = answer(*arguments)
     assert found.returncode != 0
     assert expected in found.stderr + found.stdout and "Traceback" not in found.stderr
 
 
-def test_help_of_every_verb():
-    assert "recipe NAME" in launch().stdout
-    for verb in ("show", "train", "units", "evaluate"):
-        found = launch(verb, "wavlab_mk", "--help")
+def test_a_mistake_ends_the_process_with_one_line():
+    found = launch("show", "hubert_base_it1", "--learner.encoder.heads", "5")
+    assert found.returncode == 1 and found.stderr == "error: width 768 is not a multiple of heads 5\n"
+
+
+def test_help_of_every_verb(answer):
+    assert "recipe NAME" in answer().stdout
+    for verb in ("show", "train", "units", "quality", "evaluate"):
+        found = answer(verb, "wavlab_mk", "--help")
         assert found.returncode == 0 and "--workdir" in found.stdout
-    for module in ("data_pipelines",):
-        assert launch("prepare", "--help", module=module).returncode == 0
+    assert launch("prepare", "--help", module="data_pipelines").returncode == 0
 
 
-def test_every_command_of_the_readme_exists():
+def test_every_command_of_the_readme_exists(answer):
     text = (ROOT / "README.md").read_text()
     verbs = set(re.findall(r"-m experiments (\w+)", text)) | set(re.findall(r"`(\w+) STAGE`", text))
-    known = set(re.findall(r"^    (\w+)", launch().stdout, re.MULTILINE))
+    known = set(re.findall(r"^    (\w+)", answer().stdout, re.MULTILINE))
     assert verbs and verbs <= known
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert set(re.findall(r"make ([a-z-]+)", text)) <= targets

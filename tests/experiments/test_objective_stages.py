@@ -74,6 +74,7 @@ def test_a_contrastive_stage_trains_is_judged_and_exported(trained, corpus, tmp_
     assert read_checkpoint(tmp_path / "hf").heads["quantizer.codevectors"].shape == (1, 12, 4)
 
 
+@pytest.mark.soak
 def test_units_of_the_step_beside_those_of_a_store(trained, corpus):
     cfg = online()
     said = [steps.units(cfg, each, trained, corpus) for each in cfg.unit_sets]

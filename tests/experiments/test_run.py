@@ -23,14 +23,15 @@ from experiments.stage_files import StageFiles
 from experiments.stages import STAGES
 from experiments.trained import CorpusChanged
 from experiments.units import UnitFiles, UnitMakingError, fit_sample, make_units
-from tests.experiments.conftest import lines, small
+from tests.experiments.conftest import TWINS, lines, small
 from wavlab_jax.checkpoint import CheckpointError
 from wavlab_jax.objectives import objective_of
 from wavlab_jax.sharding import MeshConfig, make_mesh
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_every_stage_trains(trained, name):
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.soak) if n in TWINS else n for n in STAGES])
+def test_every_stage_trains(trained, corpus, name):
+    train_stage(small(name), workdir=trained, corpus=corpus)  # returns at once if that is done
     found = lines(trained, name)
     assert [line["step"] for line in found] == [2, 4, 6]
     loss, *_ = objective_of(small(name).learner.objective).SHOWN

@@ -87,6 +87,9 @@ def test_a_changed_stage_is_refused_by_name_and_free_values_are_not(tmp_path):
     younger = [line for line in as_text(cfg).splitlines(True) if "reverb" not in line and "init_head" not in line]
     files.config.write_text("".join(younger))
     check_unchanged(cfg, files)  # as if rooms did not exist yet when the run was started
+    files.config.write_text(as_text(stage_function("hubert_base_it1", size="demo")()))
+    check_unchanged(stage_function("hubert_base_it1", size="demo")(), files)  # mixes nothing in, by default one would
+    files.config.write_text("".join(younger))
     reverb = dataclasses.replace(cfg.data.reverb, probability=0.3)
     with pytest.raises(StageError, match=r"data.reverb.probability: 0.0 then, 0.3 now"):
         check_unchanged(dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, reverb=reverb)), files)

@@ -46,6 +46,16 @@ def test_wavlm_goes_on_from_hubert_with_fresh_gates():
     assert flatten(found.params).keys() == theirs.keys() and found.unused == ()
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_biases_of_the_extractor_that_one_side_lacks_are_said(there):
+    here = tiny.encoder(layers=3, extractor_bias=not there)
+    checkpoint, _, fresh = encoders(here, tiny.encoder(layers=3, extractor_bias=there))
+    found = continued(checkpoint, here, fresh=fresh)
+    assert found.differing == (f"extractor_bias: {there} there, {not there} here",)
+    biases = {f"feature_extractor.conv_layers.{index}.conv.bias" for index in range(2)} if there else set()
+    assert set(found.unused) == biases and len(found.fresh) == (0 if there else 2)
+
+
 def test_layers_that_are_more_or_fewer():
     deeper = tiny.encoder(layers=5)
     checkpoint, theirs, fresh = encoders(deeper)

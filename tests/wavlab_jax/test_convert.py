@@ -26,8 +26,10 @@ from wavlab_jax.convert import (
     import_huggingface,
 )
 from wavlab_jax.convert import huggingface as folders
+from wavlab_jax.convert.layouts import read_checkpoint
 from wavlab_jax.convert.names import TABLE, Turn, flatten, tensors, unflatten
 from wavlab_jax.encoder import EncoderConfig, make_encoder
+from wavlab_jax.encoder.config import EncoderError
 
 # Sizes are all different, so that no axis can pass for another.
 HUBERT = tiny.encoder(
@@ -420,12 +422,19 @@ def test_shards_outside_the_folder_are_refused(folder):
             import_huggingface(folder)
 
 
-def test_waveform_normalisation_is_never_guessed(folder):
+def test_waveforms_are_normalised_as_the_folder_says_or_else_by_the_published_rule(folder, tmp_path):
     said = (folder / "preprocessor_config.json").read_text()
+    assert not any("do_normalize" in note for note in folders.read(folder).notes)
     (folder / "preprocessor_config.json").unlink()
-    with pytest.raises(ConvertError, match="pass normalize_waveform"):
-        import_huggingface(folder)
+    found = folders.read(folder)
+    assert found.encoder.normalize_waveform is True and "normalised, as in every published" in found.notes[-1]
     assert import_huggingface(folder, normalize_waveform=False).config.normalize_waveform is False
+    assert read_checkpoint(folder, normalize_waveform=False).encoder.normalize_waveform is False
+    assert folders.read(folder, architecture=WAVLM).notes == ()
+    export_huggingface(randomised(HUBERT), tmp_path / "group")
+    (tmp_path / "group" / "preprocessor_config.json").unlink()
+    found = folders.read(tmp_path / "group")
+    assert found.encoder.normalize_waveform is False and "not normalised, as in every published" in found.notes[-1]
     # newer processors keep the extractor's settings inside their own file
     (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": json.loads(said)}))
     assert import_huggingface(folder).config.normalize_waveform is True
@@ -439,3 +448,39 @@ def test_settings_of_a_foreign_folder(folder):
     assert (cfg.waveform_epsilon, cfg.feature_gradient_scale) == (1e-7, 1.0)  # the preprocessor's; fairseq's Large
     assert (cfg.layerdrop, cfg.projection_dropout) == (0.1, 0.0)  # what transformers takes absent fields for
     assert (cfg.compute_dtype, cfg.rematerialize) == ("float32", False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"num_hidden_layers": 100_000_000}, "num_hidden_layers has the size 100000000"),
+        ({"num_hidden_layers": 100_000}, "100000 layers on 3 convolutions are asked for, but there are only"),
+        ({"num_hidden_layers": -3}, "num_hidden_layers has the size -3"),
+        ({"num_attention_heads": 0}, "num_attention_heads has the size 0"),
+        ({"num_conv_pos_embedding_groups": 0}, "num_conv_pos_embedding_groups has the size 0"),
+        ({"hidden_size": 3 * 2**15}, "a size of 98304 is asked for, but no tensor has more than 20"),
+        ({"conv_kernel": [10, 3, "20"]}, "conv_kernel has the size '20'"),
+        ({"conv_dim": [4, True, 5]}, "conv_dim has the size True"),
+        ({"conv_dim": [1] * 50_000, "conv_kernel": [400] + [1] * 49_999, "conv_stride": [320] + [1] * 49_999},
+         "on 50000 convolutions are asked for"),
+        ({"model_type": ["hubert"]}, "model_type is a list"),
+    ],
+)  # fmt: skip
+def test_sizes_that_no_model_has_are_refused_before_anything_is_made(fields, named, folder):
+    change_json(folder / "config.json", **fields)
+    with pytest.raises(ConvertError, match=re.escape(named)):
+        folders.read(folder)
+
+
+def test_json_that_is_nested_too_deeply_is_refused(folder):
+    (folder / "config.json").write_text("[" * 200_000)
+    with pytest.raises(ConvertError, match="config.json is not JSON: it is nested too deeply"):
+        folders.read(folder)
+
+
+@pytest.mark.parametrize("name", ["layers", "heads", "width", "position_groups", "bias_buckets", "feed_forward"])
+def test_an_encoder_has_at_least_one_of_everything(name):
+    with pytest.raises(EncoderError, match=f"{name} is 0; every size is at least 1"):
+        dataclasses.replace(WAVLM, **{name: 0})
+    with pytest.raises(EncoderError, match=r"extractor_kernels is \(400, -1\)"):
+        tiny.encoder(extractor_kernels=(400, -1))

@@ -46,7 +46,7 @@ print(json.dumps(peak() - before))
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """The same random model as a Hugging Face folder, with a .bin, and as fairseq's; and the size of the first."""
+    """One random model as a Hugging Face folder, with a .bin, as fairseq's and torchaudio's; the first one's size."""
 
     def tensor(key, shape):
         return StoredTensor(key, shape, lambda: np.random.default_rng(0).standard_normal(shape, np.float32))
@@ -54,7 +54,7 @@ def stored(tmp_path_factory):
     tensors = {key: tensor(key, entry.shape) for key, entry in wanted(LARGE).items()}
     checkpoint = Checkpoint("wavlab_jax", "hubert", LARGE, tensors)
     folder = tmp_path_factory.mktemp("large")
-    for layout in ("huggingface", "fairseq"):
+    for layout in ("huggingface", "fairseq", "torchaudio"):
         write_checkpoint(checkpoint, folder / layout, layout=layout)
     (folder / "bin").mkdir()
     for name in ("config.json", "preprocessor_config.json"):
@@ -71,7 +71,7 @@ def grown(*arguments) -> int:
     return json.loads(found.stdout)
 
 
-@pytest.mark.parametrize("layout", ["huggingface", "bin", "fairseq"])
+@pytest.mark.parametrize("layout", ["huggingface", "bin", "fairseq", "torchaudio"])
 def test_an_encoder_takes_little_more_than_its_file(layout, stored):
     folder, size = stored
     assert size > 150e6

@@ -46,6 +46,19 @@ def test_shapes(samples):
 # ------------------------------------------------------------------------------------------- parts against numpy
 
 
+@pytest.mark.parametrize("level", [0.0, 1e-4])
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_norm_over_time_keeps_its_bits_where_audio_is_all_but_constant(level, masked):
+    """What the mean of 100,000 summands loses is multiplied by 1 / sqrt(epsilon); float64 says what is right."""
+    noise = np.random.default_rng(0).standard_normal((1, 100_000, 4))
+    x = (np.array([0.3, -1.7, 2.9, 0.011]) + level * noise).astype(np.float32)
+    exact = x.astype(np.float64)
+    exact = (exact - exact.mean(axis=1, keepdims=True)) / np.sqrt(exact.var(axis=1, keepdims=True) + 1e-5)
+    where = np.ones((1, 100_000, 1), bool) if masked else None
+    found = jax.jit(partial(standardize, axis=1, epsilon=1e-5))(x, where=where)
+    np.testing.assert_allclose(found, exact, rtol=0, atol=2e-5)
+
+
 def test_buckets_are_those_of_unilm_for_thirty_seconds():
     def bucket(relative, buckets, max_distance):  # unilm wavlm/modules.py _relative_positions_bucket, one number
         half = buckets // 2

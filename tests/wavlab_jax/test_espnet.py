@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -201,8 +202,11 @@ REFUSED = {
     "another encoder": ({"encoder": "hubert_pretrain"}, "encoder is 'hubert_pretrain', but the parameters are"),
     "a front end": ({"input_size": None, "frontend": "default"}, "hears a frontend, not waveforms"),
     "a pre-encoder": ({"preencoder": "sinc"}, "hears a preencoder"),
-    "means only": ({"normalize": "utterance_mvn", "normalize_conf": {}}, "normalize is utterance_mvn"),
-    "global statistics": ({"normalize": "global_mvn"}, "normalize is global_mvn"),
+    "means only": (
+        {"normalize": "utterance_mvn", "normalize_conf": {}},
+        "normalize is 'utterance_mvn' (norm_means True, norm_vars False)",
+    ),
+    "global statistics": ({"normalize": "global_mvn"}, "normalize is 'global_mvn'"),
     "an unknown argument": ({"encoder_conf": {"use_flash_attn": True}}, "encoder_conf has use_flash_attn"),
     "a wrong type": ({"encoder_conf": {"encoder_num_heads": "12"}}, "encoder_num_heads is '12', which is no int"),
     "another grid": ({"encoder_conf": {"extractor_conv_layer_config": [[8, 10, 5]]}}, "frame of 10 samples"),
@@ -220,12 +224,36 @@ def test_configurations_that_are_refused(case, tmp_path):
         espnet.read(tmp_path)
 
 
+@pytest.mark.parametrize("entry", ["encoder", "normalize", "token_list", "num_classes"])
+def test_values_that_multiply_are_refused(entry, tmp_path):
+    """Ten levels of aliases: ten lines that stand for 10^10 values, and a message that would print them."""
+    write_theirs(tmp_path, PLAIN["hubert-base"])
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text()) | {entry: "BOMB"}
+    levels = [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 10)]
+    bomb = "\n".join(["a0: &a0 [x, x, x, x, x, x, x, x, x, x]", *levels, ""])
+    (tmp_path / "config.yaml").write_text(bomb + yaml.safe_dump(config).replace("BOMB", "*a9"))
+    with pytest.raises(ConvertError, match="config.yaml cannot be read as YAML: aliases are not read"):
+        espnet.read(tmp_path)
+    # and without aliases no message prints what is inside
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config).replace("BOMB", f"[{', '.join(['[x]'] * 9)}]"))
+    with pytest.raises(ConvertError, match=f"{entry} is a list") if entry != "token_list" else nullcontext():
+        espnet.read(tmp_path)
+
+
 def test_damage_is_named(tmp_path):
     cfg = PLAIN["hubert-base"]
     write_theirs(tmp_path, cfg)
     with pytest.raises(ConvertError, match="contradicts the architecture.*heads is 2 there and 4 in architecture"):
         espnet.read(tmp_path, architecture=dataclasses.replace(cfg, heads=4))
-    for text in ("!!python/object/apply:os.system ['touch hacked']", "a: [1", "- 1", "a: &a [*a]\nb: 2026-99-99", "\0"):
+    for text in (
+        "!!python/object/apply:os.system ['touch hacked']",
+        "a: [1",
+        "- 1",
+        "b: 2026-99-99",
+        "\0",
+        "a: !!int ''",
+        "[" * 9999,
+    ):
         (tmp_path / "config.yaml").write_text(text)
         with pytest.raises(ConvertError, match="config.yaml"):
             espnet.read(tmp_path)

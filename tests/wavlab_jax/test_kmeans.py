@@ -4,17 +4,19 @@ import csv
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
 import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.cluster import KMeans
+from sklearn.cluster import KMeans, MiniBatchKMeans
 from sklearn.metrics import pairwise_distances
 
 from wavlab_jax.features import mfcc
-from wavlab_jax.targets import kmeans
+from wavlab_jax.sharding import MeshConfig, make_mesh
+from wavlab_jax.targets import kmeans, nearest, streamed
 from wavlab_jax.targets.kmeans import KMeansError, assign, fit, usage
 
 DEMO_CORPUS = Path(__file__).resolve().parents[2] / "demo_corpus"
@@ -148,7 +150,7 @@ def test_ties_go_to_the_lowest_unit():
 def test_empty_clusters_are_reseeded_from_the_farthest_frames(monkeypatch):
     """Seeded with one and the same center thirty times, all but one cluster start empty."""
     features = blobs(frames=3000, width=6, sources=40)
-    monkeypatch.setattr(kmeans, "_plus_plus", lambda key, frames, *, units: np.repeat(frames[:1], units, axis=0))
+    monkeypatch.setattr(kmeans, "plus_plus", lambda key, frames, *, units: np.repeat(frames[:1], units, axis=0))
     ours = fit(features, units=30, seed=0)
     assert ours.reseeded >= 29 and ours.converged and (ours.counts > 0).all()
     assert ours.inertia < 1.05 * KMeans(30, n_init=1, random_state=0).fit(features).inertia_
@@ -157,7 +159,7 @@ def test_empty_clusters_are_reseeded_from_the_farthest_frames(monkeypatch):
 def test_the_farthest_frame_is_taken_first(monkeypatch):
     """One iteration: the empty cluster lands on the outlier, exactly."""
     features = np.concatenate([blobs(frames=500, width=3, sources=1), np.full((1, 3), 40.0, np.float32)])
-    monkeypatch.setattr(kmeans, "_plus_plus", lambda key, frames, *, units: np.zeros((2, 3), np.float32))
+    monkeypatch.setattr(kmeans, "plus_plus", lambda key, frames, *, units: np.zeros((2, 3), np.float32))
     ours = fit(features, units=2, seed=0, iterations=1, chunk=100)
     assert ours.reseeded == 1 and not ours.converged
     np.testing.assert_allclose(ours.centers[1], 40.0, atol=1e-4)
@@ -184,7 +186,7 @@ def test_sums_are_the_same_on_every_kind_of_device():
     rng = np.random.default_rng(0)
     frames, labels = rng.standard_normal((300, 5)).astype(np.float32), rng.integers(0, 8, 300)  # 7 means: nowhere
     expected = np.stack([frames[labels == unit].sum(axis=0) for unit in range(7)])
-    for form in (kmeans._scatter(7), kmeans._multiply(7)):
+    for form in (streamed._scatter(7), streamed._multiply(7)):
         np.testing.assert_allclose(jax.jit(form)(frames, labels), expected, atol=1e-4)
 
 
@@ -236,3 +238,109 @@ def test_usage_at_its_ends():
     for counts in ([], [0, 0], [1, -1], [[1]], [np.nan]):
         with pytest.raises(KMeansError, match="counts"):
             usage(counts)
+
+
+# --- at scale ---
+
+
+class Stopped(Exception):
+    """What stands for a kill."""
+
+
+class Disk:
+    """Features that count how much of them is held at once, and that can be made to fail."""
+
+    def __init__(self, features: np.ndarray, *, reads: int | None = None):
+        self.features, self.reads, self.largest = features, reads, 0
+        self.shape, self.dtype = features.shape, features.dtype
+
+    def __len__(self):
+        return len(self.features)
+
+    def __getitem__(self, rows):
+        if self.reads is not None:
+            self.reads -= 1
+            if self.reads < 0:
+                raise Stopped
+        found = self.features[rows]
+        self.largest = max(self.largest, len(found))
+        return found
+
+
+@pytest.mark.parametrize("algorithm", ["lloyd", "minibatch"])
+def test_one_device_and_eight_agree_and_two_runs_to_the_bit(algorithm):
+    features = blobs(frames=3001, width=6, sources=40)  # 3001: no number of devices divides it
+    one, eight = (make_mesh(MeshConfig(fsdp=fsdp), devices=jax.devices()[:n]) for n, fsdp in ((1, 1), (8, 2)))
+    setting = dict(units=25, seed=3, chunk=100, batch=1000, algorithm=algorithm)
+    first, again = (fit(features, mesh=eight, **setting) for _ in range(2))
+    np.testing.assert_array_equal(first.centers, again.centers)
+    assert first.history == again.history
+    alone = fit(features, mesh=one, **setting)
+    np.testing.assert_allclose(alone.centers, first.centers, atol=2e-3)
+    np.testing.assert_allclose(alone.history, first.history, rtol=1e-5)
+
+
+def test_mini_batches_end_within_three_percent_of_scikit_learn(cepstra):
+    ours = fit(cepstra, units=50, seed=0, algorithm="minibatch", batch=1000)
+    theirs = KMeans(50, n_init=1, random_state=0).fit(cepstra)
+    assert ours.inertia < 1.03 * theirs.inertia_ and (ours.counts > 0).all()
+    assert ours.converged and ours.iterations < 40
+
+
+def test_a_mini_batch_is_scikit_learns(monkeypatch):
+    """One pass over two batches from given centers: `partial_fit` of the same batches."""
+    features = blobs(frames=600, width=3, sources=5)
+    start = features[:4]
+    order = np.random.default_rng([0, 1, 0]).permutation(600)
+    theirs = MiniBatchKMeans(4, init=start, n_init=1, reassignment_ratio=0.0)
+    for batch in (order[:300], order[300:]):
+        theirs.partial_fit(features[np.sort(batch)])
+    shift = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    monkeypatch.setattr(kmeans, "plus_plus", lambda key, frames, *, units: start - shift)
+    ours = fit(features, units=4, seed=0, algorithm="minibatch", batch=300, iterations=1)
+    np.testing.assert_allclose(ours.centers, theirs.cluster_centers_, atol=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["lloyd", "minibatch"])
+def test_a_fit_that_was_stopped_goes_on_to_the_same_centroids(tmp_path, monkeypatch, algorithm):
+    monkeypatch.setattr(kmeans, "SAVE_SECONDS", 0.0)
+    features = blobs(frames=2000, width=6, sources=40)
+    setting = dict(units=25, seed=0, chunk=1000, batch=500, algorithm=algorithm, kept=tmp_path / "fit.npz", source="x")
+    unlimited = Disk(features, reads=1000)
+    whole = fit(unlimited, **{**setting, "kept": None})
+    used = 1000 - unlimited.reads
+    with pytest.raises(Stopped):
+        fit(Disk(features, reads=22), **setting)
+    ours = fit(Disk(features, reads=used - 15), **setting)  # not enough to do everything again
+    np.testing.assert_array_equal(ours.centers, whole.centers)
+    assert ours.history == whole.history and ours.counts.tolist() == whole.counts.tolist()
+    other = fit(features, **{**setting, "source": "y", "iterations": 1})  # of something else: not gone on with
+    assert other.history == whole.history[:1]
+
+
+def test_features_are_read_in_chunks_only():
+    features = Disk(blobs(frames=4000, width=3, sources=9))
+    fit(features, units=3, seed=0, chunk=512, iterations=2)
+    assert features.largest == 3 * kmeans.FRAMES_PER_UNIT  # what seeding looks at; a chunk is smaller
+
+
+def test_nearest_unit_has_free_leading_axes_and_may_be_jitted(cepstra):
+    centers = cepstra[::100][:17]
+    features = jnp.asarray(cepstra[:1200].reshape(2, 3, 200, 39), jnp.float32)
+    found = jax.jit(kmeans.nearest_unit)(centers, features)
+    assert found.shape == (2, 3, 200) and found.dtype == jnp.int32
+    np.testing.assert_array_equal(np.asarray(found).ravel(), assign(centers, cepstra[:1200]))
+
+
+@pytest.mark.parametrize("frames", [1, 1023, 1024, 1025, 3000])
+def test_both_forms_of_the_search_agree(frames):
+    rng = np.random.default_rng(frames)
+    features, centers = (rng.integers(-3, 4, (n, 5)).astype(np.float32) for n in (frames, 40))  # exact, with ties
+    for shift in (np.zeros(5, np.float32), np.ones(5, np.float32)):
+        ours, plain = (form(centers, shift, features) for form in (nearest._by_blocks, nearest._at_once))
+        np.testing.assert_array_equal(ours.units, plain.units)
+        np.testing.assert_array_equal(ours.scores, plain.scores)
+        expected = pairwise_distances(features - shift, centers, metric="sqeuclidean")
+        distances = nearest.squared_distances(ours, shift, features)
+        np.testing.assert_array_equal(distances, expected.min(axis=1))
+        np.testing.assert_array_equal(ours.units, expected.argmin(axis=1))

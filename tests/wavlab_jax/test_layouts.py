@@ -92,6 +92,31 @@ def test_there_and_back(model_type, layout, tmp_path):
     assert all(note in card for note in differences(before, layout=layout))
 
 
+@pytest.mark.parametrize(("layout", "name"), [("fairseq", "w2v_encoder.proj"), ("torchaudio", "aux")])
+@pytest.mark.parametrize("blank", [0, 2, 4])
+def test_the_blank_of_ctc_is_their_first_row(layout, name, blank, tmp_path):
+    """transformers' is pad_token_id; fairseq's and torchaudio's is row 0. Way back it is where it was."""
+    rng = np.random.default_rng(0)
+    arrays = {f"lm_head.{kind}": rng.standard_normal(s).astype(np.float32) for kind, s in
+              (("weight", (5, 16)), ("bias", (5,)))}  # fmt: skip
+    heads = {key: StoredTensor.of(key, array) for key, array in arrays.items()}
+    settings = {"sample_rate": 16_000} | ({"fine_tuning": {"pad_token_id": blank}} if blank else {})
+    before = dataclasses.replace(randomised("wav2vec2"), heads=heads, settings=settings)
+    write_checkpoint(before, tmp_path / "model", layout=layout)
+    found = read_torch_file(next((tmp_path / "model").glob("*.pt")))
+    found = found["model"] if layout == "fairseq" else found
+    order = [blank, *(row for row in range(5) if row != blank)]
+    for kind in ("weight", "bias"):
+        np.testing.assert_array_equal(found[f"{name}.{kind}"].values(), arrays[f"lm_head.{kind}"][order])
+    assert_same(before, read_checkpoint(tmp_path / "model"))
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert (f"pad_token_id {blank} in transformers) is row 0" in card) == bool(blank)
+
+    wrong = dataclasses.replace(before, settings={"fine_tuning": {"pad_token_id": 5}})
+    with pytest.raises(ConvertError, match="lm_head has 5 rows, but pad_token_id.* is 5"):
+        write_checkpoint(wrong, tmp_path / "wrong", layout=layout)
+
+
 def test_a_chain_of_layouts_changes_nothing(tmp_path):
     first = now = randomised("hubert")
     for layout in ("fairseq", "torchaudio", "s3prl", "espnet", "huggingface"):

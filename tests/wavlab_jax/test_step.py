@@ -31,7 +31,12 @@ def reference():
 
 @pytest.mark.parametrize(
     ("mesh", "devices", "passes"),
-    [(MeshConfig(), 8, 1), (MeshConfig(fsdp=2), 8, 1), (MeshConfig(fsdp=4), 4, 2), (MeshConfig(), 1, 4)],
+    [
+        (MeshConfig(fsdp=2), 8, 1),
+        (MeshConfig(fsdp=4), 4, 2),
+        pytest.param(MeshConfig(), 8, 1, marks=pytest.mark.soak),
+        pytest.param(MeshConfig(), 1, 4, marks=pytest.mark.soak),
+    ],
 )
 def test_devices_shards_and_passes_do_not_change_the_update(reference, mesh, devices, passes):
     """Masks, dropout and layerdrop included: loss to 1e-5, parameters to Adam's amplification of rounding."""

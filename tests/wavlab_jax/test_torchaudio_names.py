@@ -112,8 +112,12 @@ def test_what_torchaudio_json_says_is_checked(tmp_path):
         ({"wavlab_jax": 3}, "wavlab_jax is 3"),
         ({"arguments": {**said["arguments"], "encoder_embed_dim": 17}}, "17 is not a multiple of heads"),
         ({"arguments": {**said["arguments"], "encoder_num_layers": 3}}, "missing.*encoder.layers.2"),
-        ({"arguments": {**said["arguments"], "encoder_num_layers": 10**9}}, "1000000000 layers are asked for"),
-        ({"arguments": {**said["arguments"], "encoder_ff_interm_features": 10**12}}, "a size of 1000000000000"),
+        (
+            {"arguments": {**said["arguments"], "encoder_num_layers": 10**9}},
+            "layers is 1000000000, as no speech encoder",
+        ),
+        ({"arguments": {**said["arguments"], "encoder_num_layers": 10**5}}, "100000 layers on .* are asked for"),
+        ({"arguments": {**said["arguments"], "encoder_ff_interm_features": 10**5}}, "a size of 100000 is"),
         (
             {"arguments": {**said["arguments"], "encoder_ff_interm_features": 31}},
             r"of another shape.*\[32, 16\], not \[31",

@@ -74,7 +74,7 @@ def same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
-@pytest.mark.parametrize("stop_at", [2, 5, 8])
+@pytest.mark.parametrize("stop_at", [2, *(pytest.param(k, marks=pytest.mark.soak) for k in (5, 8))])
 def test_an_interrupted_run_ends_bit_for_bit_where_a_whole_one_does(whole, tmp_path, stop_at):
     """SIGTERM while batch `stop_at` is read, between and at the intervals of saving and logging."""
 
@@ -95,8 +95,16 @@ def test_an_interrupted_run_ends_bit_for_bit_where_a_whole_one_does(whole, tmp_p
     ("full", "told"),
     [
         ("metrics.jsonl", r"metrics\.jsonl cannot be written \(No space left on device\): free some space"),
-        ("tfevents", r"tensorboard/events\S* cannot be written \(No space left on device\): free some space"),
-        ("checkpoint", r"checkpoints has no space for the checkpoint of step 8: it needs 4\.\d MB, 1\.0 MB are free"),
+        pytest.param(
+            "tfevents",
+            r"tensorboard/events\S* cannot be written \(No space left on device\): free some space",
+            marks=pytest.mark.soak,
+        ),
+        pytest.param(
+            "checkpoint",
+            r"checkpoints has no space for the checkpoint of step 8: it needs 4\.\d MB, 1\.0 MB are free",
+            marks=pytest.mark.soak,
+        ),
         ("late", r"checkpoints cannot be written \(No space left on device\).*; the newest whole checkpoint stays$"),
     ],
 )

@@ -2,8 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 
+import yaml
+
 from data_pipelines.batch import SAMPLE_RATE
 from wavlab_jax.convert.checkpoint import HEADS, Checkpoint
+from wavlab_jax.convert.settings import task_of
+from wavlab_jax.convert.source_card import OURS, Rows, SourceCard, table, table_rows
 
 KINDS = {"hubert": "HuBERT", "wavlm": "WavLM", "wav2vec2": "wav2vec 2.0"}
 
@@ -45,6 +49,7 @@ def model_card(
     papers: Sequence[str] = (),
     licence: str | None = None,
     languages: Sequence[str] = (),
+    source: SourceCard | None = None,
     in_transformers: bool = True,
 ) -> str:
     """The card's text.
@@ -56,20 +61,20 @@ def model_card(
         title: of the card; by default kind and size.
         sections: heading -> Markdown, of where the model comes from: stages, data. By default what the checkpoint says.
         papers: to cite beside that of the model's kind.
-        licence: of the weights, as Hugging Face spells it ("cc-by-4.0").
-        languages: ISO 639 codes of the training data.
+        licence: of the weights, as Hugging Face spells it ("cc-by-4.0"); by default the source's.
+        languages: ISO 639 codes of the training data; by default the source's.
+        source: the card of the model that this one was converted from, which is carried over.
         in_transformers: whether the folder loads there.
     """
     cfg, kind = checkpoint.encoder, KINDS[checkpoint.model_type]
     parameters = checkpoint.parameters()
-    front = ["---"]
-    if in_transformers:
-        front += ["library_name: transformers"]
-    front += [f"license: {licence}"] if licence else []
-    front += [f"language: [{', '.join(languages)}]"] if languages else []
-    front += ["pipeline_tag: feature-extraction", f"tags: [speech, self-supervised, {checkpoint.model_type}]", "---"]
+    source = source or SourceCard("")
+    sections = dict(sections if sections is not None else origin(checkpoint, source)) | _carried(source)
+    tables = {heading: rows for heading, text in sections.items() if (rows := table_rows(text))}
     lines = [
-        *front,
+        "---",
+        _front(checkpoint.model_type, licence, languages, source, tables, in_transformers=in_transformers),
+        "---",
         "",
         f"# {title or f'{kind} encoder, {parameters / 1e6:.1f} M parameters'}",
         "",
@@ -80,8 +85,9 @@ def model_card(
         "",
     ]  # fmt: skip
     if in_transformers:
-        lines += _USE
-    for heading, text in (sections if sections is not None else origin(checkpoint)).items():
+        task = task_of(checkpoint.model_type, {name: tensor.shape for name, tensor in checkpoint.heads.items()})
+        lines += [line.replace("AutoModel", task.auto_class) for line in _USE]
+    for heading, text in sections.items():
         lines += [f"## {heading}", "", text.strip(), ""]
     lines += [
         "## Layers",
@@ -100,8 +106,7 @@ def model_card(
     lines += [
         "## Licence",
         "",
-        f"The weights: {licence}." if licence else "None has been chosen for these weights. It must respect those of "
-        "the data that they were trained on; name it above as `license:` before you publish them.",
+        _licence(licence, source),
         "",
         "## Citation",
         "",
@@ -113,7 +118,7 @@ def model_card(
     return "\n".join(lines)
 
 
-def origin(checkpoint: Checkpoint) -> dict[str, str]:
+def origin(checkpoint: Checkpoint, source: SourceCard) -> dict[str, str]:
     """The section of a model that was not trained here: what is known of where it comes from."""
     if checkpoint.layout == "wavlab_jax":
         return {"Origin": "Trained with WavLab-JAX."}
@@ -121,7 +126,65 @@ def origin(checkpoint: Checkpoint) -> dict[str, str]:
     for name, text in (("label_rate", "Labels a second"), ("temperature", "Temperature of the logits")):
         if isinstance(checkpoint.settings.get(name), int | float):
             said.append(f"{text}: {checkpoint.settings[name]:g}.")
-    return {"Origin": " ".join([*said, *checkpoint.notes, "What it was trained on, the file does not say."])}
+    known = source.languages or source.datasets or source.tables
+    said += [*checkpoint.notes, *([] if known else ["What it was trained on, the file does not say."])]
+    return {"Origin": " ".join(said)}
+
+
+def _front(
+    model_type: str,
+    licence: str | None,
+    languages: Sequence[str],
+    source: SourceCard,
+    tables: Mapping[str, Rows],
+    *,
+    in_transformers: bool,
+) -> str:
+    """The YAML that Hugging Face's hub reads, and our tables for the next conversion."""
+    named = {"license_name": source.licence_name, "license_link": source.licence_link} if not licence else {}
+    entries = {
+        "library_name": "transformers" if in_transformers else None,
+        "license": licence or source.licence,
+        **named,
+        "language": list(languages or source.languages),
+        "datasets": list(source.datasets),
+        "pipeline_tag": "feature-extraction",
+        "tags": list(dict.fromkeys(("speech", "self-supervised", model_type, *source.tags))),
+        OURS: {"tables": {heading: [dict(row) for row in rows] for heading, rows in tables.items()}}
+        if tables
+        else None,
+    }
+    said = {name: value for name, value in entries.items() if value}
+    return yaml.safe_dump(said, sort_keys=False, allow_unicode=True, default_flow_style=None, width=1000).rstrip()
+
+
+def _carried(source: SourceCard) -> dict[str, str]:
+    """Sections of what the source's card said."""
+    said = [
+        f"{title}: {', '.join(values)}."
+        for title, values in (
+            ("Licence", [part for part in (source.licence, source.licence_name, source.licence_link) if part]),
+            ("Languages", source.languages),
+            ("Datasets", source.datasets),
+        )
+        if values
+    ]
+    if not said and not source.tables:
+        return {}
+    said += [f"Its tables: {', '.join(source.tables)}, below."] if source.tables else []
+    quoted = f"The card of `{source.name}`, which this was converted from, says: {' '.join(said)}"
+    return {"Source card": quoted} | {heading: table(rows) for heading, rows in source.tables.items()}
+
+
+def _licence(licence: str | None, source: SourceCard) -> str:
+    if licence:
+        return f"The weights: {licence}."
+    if source.licence:
+        return f"The weights: {source.licence}, as the card of `{source.name}` says."
+    return (
+        "None has been chosen for these weights. It must respect those of the data that they were trained on; name it "
+        "above as `license:` before you publish them."
+    )
 
 
 def _head(checkpoint: Checkpoint, name: str) -> str:

@@ -137,9 +137,10 @@ def fit(cfg: EncoderConfig, found: Mapping[str, StoredTensor], *, where: Any, ad
     equal widths (fairseq has none then), which becomes the identity: exact.
 
     Raises ConvertError that begins with `where` (the file), ends with `advice`, and lists what is missing, unexpected
-    and of another shape, each by its name in the file.
+    and of another shape, each by its name in the file; or says by how much the configuration is larger than the file.
     """
     found, notes = dict(found), []
+    _require_size(cfg, found, where=where)
     if MASK_EMBEDDING not in found:
         values = np.random.default_rng(0).uniform(size=cfg.width).astype(np.float32)
         found[MASK_EMBEDDING] = StoredTensor.of(MASK_EMBEDDING, values)
@@ -177,6 +178,19 @@ def fit(cfg: EncoderConfig, found: Mapping[str, StoredTensor], *, where: Any, ad
     if problems:
         raise ConvertError(f"{where} does not hold this encoder. {'; '.join(problems)}{advice and f'. {advice}'}")
     return Fitted({key: found[key] for key in asked}, tuple(notes))
+
+
+def _require_size(cfg: EncoderConfig, found: Mapping[str, StoredTensor], *, where: Any) -> None:
+    """Raises ConvertError if a configuration asks for much more than the file has, before anything is made by it."""
+    largest = max((max(stored.shape, default=0) for stored in found.values()), default=0)
+    sizes = (*cfg.extractor_channels, cfg.width, cfg.feed_forward, cfg.position_kernel)
+    if cfg.layers + len(cfg.extractor_channels) > len(found):
+        raise ConvertError(
+            f"{where}: {cfg.layers} layers on {len(cfg.extractor_channels)} convolutions are asked for, but there are "
+            f"only {len(found)} tensors"
+        )
+    if max(sizes) > largest:
+        raise ConvertError(f"{where}: a size of {max(sizes)} is asked for, but no tensor has more than {largest}")
 
 
 def to_encoder(checkpoint: Checkpoint) -> Encoder:

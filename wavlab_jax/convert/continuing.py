@@ -13,6 +13,7 @@ from wavlab_jax.model import Parameters
 _MUST_AGREE = ("pre_norm", "heads", "extractor_norm", "extractor_kernels", "extractor_strides")
 # With other values of these they compute nearly the same; training on adapts to it.
 _SHOULD_AGREE = (
+    "extractor_bias",
     "normalize_waveform",
     "waveform_epsilon",
     "relative_bias",

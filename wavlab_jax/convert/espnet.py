@@ -24,7 +24,8 @@ import yaml
 
 from wavlab_jax.convert.checkpoint import Checkpoint
 from wavlab_jax.convert.huggingface import local
-from wavlab_jax.convert.names import ConvertError
+from wavlab_jax.convert.names import ConvertError, short
+from wavlab_jax.convert.plain_yaml import read_yaml
 from wavlab_jax.convert.torchaudio import (
     TEMPERATURE,
     checkpoint_from,
@@ -123,7 +124,7 @@ def read(path: Path, *, architecture: EncoderConfig | None = None) -> Checkpoint
 
     settings, notes, where = {}, (), file.parent / CONFIG_FILE
     if where.is_file():
-        config = _read_config(where)
+        config = read_yaml(where)
         encoder, notes = architecture_of(config, _PREFIXES[prefix], architecture, where=str(where))
         settings = _settings(config, units, where=str(where))
     elif architecture is None:
@@ -208,29 +209,20 @@ def _model_file(folder: Path) -> Path:
     return named[0]
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """The mapping in config.yaml, of plain values: the safe loader makes no objects."""
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, ValueError, RecursionError) as error:
-        raise ConvertError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ConvertError(f"{path} holds a {type(content).__name__}, not the names and values that ESPnet writes")
-    return content
-
-
 def architecture_of(
     config: dict[str, Any], name: str, architecture: EncoderConfig | None, *, where: str
 ) -> tuple[EncoderConfig, tuple[str, ...]]:
     """The configuration that config.yaml describes, or `architecture` if they agree; and notes on what was assumed."""
     conf = config.get("encoder_conf") or {}
-    if config.get("encoder", name) != name or not isinstance(conf, dict):
-        raise ConvertError(f"{where}: encoder is {config.get('encoder')!r}, but the parameters are those of {name}")
+    if config.get("encoder", name) != name:
+        raise ConvertError(f"{where}: encoder is {short(config['encoder'])}, but the parameters are those of {name}")
+    if not isinstance(conf, dict):
+        raise ConvertError(f"{where}: encoder_conf is {short(conf)}, not names and values")
     unknown = [str(key) for key in conf if key not in DEFAULTS and not str(key).startswith(_NO_MATTER)]
     if unknown:
         raise ConvertError(
-            f"{where}: encoder_conf has {', '.join(unknown)}, which may change what the encoder computes; remove what "
-            "does not"
+            f"{where}: encoder_conf has {', '.join(unknown[:8])}, which may change what the encoder computes; remove "
+            "what does not"
         )
     found = encoder_fields(conf, defaults=DEFAULTS, relative_bias=name == "torchaudio_wavlm", where=where)
     if architecture is not None:
@@ -252,6 +244,8 @@ def _normalisation(config: dict[str, Any], *, where: str) -> tuple[dict[str, Any
         return {"normalize_waveform": False}, (
             "config.yaml says normalize: null, so waveforms are not normalised, as in ESPnet and S3PRL's espnet_hubert."
         )
+    if not isinstance(conf, dict):
+        raise ConvertError(f"{where}: normalize_conf is {short(conf)}, not names and values")
     means, variances = conf.get("norm_means", True), conf.get("norm_vars", False)  # espnet2/layers/utterance_mvn.py
     if kind == "utterance_mvn" and means and variances:
         return {"normalize_waveform": True, "waveform_epsilon": 1e-20}, (
@@ -259,8 +253,9 @@ def _normalisation(config: dict[str, Any], *, where: str) -> tuple[dict[str, Any
             "out."
         )
     raise ConvertError(
-        f"{where}: normalize is {kind} {conf}, which this encoder does not compute; pass architecture= with "
-        "normalize_waveform as you want it (S3PRL's espnet_hubert leaves normalisation out)"
+        f"{where}: normalize is {short(kind)} (norm_means {short(means)}, norm_vars {short(variances)}), which this "
+        "encoder does not compute; pass architecture= with normalize_waveform as you want it (S3PRL's "
+        "espnet_hubert leaves normalisation out)"
     )
 
 
@@ -269,9 +264,11 @@ def _settings(config: dict[str, Any], units: int | None, *, where: str) -> dict[
     settings: dict[str, Any] = {}
     classes, names = config.get("num_classes"), config.get("token_list")
     if units is not None and classes is not None and classes != units:
-        raise ConvertError(f"{where}: num_classes is {classes!r}, but label_embeddings has {units} rows: whose is it?")
+        raise ConvertError(
+            f"{where}: num_classes is {short(classes)}, but label_embeddings has {units} rows: whose is it?"
+        )
     if units is not None and isinstance(names, list) and len(names) >= units:
-        settings["dictionaries"] = [[str(name) for name in names[:units]]]
+        settings["dictionaries"] = [[name if isinstance(name, str) else short(name) for name in names[:units]]]
     collate = config.get("collate_fn_conf")
     downsampling = collate.get("label_downsampling") if isinstance(collate, Mapping) else None
     if type(downsampling) is int and downsampling > 0:

@@ -23,9 +23,12 @@ from wavlab_jax.convert.checkpoint import Checkpoint, StoredTensor, fit, kind_of
 from wavlab_jax.convert.fairseq_heads import (
     CTC_PREFIX,
     Slots,
+    blank_first,
+    blank_note,
     fill_ctc,
     fill_heads,
     has_ctc,
+    label_symbols,
     read_heads,
     require_widths,
 )
@@ -136,12 +139,14 @@ def read(path: Path, *, architecture: EncoderConfig | None = None) -> Checkpoint
     advice = "Missing ones go by Hugging Face's names"
     fitted = fit(encoder, tensors | heads.unknown, where=file, advice=advice)
 
+    own = own_settings(parts.ours.get("settings", {}), where=str(file))
     made_up = _names(parts.ours, "made_up")
     found = {n: t for n, t in heads.tensors.items() if n not in made_up and n.rsplit(".", 1)[0] not in made_up}
     require_widths(found, encoder, where=str(file))
+    found = blank_first(found, own, back=True)
     beside = [name for name in _names(parts.ours, "side") if name not in found]
     side = read_side_file(file.parent) if beside else {}
-    settings = said.settings | heads.settings | own_settings(parts.ours.get("settings", {}), where=str(file))
+    settings = said.settings | heads.settings | own
     if parts.model.get("untie_final_proj") is True and "label_embeddings" in found:
         settings["untie_final_proj"] = True
     return Checkpoint(
@@ -186,7 +191,7 @@ def write(checkpoint: Checkpoint, out: Path, *, layout: Layout = "fairseq", card
     if bare:
         slots = Slots({}, {}, [], (), dict(checkpoint.heads))
     elif ctc:
-        slots = fill_ctc(checkpoint.heads)
+        slots = fill_ctc(checkpoint.heads, settings)
     else:
         channels = cfg.extractor_channels[-1]
         slots = fill_heads(
@@ -214,7 +219,7 @@ def write(checkpoint: Checkpoint, out: Path, *, layout: Layout = "fairseq", card
         content |= {} if model_type == "wav2vec2" else {"dictionaries_symbols": slots.symbols}
     else:
         content = _fairseq_content(model, task, weights, slots, settings, ctc=ctc) | {OURS: ours}
-    notes = differences(checkpoint, made_up=slots.made_up)
+    notes = differences(checkpoint, layout=layout, made_up=slots.made_up)
     return write_folder(
         checkpoint,
         out,
@@ -226,7 +231,7 @@ def write(checkpoint: Checkpoint, out: Path, *, layout: Layout = "fairseq", card
     )
 
 
-def differences(checkpoint: Checkpoint, *, made_up: Sequence[str] = ()) -> tuple[str, ...]:
+def differences(checkpoint: Checkpoint, *, layout: Layout = "fairseq", made_up: Sequence[str] = ()) -> tuple[str, ...]:
     """Where fairseq, unilm and s3prl do not compute quite what the encoder does, or count otherwise, in sentences."""
     cfg, notes = checkpoint.encoder, []
     if cfg.normalize_waveform:
@@ -242,6 +247,8 @@ def differences(checkpoint: Checkpoint, *, made_up: Sequence[str] = ()) -> tuple
         notes.append("The first convolution's norm counts a batch's padding in: encode one utterance at a time.")
     if cfg.pre_norm:
         notes.append("`output_layer` of the last layer comes before the final LayerNorm.")
+    if layout == "fairseq" and kind_of(cfg, checkpoint.model_type) != "wavlm":  # CTC has a slot there
+        notes += blank_note(checkpoint.heads, checkpoint.settings)
     if made_up:
         notes.append(f"Not from the model, only there because the layout demands it: {', '.join(made_up)}.")
     return tuple(notes)
@@ -300,25 +307,13 @@ def _parts(loaded: Any, *, where: str) -> _Parts:
     weights = dict(zip(renamed, weights.values(), strict=True))
     ours = loaded.get(OURS)
     return _Parts(
-        layout, name, model, task, weights, _symbols(loaded), ours if isinstance(ours, dict) else {}, tuple(notes)
+        layout, name, model, task, weights, label_symbols(loaded), ours if isinstance(ours, dict) else {}, tuple(notes)
     )
 
 
 def _name(model: Mapping[str, Any]) -> str:
     found = model.get("_name") or model.get("arch")
     return found if isinstance(found, str) else ""
-
-
-def _symbols(loaded: dict[str, Any]) -> list[list[str] | None]:
-    """The symbols of every label set, from fairseq's dictionaries or s3prl's lists."""
-    state = loaded.get("task_state")
-    found = loaded.get("dictionaries_symbols", state.get("dictionaries") if isinstance(state, dict) else None)
-    symbols = []
-    for dictionary in found if isinstance(found, list) else []:
-        names = dictionary.get("symbols") if isinstance(dictionary, dict) else dictionary
-        plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        symbols.append(names if plain else None)
-    return symbols
 
 
 def _model_type(parts: _Parts, *, where: str) -> str:

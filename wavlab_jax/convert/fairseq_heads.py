@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wavlab_jax.convert.checkpoint import StoredTensor
-from wavlab_jax.convert.names import ConvertError
+from wavlab_jax.convert.names import ConvertError, short
 from wavlab_jax.encoder import EncoderConfig
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # fairseq `data/dictionary.py` Dictionary.__init__
@@ -108,6 +108,18 @@ def read_heads(
     return Heads(tensors, settings, tuple(notes), found)
 
 
+def label_symbols(loaded: Mapping[str, Any]) -> list[list[str] | None]:
+    """The symbols of every label set, from fairseq's dictionaries or s3prl's lists."""
+    state = loaded.get("task_state")
+    found = loaded.get("dictionaries_symbols", state.get("dictionaries") if isinstance(state, dict) else None)
+    symbols = []
+    for dictionary in found if isinstance(found, list) else []:
+        names = dictionary.get("symbols") if isinstance(dictionary, dict) else dictionary
+        plain = isinstance(names, list) and all(isinstance(name, str) for name in names)
+        symbols.append(names if plain else None)
+    return symbols
+
+
 def fill_heads(
     heads: Mapping[str, StoredTensor],
     *,
@@ -129,15 +141,60 @@ def fill_heads(
     return slots._replace(side=side | heads)
 
 
-def fill_ctc(heads: Mapping[str, StoredTensor]) -> Slots:
-    """The CTC head; everything else has no slot in a fine-tuned model."""
-    model = {theirs: heads[ours] for ours, theirs in _CTC.items()}
+def fill_ctc(heads: Mapping[str, StoredTensor], settings: Mapping[str, Any]) -> Slots:
+    """The CTC head, its blank first; everything else has no slot in a fine-tuned model."""
+    ordered = blank_first(heads, settings)
+    model = {theirs: ordered[ours] for ours, theirs in _CTC.items()}
     return Slots(model, {}, [None], (), {name: tensor for name, tensor in heads.items() if name not in _CTC})
 
 
 def has_ctc(heads: Mapping[str, StoredTensor]) -> bool:
     """Whether a CTC head is whole."""
     return all(name in heads for name in _CTC)
+
+
+def blank_row(heads: Mapping[str, StoredTensor], settings: Mapping[str, Any]) -> int:
+    """The row of `lm_head` that is CTC's blank: transformers' pad_token_id. 0 without such a head.
+
+    Raises ConvertError if there is no such row.
+    """
+    if not has_ctc(heads):
+        return 0
+    tuned = settings.get("fine_tuning")
+    row, rows = tuned.get("pad_token_id", 0) if isinstance(tuned, Mapping) else 0, heads["lm_head.weight"].shape[0]
+    if type(row) is not int or not 0 <= row < rows:
+        raise ConvertError(
+            f"lm_head has {rows} rows, but pad_token_id, which says which of them is CTC's blank, is {short(row)}: "
+            "mend config.json"
+        )
+    return row
+
+
+def blank_first(
+    heads: Mapping[str, StoredTensor], settings: Mapping[str, Any], *, back: bool = False
+) -> dict[str, StoredTensor]:
+    """The heads with CTC's blank as row 0 of `lm_head`, where fairseq and torchaudio have it; `back`: the inverse.
+
+    fairseq: `tasks/audio_finetuning.py` calls `<s>`, row 0, the blank, and `criterions/ctc.py` takes row 0 without
+    such a word; torchaudio: `pipelines/_wav2vec2/utils.py` puts it before the labels. Other rows keep their order.
+    """
+    row = blank_row(heads, settings)
+    if not row:
+        return dict(heads)
+    rows = heads["lm_head.weight"].shape[0]
+    order = np.array([row, *range(row), *range(row + 1, rows)])
+    order = np.argsort(order) if back else order
+    return {**heads, **{name: _taken(heads[name], order) for name in _CTC}}
+
+
+def blank_note(heads: Mapping[str, StoredTensor], settings: Mapping[str, Any]) -> list[str]:
+    """A sentence on rows that `blank_first` moved."""
+    if not (row := blank_row(heads, settings)):
+        return []
+    return [
+        f"CTC's blank (pad_token_id {row} in transformers) is row 0 of the output here; the rows before it, 0 to "
+        f"{row - 1}, became 1 to {row}, and the others stayed."
+    ]
 
 
 def require_widths(heads: Mapping[str, StoredTensor], cfg: EncoderConfig, *, where: str) -> None:

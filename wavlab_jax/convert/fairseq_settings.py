@@ -8,18 +8,15 @@ import ast
 import dataclasses
 import itertools
 import re
-import reprlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from data_pipelines.batch import SAMPLE_RATE
-from wavlab_jax.convert.names import ConvertError
+from wavlab_jax.convert.names import LARGEST_SIZE, ConvertError, short
 from wavlab_jax.encoder import EncoderConfig
 
 EPSILON = 1e-5  # of every norm there, and of `F.layer_norm` over the waveform
 CONVOLUTIONS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
-
-LARGEST_SIZE = 1 << 17  # of anything counted: the sample rate, in the end; a file may say any number
 
 # Our field -> theirs, where values mean the same; and what theirs is where a file does not say.
 _SAME: dict[str, tuple[str, Any]] = {
@@ -123,7 +120,7 @@ def stated(model: Mapping[str, Any], task: Mapping[str, Any], *, model_type: str
         if type(found) is not type(default):
             raise ConvertError(f"{where}: {name} is {short(found)}, which is no {type(default).__name__}")
         if type(default) is int and not 0 < found < LARGEST_SIZE:
-            raise ConvertError(f"{where}: {name} is {found}, as no speech encoder has it")
+            raise ConvertError(f"{where}: {name} is {short(found)}, as no speech encoder has it")
         return found
 
     for name, (only, otherwise) in _REQUIRED.items():
@@ -312,8 +309,3 @@ def _plain(value: Any) -> Any:
     if not all(type(part) in (bool, int, float, str) for part in parts):
         return None
     return list(parts) if isinstance(value, list | tuple) else value
-
-
-def short(value: Any) -> str:
-    """What a file says, which may be anything, for a message."""
-    return reprlib.repr(value)[:60]

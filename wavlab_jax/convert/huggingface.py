@@ -28,6 +28,7 @@ from wavlab_jax.convert.settings import (
     huggingface_config,
     preprocessor_config,
     read_json,
+    says_normalisation,
     task_of,
 )
 from wavlab_jax.convert.torch_files import read_torch_file
@@ -54,7 +55,8 @@ def read(
     Args:
         path: the folder; local.
         architecture: asked where the folder does not say whether waveforms are normalised; must be what it says else.
-        normalize_waveform: overrules what the folder says of that.
+        normalize_waveform: overrules what the folder says of that. Without any of these the rule of the published
+            models is taken (`encoder_config`), and `notes` says so.
 
     Raises ConvertError: a file is absent or damaged, the model is of another kind or computes something this encoder
     does not, tensors are missing, unexpected or of another shape. The message names them.
@@ -75,6 +77,11 @@ def read(
     advice = "Has config.json been changed, or is a shard missing?"
     tensors, notes = fit(cfg, inner, where=folder, advice=advice)
     settings = checkpoint_settings(config, heads=heads.keys())
+    if normalize_waveform is None and architecture is None and not says_normalisation(folder):
+        notes += (
+            f"No preprocessor_config.json says do_normalize. Waveforms are {'' if cfg.normalize_waveform else 'not '}"
+            f"normalised, as in every published model with {cfg.extractor_norm} norm in the extractor but mHuBERT-147.",
+        )
     if strange := sorted(heads.keys() - HEADS.keys()):
         notes += (f"Heads that no other layout has a name for are kept under their own: {', '.join(strange)}.",)
     return Checkpoint("huggingface", config["model_type"], cfg, tensors, heads, settings, notes)

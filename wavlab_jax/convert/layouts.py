@@ -13,6 +13,7 @@ All are written as folders, so that a card and what has no slot in the model's o
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,23 +37,35 @@ _WRITERS: dict[str, Callable[..., tuple[str, ...]]] = {
 }
 _DIFFERENCES: dict[str, Callable[[Checkpoint], tuple[str, ...]]] = {
     "huggingface": huggingface.differences,
-    **dict.fromkeys(("fairseq", "unilm", "s3prl"), fairseq.differences),
+    **{layout: partial(fairseq.differences, layout=layout) for layout in ("fairseq", "unilm", "s3prl")},
     "torchaudio": torchaudio.differences,
     "espnet": espnet.differences,
 }
 LAYOUTS = tuple(_WRITERS)
 
 
-def read_checkpoint(path: str | os.PathLike, *, architecture: EncoderConfig | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: str | os.PathLike, *, architecture: EncoderConfig | None = None, normalize_waveform: bool | None = None
+) -> Checkpoint:
     """The model at `path`, a local file or folder, in whichever layout it is; its values are not read yet.
 
     `architecture` says what the file does not: of a bare state dict the whole architecture, of a Hugging Face folder
-    without a preprocessor whether waveforms are normalised.
+    without a preprocessor whether waveforms are normalised. `normalize_waveform` overrules the file's word on that.
 
     Raises ConvertError: no layout that is known here, with what was looked for and the keys that were found; or the
     layout's own complaint. UnsafeFile: a file that asks for code to be run.
     """
-    path = local(path)
+    checkpoint = _read(local(path), architecture)
+    if normalize_waveform is None:
+        return checkpoint
+    return replace(
+        checkpoint,
+        encoder=replace(checkpoint.encoder, normalize_waveform=normalize_waveform),
+        notes=(*checkpoint.notes, f"normalize_waveform is {normalize_waveform} because that was asked for."),
+    )
+
+
+def _read(path: Path, architecture: EncoderConfig | None) -> Checkpoint:
     if not path.exists():
         raise ConvertError(f"{path} does not exist")
     if path.is_dir():
@@ -94,7 +107,7 @@ def _read_folder(folder: Path, architecture: EncoderConfig | None) -> Checkpoint
     files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHTS and path.is_file())
     weights = [path for path in files if path.name != huggingface.HEAD_FILE]
     if len(weights) == 1:
-        return read_checkpoint(weights[0], architecture=architecture)
+        return _read(weights[0], architecture)
     there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
     raise ConvertError(
         f"{folder} is no model folder: it has no config.json (Hugging Face), no config.yaml with a .pth (ESPnet), no "

@@ -5,6 +5,7 @@ leading axis here and are one tensor a layer there. Paths join the keys of `nnx.
 """
 
 import enum
+import reprlib
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from types import MappingProxyType
@@ -17,10 +18,20 @@ from flax import nnx
 from wavlab_jax.encoder import EncoderConfig, make_encoder
 
 STACKED = "layers/"  # paths that start so hold all layers in one array
+LARGEST_SIZE = 1 << 17  # of anything counted: the sample rate, in the end; a file may say any number
 
 
 class ConvertError(ValueError):
     """Weights or a configuration that cannot be converted without changing the model; the message names which."""
+
+
+def short(value: Any) -> str:
+    """What a file says, for a message. Of a container only its type: what is shared inside could make it endless."""
+    if isinstance(value, int) and value.bit_length() > 64:
+        return f"a number of {value.bit_length()} bits"
+    return (
+        reprlib.repr(value)[:60] if isinstance(value, str | bytes | int | float | None) else f"a {type(value).__name__}"
+    )
 
 
 class Turn(enum.Enum):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from data_pipelines.batch import SAMPLE_RATE
 from wavlab_jax.convert.checkpoint import kind_of
-from wavlab_jax.convert.names import ConvertError
+from wavlab_jax.convert.names import LARGEST_SIZE, ConvertError, short
 from wavlab_jax.encoder import EncoderConfig
 
 PREPROCESSOR_EPSILON = 1e-7  # transformers `feature_extraction_wav2vec2.py` zero_mean_unit_var_norm
@@ -148,6 +148,12 @@ class Task(NamedTuple):
     heads: frozenset[str]
     fields: dict[str, Any]
 
+    @property
+    def auto_class(self) -> str:
+        """Which of transformers' AutoModel classes loads all of it: "AutoModel", "AutoModelForCTC", ..."""
+        _, separator, kind = self.architecture.partition("For")
+        return f"AutoModel{separator}{kind}"
+
 
 def task_of(model_type: str, heads: Mapping[str, tuple[int, ...]]) -> Task:
     """The class with the most of these heads (name -> shape): pre-training, CTC, or the bare model.
@@ -272,37 +278,34 @@ def encoder_config(
 ) -> EncoderConfig:
     """The configuration that the content of a config.json describes; `folder` is where the preprocessor's file lies.
 
-    Whether waveforms are normalised is what `normalize_waveform` says, else the folder, else `architecture`.
+    Whether waveforms are normalised is what `normalize_waveform` says, else the folder, else `architecture`, else the
+    rule of the published models: iff the extractor has layer norm (fairseq's issue 3277; mHuBERT-147 breaks it).
 
-    Raises ConvertError naming the field: another kind of model, something this encoder does not compute, or nothing
-    said about waveform normalisation anywhere.
+    Raises ConvertError naming the field: another kind of model, or something this encoder does not compute.
     """
     model_type = config.get("model_type")
-    if model_type not in _CLASSES:
-        raise ConvertError(f"{folder}/config.json: model_type is {model_type!r}, can import {', '.join(_CLASSES)}")
+    if not isinstance(model_type, str) or model_type not in _CLASSES:
+        raise ConvertError(f"{folder}/config.json: model_type is {short(model_type)}, can import {', '.join(_CLASSES)}")
     for name, value in REQUIRED.items():
         if config.get(name, value) != value:
             raise ConvertError(
-                f"{folder}/config.json: {name} is {config[name]!r}, this encoder only has {value!r}"
+                f"{folder}/config.json: {name} is {short(config[name])}, this encoder only has {value!r}"
                 + (f" ({_WHY[name]}): take the model without it" if name in _WHY else "")
             )
     heard = _preprocessor(folder)
     if heard.get("sampling_rate", SAMPLE_RATE) != SAMPLE_RATE:
-        raise ConvertError(f"{folder} hears {heard['sampling_rate']} Hz; this encoder hears {SAMPLE_RATE}")
+        raise ConvertError(f"{folder} hears {short(heard['sampling_rate'])} Hz; this encoder hears {SAMPLE_RATE}")
     if normalize_waveform is None and "do_normalize" in heard:
         normalize_waveform = bool(heard["do_normalize"])
     if normalize_waveform is None and architecture is not None:
         normalize_waveform = architecture.normalize_waveform
-    if normalize_waveform is None:
-        raise ConvertError(
-            f"{folder} has no preprocessor_config.json that says do_normalize; pass normalize_waveform=True (models of "
-            "the Large kind, mHuBERT-147) or False (Base), or name the architecture"
-        )
     relative_bias = model_type == "wavlm"
     same = SAME | (BIAS if relative_bias else {})
     fields = {ours: _value(config, theirs, folder=folder) for ours, theirs in same.items()}
     if fields["extractor_norm"] not in ("group", "layer"):
-        raise ConvertError(f"{folder}/config.json: no such feat_extract_norm as {fields['extractor_norm']!r}")
+        raise ConvertError(f"{folder}/config.json: no such feat_extract_norm as {short(fields['extractor_norm'])}")
+    if normalize_waveform is None:
+        normalize_waveform = fields["extractor_norm"] == "layer"
     # fairseq's Base and Large, and the preprocessor that the model is used with there; unless the folder is ours
     fields["feature_gradient_scale"] = 0.1 if fields["extractor_norm"] == "group" else 1.0
     fields["waveform_epsilon"] = PREPROCESSOR_EPSILON
@@ -311,7 +314,9 @@ def encoder_config(
         if name in _OURS_FIELDS:
             kind = type(getattr(EncoderConfig(), name))
             if type(value) is not kind:
-                raise ConvertError(f"{folder}/config.json: {OURS}.{name} is {value!r}, which is no {kind.__name__}")
+                raise ConvertError(
+                    f"{folder}/config.json: {OURS}.{name} is {short(value)}, which is no {kind.__name__}"
+                )
             fields[name] = value
     try:
         return EncoderConfig(**fields, relative_bias=relative_bias, normalize_waveform=normalize_waveform)
@@ -327,7 +332,10 @@ def _value(config: dict[str, Any], name: str, *, folder: Path):
     elif kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise ConvertError(f"{folder}/config.json: {name} is {value!r}, which is no {kind.__name__}")
+        raise ConvertError(f"{folder}/config.json: {name} is {short(value)}, which is no {kind.__name__}")
+    for size in value if kind is tuple else (value,) if kind is int else ():
+        if type(size) is not int or not 0 < size < LARGEST_SIZE:
+            raise ConvertError(f"{folder}/config.json: {name} has the size {short(size)}, as no speech encoder has it")
     return value
 
 
@@ -342,14 +350,20 @@ def _preprocessor(folder: Path) -> dict[str, Any]:
     return {}
 
 
+def says_normalisation(folder: Path) -> bool:
+    """Whether the folder says if waveforms are normalised."""
+    return "do_normalize" in _preprocessor(folder)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ConvertError naming the file when there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConvertError(f"{path} does not exist") from error
-    except ValueError as error:
-        raise ConvertError(f"{path} is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ConvertError(f"{path} is not JSON: {why}") from error
     if not isinstance(content, dict):
         raise ConvertError(f"{path} holds a {type(content).__name__}, not an object")
     return content

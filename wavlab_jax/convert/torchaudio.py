@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from data_pipelines.atomic import whole_folder
 from wavlab_jax.convert.card import model_card
 from wavlab_jax.convert.checkpoint import MASK_EMBEDDING, Checkpoint, StoredTensor, fit, kind_of
+from wavlab_jax.convert.fairseq_heads import blank_first, blank_note
 from wavlab_jax.convert.huggingface import HEAD_FILE, local
 from wavlab_jax.convert.names import ConvertError
 from wavlab_jax.convert.safetensors_files import read_safetensors_file, write_safetensors_file
@@ -128,7 +129,7 @@ def write(checkpoint: Checkpoint, out: Path, *, card: str | None = None) -> tupl
     """
     cfg = checkpoint.encoder
     arguments = builder_arguments(cfg)
-    pretraining = has_hubert_head(checkpoint) and not cfg.relative_bias  # there is no builder for WavLM's pre-training
+    pretraining = _is_pretraining(checkpoint)
     slots = fill_slots(checkpoint, pretraining=pretraining)
     if pretraining:
         builder = "hubert_pretrain_model"
@@ -177,7 +178,8 @@ def checkpoint_from(
 ) -> Checkpoint:
     """The checkpoint of renamed tensors; `encoder` None: inferred. Raises ConvertError naming keys of the file."""
     found = {**{name: stored for name, stored in side.items() if name == MASK_EMBEDDING}, **hub.tensors}
-    heads = {**{name: stored for name, stored in side.items() if name != MASK_EMBEDDING}, **hub.heads}
+    heads = {name: stored for name, stored in side.items() if name != MASK_EMBEDDING}
+    heads |= blank_first(hub.heads, settings, back=True)
     advice = "Missing ones go by Hugging Face's names"
     if encoder is None:
         encoder, assumed = infer_architecture({name: stored.shape for name, stored in found.items()}, where=where)
@@ -188,7 +190,6 @@ def checkpoint_from(
             notes += (f"Taken for {model_type}; HuBERT and wav2vec 2.0 compute the same in torchaudio.",)
     else:
         advice += ". If the architecture is another one, correct it or leave it out"
-    _require_size(encoder, found, where=where)
     fitted = fit(encoder, found, where=where, advice=advice)
     _require_head_shapes(heads, encoder.width, where=where)
     if "label_embeddings" in hub.heads:
@@ -221,7 +222,8 @@ def fill_slots(checkpoint: Checkpoint, *, pretraining: bool, old_weight_norm: bo
     _require_head_shapes(checkpoint.heads, checkpoint.encoder.width, where=f"the {checkpoint.layout} checkpoint")
     slot = HUBERT_HEAD if pretraining else _CTC_HEAD
     whole = has_hubert_head(checkpoint) if pretraining else all(name in checkpoint.heads for name in slot)
-    inside = {name: stored for name, stored in checkpoint.heads.items() if whole and name in slot}
+    ordered = checkpoint.heads if pretraining else blank_first(checkpoint.heads, checkpoint.settings)
+    inside = {name: stored for name, stored in ordered.items() if whole and name in slot}
     side = {name: stored for name, stored in checkpoint.heads.items() if name not in inside}
     if not pretraining:
         side[MASK_EMBEDDING] = fitted.pop(MASK_EMBEDDING)
@@ -240,6 +242,11 @@ def has_hubert_head(checkpoint: Checkpoint) -> bool:
     if label_sets > 1 or not all(name in heads for name in HUBERT_HEAD):
         return False
     return heads["final_proj.weight"].shape[:1] == heads["label_embeddings"].shape[1:]
+
+
+def _is_pretraining(checkpoint: Checkpoint) -> bool:
+    """Whether it goes into a HuBERTPretrainModel; there is no builder for WavLM's pre-training."""
+    return has_hubert_head(checkpoint) and not checkpoint.encoder.relative_bias
 
 
 def side_notes(side: Mapping[str, StoredTensor]) -> list[str]:
@@ -314,16 +321,6 @@ def _checked(tensors: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
     return {name: StoredTensor(found.key, found.shape, found.values, found.file) for name, found in tensors.items()}
 
 
-def _require_size(cfg: EncoderConfig, found: Mapping[str, StoredTensor], *, where: str) -> None:
-    """Raises ConvertError if a configuration asks for much more than the file has, before anything is made by it."""
-    largest = max((max(stored.shape, default=0) for stored in found.values()), default=0)
-    sizes = (*cfg.extractor_channels, cfg.width, cfg.feed_forward, cfg.position_kernel)
-    if cfg.layers > len(found):
-        raise ConvertError(f"{where}: {cfg.layers} layers are asked for, but there are only {len(found)} tensors")
-    if max(sizes) > largest:
-        raise ConvertError(f"{where}: a size of {max(sizes)} is asked for, but no tensor has more than {largest}")
-
-
 def _require_head_shapes(heads: Mapping[str, StoredTensor], width: int, *, where: str) -> None:
     """Raises ConvertError naming a head that does not fit on an encoder of this width, or its own other half."""
     problems = []
@@ -354,6 +351,8 @@ def differences(checkpoint: Checkpoint) -> tuple[str, ...]:
         notes.append("The first convolution's norm counts a batch's padding in: encode one utterance at a time.")
     if cfg.relative_bias:
         notes.append("With `lengths`, torchaudio's WavLM fails: encode one utterance at a time.")
+    if not _is_pretraining(checkpoint):
+        notes += blank_note(checkpoint.heads, checkpoint.settings)
     temperature = checkpoint.settings.get("temperature", TEMPERATURE)
     if temperature != TEMPERATURE and "label_embeddings" in checkpoint.heads:
         notes.append(f"The head was trained with logits divided by {temperature}; torchaudio divides by {TEMPERATURE}.")

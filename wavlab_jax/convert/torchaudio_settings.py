@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
 
-from wavlab_jax.convert.names import ConvertError
+from wavlab_jax.convert.names import LARGEST_SIZE, ConvertError, short
 from wavlab_jax.encoder import EncoderConfig
 
 # Our field -> torchaudio's argument, where the values mean the same.
@@ -89,7 +89,9 @@ def encoder_fields(
             raise ConvertError(f"{where} does not say {theirs}; add it, or pass architecture=")
         found = float(said[theirs]) if kind is float and type(said[theirs]) is int else said[theirs]
         if type(found) is not kind:
-            raise ConvertError(f"{where}: {theirs} is {found!r}, which is no {kind.__name__}")
+            raise ConvertError(f"{where}: {theirs} is {short(found)}, which is no {kind.__name__}")
+        if kind is int and not 0 < found < LARGEST_SIZE:
+            raise ConvertError(f"{where}: {theirs} is {short(found)}, as no speech encoder has it")
         return found
 
     kinds = {field.name: type(field.default) for field in fields(EncoderConfig)}
@@ -97,13 +99,17 @@ def encoder_fields(
     found = {ours: value(theirs, kinds[ours]) for ours, theirs in table.items()}
     mode = {theirs: ours for ours, theirs in MODES.items()}.get(value(MODE, str))
     if mode is None:
-        raise ConvertError(f"{where}: {MODE} is {said[MODE]!r}, can be {' or '.join(MODES.values())}")
+        raise ConvertError(f"{where}: {MODE} is {short(said[MODE])}, can be {' or '.join(MODES.values())}")
     convolutions = said.get(CONVOLUTIONS) or PUBLISHED_CONVOLUTIONS
     if not isinstance(convolutions, list | tuple) or not all(
-        isinstance(layer, list | tuple) and len(layer) == 3 and all(type(n) is int and n > 0 for n in layer)
+        isinstance(layer, list | tuple)
+        and len(layer) == 3
+        and all(type(n) is int and 0 < n < LARGEST_SIZE for n in layer)
         for layer in convolutions
     ):
-        raise ConvertError(f"{where}: {CONVOLUTIONS} is {convolutions!r}, not a list of [channels, kernel, stride]")
+        raise ConvertError(
+            f"{where}: {CONVOLUTIONS} is {short(convolutions)}, not a list of [channels, kernel, stride]"
+        )
     channels, kernels, strides = (tuple(column) for column in zip(*convolutions, strict=True))
     if GRADIENT in said:
         found["feature_gradient_scale"] = 1.0 if said[GRADIENT] is None else value(GRADIENT, float)
@@ -121,10 +127,12 @@ def own_fields(said: Any, *, where: str) -> dict[str, Any]:
     """Fields of `OURS` out of what a file of ours keeps under "wavlab_jax". Raises ConvertError naming a wrong one."""
     kinds = {field.name: type(field.default) for field in fields(EncoderConfig) if field.name in OURS}
     if not isinstance(said, Mapping):
-        raise ConvertError(f"{where}: wavlab_jax is {said!r}, which is no object")
+        raise ConvertError(f"{where}: wavlab_jax is {short(said)}, which is no object")
     for name, value in said.items():
         if name not in kinds or type(value) is not kinds[name]:
-            raise ConvertError(f"{where}: wavlab_jax has {name} = {value!r}, which this version does not know")
+            raise ConvertError(
+                f"{where}: wavlab_jax has {str(name)[:60]} = {short(value)}, which this version does not know"
+            )
     return dict(said)
 
 

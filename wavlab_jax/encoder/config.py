@@ -10,6 +10,12 @@ class EncoderError(ValueError):
     """An encoder configuration or input that cannot work; the message names the field and what to do."""
 
 
+_SIZES = (
+    *("extractor_channels", "extractor_kernels", "extractor_strides", "width", "layers", "heads", "feed_forward"),
+    *("position_kernel", "position_groups", "bias_buckets", "bias_max_distance"),
+)
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Architecture and regularisation of an encoder. The defaults are HuBERT Base.
@@ -76,6 +82,10 @@ class EncoderConfig:
                 f"extractor_channels, extractor_kernels and extractor_strides must have one entry a convolution, got "
                 f"{convolutions}, {len(self.extractor_kernels)} and {len(self.extractor_strides)} entries"
             )
+        for name in _SIZES:
+            sizes = getattr(self, name)
+            if min(sizes if isinstance(sizes, tuple) else (sizes,), default=0) < 1:
+                raise EncoderError(f"{name} is {sizes}; every size is at least 1")
         hop, field = 1, 1
         for kernel, stride in zip(self.extractor_kernels, self.extractor_strides, strict=True):
             field += (kernel - 1) * hop

@@ -103,6 +103,11 @@ def standardize(x: jax.Array, *, axis: int, epsilon: float, where: jax.Array | N
     mean = jnp.sum(x, axis=axis, keepdims=True, where=where) / count
     # mean - x, where x - mean would do as well: XLA would keep an array that both uses share, and write and read it
     variance = jnp.sum(jnp.square(mean - x), axis=axis, keepdims=True, where=where) / count
+    if axis != -1:
+        # Over time there are 1e4 to 1e6 summands, of which float32 loses bits, and the norm multiplies what is lost by
+        # up to 1 / sqrt(epsilon) where audio is constant: the mean of what is left is taken off again. It is zero but
+        # for rounding, so that no gradient goes through it.
+        mean -= lax.stop_gradient(jnp.sum(mean - x, axis=axis, keepdims=True, where=where) / count)
     return (x - mean) * lax.rsqrt(variance + epsilon)
 
 

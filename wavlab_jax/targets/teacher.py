@@ -13,6 +13,7 @@ import numpy as np
 
 from wavlab_jax.encoder import Encoder, Formulation, encode, lower_layers
 from wavlab_jax.features import mfcc
+from wavlab_jax.targets.nearest import nearest_unit
 from wavlab_jax.targets.online import OnlineSet
 
 
@@ -46,12 +47,3 @@ def mfcc_units(centers: np.ndarray) -> OnlineSet:
         return nearest_unit(frozen, mfcc(waveform, samples)[:, ::2])
 
     return OnlineSet(jnp.asarray(centers, jnp.float32), units_of)
-
-
-def nearest_unit(centers: jax.Array, features: jax.Array) -> jax.Array:
-    """int32 [rows, frames]: the nearest of `centers` [units, width] to each of features [rows, frames, width]."""
-    shift = jnp.mean(centers, axis=0)  # distances cancel badly far from the origin
-    centers, features = centers - shift[None], features - shift[None, None]
-    # full float32: with the 8 or 11 bits that accelerators multiply by default, near ties would go either way
-    products = jnp.matmul(features, centers.T, precision=jax.lax.Precision.HIGHEST)
-    return jnp.argmin(jnp.sum(jnp.square(centers), axis=1)[None, None] - 2.0 * products, axis=-1).astype(jnp.int32)
