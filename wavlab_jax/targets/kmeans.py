@@ -46,6 +46,7 @@ __all__ = ["Centroids", "Frames", "KMeansError", "Usage", "assign", "fit", "near
 
 FRAMES_PER_UNIT = 256  # frames that seeding looks at, for each unit; faiss trains on no more than this either
 CHUNK = 8192  # frames that a device takes at once; [8192, 768] float32 are 25 MB
+CPU_ASSIGN_CHUNK = 2048  # where nothing is added up: what is copied then stays in the cache
 BATCH = 10_000  # frames of a mini-batch (fairseq's learn_kmeans.py)
 STALLED = 1e-3  # mini-batches stop after a pass that lowers the inertia by less than this share of it
 SAVE_SECONDS = 10.0  # between two savings of a fit that can be continued
@@ -167,11 +168,12 @@ def fit(
     )
 
 
-def assign(centers: np.ndarray, features: Frames, *, chunk: int = CHUNK) -> np.ndarray:
+def assign(centers: np.ndarray, features: Frames, *, chunk: int | None = None) -> np.ndarray:
     """The nearest of `centers` [units, width] to each of `features` [frames, width]: int32 [frames].
 
     Ties go to the lowest unit. Takes any centroids, for instance those of another project's scikit-learn model. Frames
-    are read in chunks. (`nearest_unit` is the same inside a jitted function.)
+    are read in chunks, by default of `CHUNK`, on a CPU of `CPU_ASSIGN_CHUNK`. (`nearest_unit` is the same inside a
+    jitted function.)
 
     Raises KMeansError if shapes do not fit, or if centers or features hold NaN or infinity (the first row is named).
     """
@@ -187,6 +189,7 @@ def assign(centers: np.ndarray, features: Frames, *, chunk: int = CHUNK) -> np.n
         raise KMeansError(f"center {row} is not finite")
     shift = centers.mean(axis=0, dtype=np.float64).astype(np.float32)
     centers = (centers - shift).astype(np.float32)
+    chunk = chunk or (CPU_ASSIGN_CHUNK if jax.default_backend() == "cpu" else CHUNK)
     data = StreamedFrames(features, shift, make_mesh(MeshConfig(), devices=jax.local_devices()[:1]), chunk)
     labels = np.empty(len(features), np.int32)
     for start, real, found in data.on_device(lambda block, _: _nearest(centers, shift, block)):
