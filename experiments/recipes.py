@@ -168,7 +168,7 @@ def run_recipe(name: str, workdir: Path, *, corpus: Path | None = None, plan_onl
             entry["note"] = step.run()
         print(f"  {entry['note']} ({ledger.seconds(step.name):.0f} s)", flush=True)
     names = [step.name for step in steps]
-    results = collect_results(f"recipe {name}", workdir, ledger.rows(names))
+    results = collect_results(f"recipe {name}", workdir, ledger.rows(names), corpus=corpus)
     # Of what was measured, not of who draws it again: nothing here changes when all steps are done.
     results |= {"time_counted": COUNTED, **ledger.origin(names)}
     write_json(workdir / "results.json", results)

@@ -21,18 +21,25 @@ from wavlab_jax.targets.kmeans import usage
 LABELS = {
     "hubert_base_it1": "HuBERT iteration 1",
     "hubert_base_it2": "HuBERT iteration 2",
+    "cv_hubert_base": "CV-HuBERT",
+    "wavlab_ek": "WavLabLM-EK",
     "wavlab_mk": "stage 1",
     "wavlab_ms": "stage 2",
     "wavlab_mk_continued": "control",
+    "wavlm_base_plus": "WavLM Base+",
+    "wavlm_large": "WavLM Large",
+    "xlsr_300m": "XLS-R 0.3B",
+    "mhubert_147_it3": "mHuBERT-147",
+    "best_rq_base": "BEST-RQ",
 }
 LOW_RESOURCE_MINUTES = 3.0
 # The one definition: the report and docs/design.md say it in these words.
 LOW_RESOURCE = f"languages of which the training split holds under {LOW_RESOURCE_MINUTES:g} minutes of audio"
 
 
-def collect_results(title: str, workdir: Path, times: list[dict]) -> dict:
-    """The content of results.json; what has not been made is left out."""
-    manifest = Manifest.load(workdir / "corpus")
+def collect_results(title: str, workdir: Path, times: list[dict], *, corpus: Path | None = None) -> dict:
+    """The content of results.json; what has not been made is left out. `corpus`: by default that of the workdir."""
+    manifest = Manifest.load(corpus or workdir / "corpus")
     results = {"title": title, "steps": times, "corpus": _corpus(manifest), "units": _units(workdir, manifest)}
     stages = [name for name in STAGES if StageFiles(workdir, name).finished.exists()]
     results["shares"] = [

@@ -1,10 +1,12 @@
 """A whole recipe on a small corpus: every step, the report, and what running it again does."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 
+from data_pipelines.prepare import prepare
 from experiments import recipes, steps
 from experiments.stage import StageError
 from tests.experiments.conftest import small
@@ -107,3 +109,20 @@ def test_recipes_of_the_papers_size_are_planned_without_running_anything(tmp_pat
     assert not (tmp_path / "work").exists()
     steps_of = recipes.cv_hubert(tmp_path, tmp_path / "corpus")
     assert [step.name for step in steps_of][:3] == ["units mfcc", "train hubert_base_it1", "evaluate hubert_base_it1"]
+
+
+@pytest.mark.soak
+def test_a_recipe_on_a_corpus_that_lies_elsewhere_ends_in_its_report(tmp_path, monkeypatch):
+    corpus = tmp_path / "prepared"
+    prepare(write_corpus(tmp_path / "audio", clips=20), out=corpus, workers=1, progress=False, min_seconds=2.0)
+    stages = [small("hubert_base_it1", steps=4), small("cv_hubert_base", steps=4)]
+    stages[1] = dataclasses.replace(stages[1], init_from=None)
+
+    def chain(workdir, corpus):
+        return recipes.chain(
+            workdir, stages, judged=[cfg.name for cfg in stages], exported="cv_hubert_base", corpus=corpus
+        )
+
+    monkeypatch.setitem(recipes.RECIPES, "cv_hubert", chain)
+    report = recipes.run_recipe("cv_hubert", tmp_path / "work", corpus=corpus)
+    assert "CV-HuBERT" in report.read_text()
