@@ -55,22 +55,23 @@ def online():
     )
 
 
-def test_a_contrastive_stage_trains_is_judged_and_exported(trained, corpus, tmp_path):
+def test_a_contrastive_stage_trains_is_judged_and_exported(corpus, tmp_path):
+    workdir = tmp_path / "work"
     cfg = contrastive()
-    said = steps.train(cfg, trained, corpus)
+    said = steps.train(cfg, workdir, corpus)
     assert "contrastive accuracy" in said and "code perplexity" in said
-    found = lines(trained, cfg.name)
+    found = lines(workdir, cfg.name)
     assert all(np.isfinite(line["contrastive_loss"]) and line["code_perplexity"] > 1 for line in found)
-    result = evaluate_stage(cfg, workdir=trained, corpus=corpus)
+    result = evaluate_stage(cfg, workdir=workdir, corpus=corpus)
     assert result["total"]["majority"] is None and 0 < result["total"]["accuracy"] < 1 and result["units"] is None
     assert " - " in table(result)
-    assert steps.evaluate(cfg, trained, corpus).startswith("positive picked at 0.")
-    check_unchanged(cfg, StageFiles(trained, cfg.name))
-    export_model(cfg.name, workdir=trained, corpus=corpus, out=tmp_path / "hf")
+    assert steps.evaluate(cfg, workdir, corpus).startswith("positive picked at 0.")
+    check_unchanged(cfg, StageFiles(workdir, cfg.name))
+    export_model(cfg.name, workdir=workdir, corpus=corpus, out=tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["architectures"] == ["Wav2Vec2ForPreTraining"] and config["num_negatives"] == 10
     again = dataclasses.replace(cfg, name="again", init_from=str(tmp_path / "hf"), init_head=True)
-    train_stage(dataclasses.replace(again, loop=dataclasses.replace(cfg.loop, steps=1)), workdir=trained, corpus=corpus)
+    train_stage(dataclasses.replace(again, loop=dataclasses.replace(cfg.loop, steps=1)), workdir=workdir, corpus=corpus)
     assert read_checkpoint(tmp_path / "hf").heads["quantizer.codevectors"].shape == (1, 12, 4)
 
 
