@@ -23,6 +23,8 @@ from wavlab_jax.convert.layouts import LAYOUTS, read_checkpoint, write_checkpoin
 from wavlab_jax.model import parameters
 from wavlab_jax.sharding import MeshConfig, make_mesh
 
+pytestmark = pytest.mark.once
+
 NAME = "hubert_base_it1"
 
 

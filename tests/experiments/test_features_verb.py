@@ -247,6 +247,8 @@ import sys, threading
 from pathlib import Path
 from experiments.__main__ import main
 
+pytestmark = pytest.mark.once
+
 def peak(folder, path, out):
     found, stop = [], threading.Event()
     def watch():

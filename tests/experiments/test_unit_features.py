@@ -13,6 +13,8 @@ from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.streaming import Extractor
 from wavlab_jax.targets import kmeans
 
+pytestmark = pytest.mark.once
+
 WINDOW = 16_000
 # around the window's own length, with and without samples that no frame of 50 Hz uses but one of 100 Hz does
 SAMPLES = np.array([400, 16_000, 16_001, 15_999, 16_400, 16_719, 31_000, 48_123, 700, 40_560, 40_559])
