@@ -151,7 +151,7 @@ def test_a_really_full_disk_is_told_and_with_space_again_the_same_command_goes_o
                     ballast.write(bytes(1 << 12))
             # Orbax's threads tell of the same on their own, before that line or after it.
             (said,) = (line for line in run.ended(1).splitlines() if line.startswith("error: "))
-            assert said.startswith(f"error: {disk}/work/stages/{STAGE}/") and "free some" in said
+            assert said.startswith(f"error: {disk / 'work' / 'stages' / STAGE}/") and "free some" in said
             (disk / "ballast").unlink()
         Launched(disk / "work", *command, audio=audio, log=tmp_path / "log").ended(0)
         assert_same(disk / "work", whole)
