@@ -12,17 +12,28 @@ from multiprocessing import resource_tracker
 
 @contextlib.contextmanager
 def interrupts_blocked() -> Iterator[None]:
-    """Processes that are started in this block, or by threads that are, never see Ctrl-C.
+    """Processes that are started in this block, or by threads that are, never see Ctrl-C; this one answers it after.
 
     Ctrl-C reaches the whole process group. A worker can only arrange itself with that once it runs our code; before,
     while it imports, it would die of it with a traceback, and the run with it. A blocked signal is inherited instead.
+    The mask is the thread's alone: a thread of some library may still take the signal, and Python would raise it here
+    between a process' start and the message that it waits for. So the answer is put off as well.
     """
     resource_tracker.ensure_running()  # started by the first process, it would unblock the signal again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    taken = []
+    answer = signal.getsignal(signal.SIGINT)
+    puts_off = callable(answer) and threading.current_thread() is threading.main_thread()
+    if puts_off:  # where it is ignored (`nohup`), it stays so
+        signal.signal(signal.SIGINT, lambda *event: taken.append(event))
     try:
         yield
     finally:
+        if puts_off:
+            signal.signal(signal.SIGINT, answer)
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if taken:
+            answer(*taken[0])
 
 
 def die_of_interrupts() -> None:

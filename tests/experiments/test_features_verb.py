@@ -19,6 +19,7 @@ from wavlab_jax.convert.layouts import write_checkpoint
 from wavlab_jax.encoder import encode, make_encoder
 from wavlab_jax.streaming import StreamError, WindowConfig
 
+pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = WindowConfig(window=2.0, context=0.5)
 
@@ -246,8 +247,6 @@ MEASURE = """
 import sys, threading
 from pathlib import Path
 from experiments.__main__ import main
-
-pytestmark = pytest.mark.once
 
 def peak(folder, path, out):
     found, stop = [], threading.Event()
