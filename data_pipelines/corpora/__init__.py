@@ -1,7 +1,8 @@
 """One reader a corpus: a module whose `read(folder, ...)` lists clips without decoding them.
 
 `folder` reads any folder with a table or with <language>/<corpus> sub-folders. A reader for a named corpus gives the
-same `Listing`, and `prepare` takes it from there.
+same `Listing`, and `prepare` takes it from there. A clip is a file, or a member of a container (a tar, a Parquet file,
+a TFDS data set), or a stretch of either.
 """
 
 from typing import NamedTuple
@@ -22,7 +23,9 @@ class Clip(NamedTuple):
         split: what it may be used for. text, licence: "" where unknown.
         samples: what the source says its length is, at 16 kHz or at the file's own rate; None where it does not.
         row: its line in the table (the header is line 1), or its place in the listing.
-        size: bytes of the file.
+        size: bytes of the file, or of the member.
+        member: which part of the container at `path` this is, as `containers` understands it; "" for a file.
+        start, end: seconds of the file or member that are the clip; an `end` of None is its end.
     """
 
     id: str
@@ -36,6 +39,9 @@ class Clip(NamedTuple):
     samples: int | None
     row: int
     size: int
+    member: str = ""
+    start: float = 0.0
+    end: float | None = None
 
 
 class Rejected(NamedTuple):
