@@ -4,6 +4,7 @@ JAX is set up through the environment, before anything imports it: tests of the 
 the programs that tests start as subprocesses inherit the same setting unless the test gives them another.
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -11,10 +12,14 @@ import re
 from pathlib import Path
 
 import hypothesis
+import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")  # tests compile more than they compute
+# Tests compile more than they compute: no optimisation, and the emitters that compile soonest where XLA has others.
+OLDER_XLA = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2])) < (0, 11)
+FLAGS = "--xla_backend_optimization_level=0" + " --xla_cpu_use_fusion_emitters=false" * OLDER_XLA
+os.environ.setdefault("XLA_FLAGS", FLAGS)
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"  # a forgotten axis is an error here, not a broadcast
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).resolve().parents[1] / ".jax_cache"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
@@ -35,6 +40,14 @@ def pytest_report_header():
     """Names the interpreter, and says what its lack of torch means for this run."""
     torch = "torch is here" if HAS_TORCH else "no torch: tests that compare with it need `-m 'not torch'`"
     return f"python {platform.python_version()}, {torch}"
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist looks for the mark
+def pytest_collection_modifyitems(items):
+    """Deals tests out to processes by file, but all that look at the one run of the small recipe to one process."""
+    for item in items:
+        shared = {"recipe", "trained"} & set(item.fixturenames)
+        item.add_marker(pytest.mark.xdist_group("recipe" if shared else str(item.path.name)))
 
 
 def pytest_ignore_collect(collection_path: Path, config):

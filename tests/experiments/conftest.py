@@ -1,13 +1,16 @@
-"""A prepared small corpus, and stages cut down to seconds."""
+"""A prepared small corpus, stages cut down to seconds, and a recipe of them that ran to its end."""
 
 import dataclasses
+import shutil
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from data_pipelines.prepare import prepare
 from experiments import __main__ as launcher
+from experiments import evaluate, recipes, run, steps
 from experiments.stage_files import StageFiles
 from experiments.stages import STAGES, stage_function
 from experiments.units import UnitsConfig
@@ -15,6 +18,7 @@ from tests.experiments.small_corpus import write_corpus
 from tests.wavlab_jax import tiny
 from wavlab_jax.heads import HeadConfig
 from wavlab_jax.metrics import read_lines
+from wavlab_jax.sharding import make_mesh
 
 # Once they have the tiny encoder below, they differ from others that the suite trains in their data alone; `make soak`
 # trains them too.
@@ -51,15 +55,44 @@ def corpus(tmp_path_factory):
     return folder / "prepared"
 
 
-@pytest.fixture(scope="session")
-def trained(corpus, tmp_path_factory):
-    """A workdir in which every stage but the `TWINS` was trained for a few steps."""
-    from experiments.run import train_stage
+@pytest.fixture(scope="session", autouse=True)
+def two_devices():
+    """Stages run on two of the eight devices, which compiles in half the time; `trained` has one that runs on all."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (run, steps, evaluate):
+            patch.setattr(module, "make_mesh", lambda cfg: make_mesh(cfg, devices=jax.devices()[:2]))
+        yield
 
-    workdir = tmp_path_factory.mktemp("workdir")
-    for name in (name for name in STAGES if name not in TWINS):
-        train_stage(small(name), workdir=workdir, corpus=corpus)
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory):
+    """The demo's recipe with tiny stages: its workdir, in which it ran once."""
+    folder = tmp_path_factory.mktemp("recipe with spaces")
+    audio = write_corpus(folder / "audio", clips=20)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recipes, "stage_function", lambda name, size: lambda: small(name))
+        patch.setitem(recipes.RECIPES, "demo", lambda workdir, _: recipes.multi_stage(workdir, audio, size="demo"))
+        patch.setattr(recipes, "git_commit", lambda: "abc1234")
+        recipes.run_recipe("demo", folder / "work")
+    return folder / "work"
+
+
+@pytest.fixture(scope="session")
+def trained(recipe, tmp_path_factory):
+    """A workdir of its own with what the recipe left, in which every other stage but the `TWINS` was trained too."""
+    workdir = tmp_path_factory.mktemp("trained") / "work"
+    shutil.copytree(recipe, workdir)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "make_mesh", make_mesh)  # on all eight devices
+        for name in (name for name in STAGES if name not in TWINS and not StageFiles(workdir, name).finished.exists()):
+            run.train_stage(small(name), workdir=workdir, corpus=workdir / "corpus")
     return workdir
+
+
+@pytest.fixture(scope="session")
+def heard(trained):
+    """The corpus that the stages of `trained` heard."""
+    return trained / "corpus"
 
 
 def lines(workdir, name):

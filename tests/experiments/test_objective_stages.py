@@ -76,18 +76,18 @@ def test_a_contrastive_stage_trains_is_judged_and_exported(corpus, tmp_path):
 
 
 @pytest.mark.soak
-def test_units_of_the_step_beside_those_of_a_store(trained, corpus):
+def test_units_of_the_step_beside_those_of_a_store(trained, heard):
     cfg = online()
-    said = [steps.units(cfg, each, trained, corpus) for each in cfg.unit_sets]
+    said = [steps.units(cfg, each, trained, heard) for each in cfg.unit_sets]
     assert said[0].endswith("nothing to make") and "computed in the step" in said[2]
     assert not UnitFiles(trained, "in_the_step").store.exists()
-    train_stage(cfg, workdir=trained, corpus=corpus)
+    train_stage(cfg, workdir=trained, corpus=heard)
     assert {"masked_loss", "masked_loss_1", "masked_loss_2"} <= lines(trained, cfg.name)[-1].keys()
-    total = evaluate_stage(cfg, workdir=trained, corpus=corpus)["total"]
+    total = evaluate_stage(cfg, workdir=trained, corpus=heard)["total"]
     assert 0 < total["majority"] < 1 and 0 < total["copy"] < 1
 
     # the same centroids: labels of the step are the store's, exactly so where a row is a whole utterance
-    manifest, mesh = Manifest.load(corpus), make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    manifest, mesh = Manifest.load(heard), make_mesh(MeshConfig(), devices=jax.devices()[:1])
     centroids = (UnitFiles(trained, each.name).centroids for each in cfg.more_units)
     np.testing.assert_array_equal(*(np.load(path)["centers"] for path in centroids))
     labels = make_labels(cfg.unit_sets, trained, manifest, mesh, stored=True)

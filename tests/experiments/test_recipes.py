@@ -15,26 +15,19 @@ from tests.experiments.small_corpus import write_corpus
 pytestmark = pytest.mark.once
 
 
-@pytest.fixture(scope="module")
-def recipe(tmp_path_factory):
-    """A recipe with tiny stages, and the workdir in which it ran once."""
-    folder = tmp_path_factory.mktemp("recipe with spaces")
-    audio = write_corpus(folder / "audio", clips=20)
-    patch = pytest.MonkeyPatch()
-    patch.setattr(recipes, "stage_function", lambda name, size: lambda: small(name, steps=4))
-    patch.setitem(recipes.RECIPES, "demo", lambda workdir, _: recipes.multi_stage(workdir, audio, size="demo"))
-    patch.setattr(recipes, "git_commit", lambda: "abc1234")
-    workdir = folder / "work"
-    report = recipes.run_recipe("demo", workdir)
-    yield workdir, report
-    patch.undo()
+@pytest.fixture(autouse=True)
+def same_recipe(recipe, monkeypatch):
+    """`run_recipe("demo")` means the recipe of `recipe` in this file."""
+    audio = recipe.parent / "audio"
+    monkeypatch.setattr(recipes, "stage_function", lambda name, size: lambda: small(name))
+    monkeypatch.setitem(recipes.RECIPES, "demo", lambda workdir, _: recipes.multi_stage(workdir, audio, size="demo"))
+    monkeypatch.setattr(recipes, "git_commit", lambda: "abc1234")
 
 
 def test_the_report_stands_on_every_step(recipe):
-    workdir, report = recipe
-    page = report.read_text()
+    page = (recipe / "report.html").read_text()
     assert "control" in page and "Swahili" in page
-    results = json.loads((workdir / "results.json").read_text())
+    results = json.loads((recipe / "results.json").read_text())
     assert len(results["steps"]) == 16 and all(step["note"] for step in results["steps"])
     assert [row["stage"] for row in results["accuracy"]][-3:] == ["wavlab_mk", "wavlab_ms", "wavlab_mk_continued"]
     assert {row["units"] for row in results["units"]} == {12} and len(results["units"]) == 3
@@ -51,34 +44,31 @@ def test_the_report_stands_on_every_step(recipe):
         "wavlab_ms": "wavlab_mk",
         "wavlab_mk_continued": "wavlab_mk",
     }
-    assert (workdir / "export" / "config.json").exists()
+    assert (recipe / "export" / "config.json").exists()
 
 
 def test_again_with_nothing_left_to_do_changes_no_result(recipe, monkeypatch):
     """Not even if another commit on another machine draws the report again."""
-    workdir, _ = recipe
-    before = {name: (workdir / name).read_bytes() for name in ("results.json", "report.html", "times.json")}
+    before = {name: (recipe / name).read_bytes() for name in ("results.json", "report.html", "times.json")}
     monkeypatch.setattr(recipes, "git_commit", lambda: "another")
     monkeypatch.setattr(recipes, "describe_machine", lambda: {"processor": "another"})
-    recipes.run_recipe("demo", workdir)
-    assert {name: (workdir / name).read_bytes() for name in before} == before
+    recipes.run_recipe("demo", recipe)
+    assert {name: (recipe / name).read_bytes() for name in before} == before
     results = json.loads(before["results.json"])
     assert results["commit"] == "abc1234" and results["machine"]["cores"] and results["finished"]
 
 
 def test_again_does_what_is_missing_and_nothing_else(recipe, capsys):
-    workdir, _ = recipe
-    shutil.rmtree(workdir / "export")
-    recipes.run_recipe("demo", workdir)
+    shutil.rmtree(recipe / "export")
+    recipes.run_recipe("demo", recipe)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("]")[1].strip() for line in lines if line.startswith("[")] == ["export wavlab_ms"]
 
 
 def test_a_stage_that_was_changed_since_is_not_taken_for_done(recipe, monkeypatch):
-    workdir, _ = recipe
-    monkeypatch.setattr(recipes, "stage_function", lambda name, size: lambda: small(name, steps=5))
-    with pytest.raises(StageError, match="loop.steps: 4 then, 5 now"):
-        recipes.run_recipe("demo", workdir)
+    monkeypatch.setattr(recipes, "stage_function", lambda name, size: lambda: small(name, steps=7))
+    with pytest.raises(StageError, match="loop.steps: 6 then, 7 now"):
+        recipes.run_recipe("demo", recipe)
 
 
 def test_other_audio_is_noticed(tmp_path):

@@ -30,8 +30,8 @@ from wavlab_jax.sharding import MeshConfig, make_mesh
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.soak) if n in TWINS else n for n in STAGES])
-def test_every_stage_trains(trained, corpus, name):
-    train_stage(small(name), workdir=trained, corpus=corpus)  # returns at once if that is done
+def test_every_stage_trains(trained, heard, name):
+    train_stage(small(name), workdir=trained, corpus=heard)  # returns at once if that is done
     found = lines(trained, name)
     assert [line["step"] for line in found] == [2, 4, 6]
     loss, *_ = objective_of(small(name).learner.objective).SHOWN
@@ -52,26 +52,25 @@ def test_stage_2_starts_where_stage_1_ended_and_hears_another_balance(trained):
     assert first["wavlab_ms"] < lines(trained, "wavlab_mk")[0]["unmasked_loss"]
 
 
-def test_judged_on_every_held_out_clip(trained, corpus):
-    manifest = Manifest.load(corpus)
-    result = evaluate_stage(small("wavlab_ms"), workdir=trained, corpus=corpus)
+def test_judged_on_every_held_out_clip(trained, heard):
+    manifest = Manifest.load(heard)
+    result = evaluate_stage(small("wavlab_ms"), workdir=trained, corpus=heard)
     held_out = int((manifest.split != 0).sum())
     assert result["total"]["clips"] == held_out == sum(row["clips"] for row in result["languages"].values())
     assert 0 <= result["total"]["accuracy"] <= 1 and result["total"]["copy"] > 0
     assert table(result).splitlines()[-1].startswith("all")
-    again = evaluate_stage(small("wavlab_ms"), workdir=trained, corpus=corpus)
+    again = evaluate_stage(small("wavlab_ms"), workdir=trained, corpus=heard)
     assert again == result
 
 
-def test_nothing_held_out_is_told(trained, corpus, monkeypatch):
+def test_nothing_held_out_is_told(trained, heard, monkeypatch):
     """In the note of the step, in evaluation.json, and in what the report is drawn from."""
     from experiments import evaluate
     from experiments.results import collect_results
 
     files = StageFiles(trained, "hubert_base_it1")
     monkeypatch.setattr(evaluate, "held_out", lambda manifest: np.zeros(0, np.int64))
-    assert steps.evaluate(small("hubert_base_it1"), trained, corpus) == "no held-out data"
-    shutil.copytree(corpus, trained / "corpus")
+    assert steps.evaluate(small("hubert_base_it1"), trained, heard) == "no held-out data"
     results = collect_results("recipe", trained, [])
     assert {"label": "HuBERT iteration 1", "stage": "hubert_base_it1", "note": "no held-out data"} in results[
         "accuracy"
@@ -101,8 +100,8 @@ def test_the_probe_hears_the_first_8_seconds_of_what_takes_part(corpus):
     np.testing.assert_array_equal(found["a"], found["b"])
 
 
-def test_probed_across_sources(trained, corpus):
-    result = probe_stages([small("wavlab_mk"), small("wavlab_ms")], workdir=trained, corpus=corpus)
+def test_probed_across_sources(trained, heard):
+    result = probe_stages([small("wavlab_mk"), small("wavlab_ms")], workdir=trained, corpus=heard)
     names = [row["name"] for row in result["rows"]]
     assert names == ["log-mel", "wavlab_mk", "wavlab_ms", "untrained encoder"]
     for row in result["rows"]:
@@ -111,21 +110,21 @@ def test_probed_across_sources(trained, corpus):
     assert {d["against"] for d in result["differences"]} == {"log-mel", "wavlab_mk", "untrained encoder"}
 
 
-def test_exported(trained, corpus, tmp_path):
-    result = export_stage("wavlab_ms", workdir=trained, corpus=corpus, out=tmp_path / "hf")
+def test_exported(trained, heard, tmp_path):
+    result = export_stage("wavlab_ms", workdir=trained, corpus=heard, out=tmp_path / "hf")
     assert {"config.json", "preprocessor_config.json", "model.safetensors", "README.md"} <= set(result["files"])
     assert result["largest_difference"] is None or result["largest_difference"] < 1e-4
 
 
 @pytest.mark.torch
-def test_the_export_was_compared_with_pytorch(trained, corpus, tmp_path):
-    result = export_stage("wavlab_ms", workdir=trained, corpus=corpus, out=tmp_path / "hf")
+def test_the_export_was_compared_with_pytorch(trained, heard, tmp_path):
+    result = export_stage("wavlab_ms", workdir=trained, corpus=heard, out=tmp_path / "hf")
     assert result["largest_difference"] < 1e-4 and "transformers" in result["checked_with"]
 
 
-def test_units_are_made_once_and_not_for_another_corpus(trained, corpus, tmp_path):
+def test_units_are_made_once_and_not_for_another_corpus(trained, heard, corpus, tmp_path):
     cfg, mesh = small("hubert_base_it1").units, make_mesh(MeshConfig())
-    manifest = Manifest.load(corpus)
+    manifest = Manifest.load(heard)
     before = (UnitFiles(trained, cfg.name).store / "units.uint16").stat().st_mtime_ns
     store = make_units(cfg, trained, manifest, mesh)
     assert (store.directory / "units.uint16").stat().st_mtime_ns == before
@@ -139,8 +138,8 @@ def test_units_are_made_once_and_not_for_another_corpus(trained, corpus, tmp_pat
         UnitStore.load(store.directory, made.manifest)
 
 
-def test_units_do_not_depend_on_devices(trained, corpus, tmp_path):
-    manifest = Manifest.load(corpus)
+def test_units_do_not_depend_on_devices(trained, heard, tmp_path):
+    manifest = Manifest.load(heard)
     cfg = small("hubert_base_it1").units
     one = make_units(cfg, tmp_path, manifest, make_mesh(MeshConfig(), devices=jax.devices()[:1]))
     eight = UnitStore.load(UnitFiles(trained, cfg.name).store, manifest)
@@ -165,29 +164,29 @@ def test_what_a_stage_needs_is_named(corpus, trained, tmp_path):
         train_stage(changed, workdir=trained, corpus=corpus)
 
 
-def test_a_finished_stage_refuses_another_corpus(trained, corpus, tmp_path):
+def test_a_finished_stage_refuses_another_corpus(trained, heard, corpus, tmp_path):
     cfg = small("hubert_base_it1")
-    train_stage(cfg, workdir=trained, corpus=corpus)
+    train_stage(cfg, workdir=trained, corpus=heard)
     with pytest.raises(ManifestError):
         train_stage(cfg, workdir=trained, corpus=tmp_path / "nowhere")
     other = prepare(corpus.parent / "audio", out=tmp_path / "other", workers=1, progress=False, join_seconds=3.0)
-    now = Manifest.load(corpus).fingerprint, other.manifest.fingerprint
+    now = Manifest.load(heard).fingerprint, other.manifest.fingerprint
     for act in (train_stage, evaluate_stage):
         with pytest.raises(CorpusChanged, match=f"{now[0]} then, {now[1]} now; give --corpus .* or another --workdir"):
             act(cfg, workdir=trained, corpus=other.root)
 
 
-def test_a_finished_stage_without_its_last_checkpoint_is_not_finished(trained, corpus, tmp_path, monkeypatch):
+def test_a_finished_stage_without_its_last_checkpoint_is_not_finished(trained, heard, tmp_path, monkeypatch):
     """Of a damaged checkpoint, its folder is deleted; the same command then goes on."""
     cfg, files = small("hubert_base_it1"), StageFiles(tmp_path, "hubert_base_it1")
     shutil.copytree(StageFiles(trained, cfg.name).folder, files.folder)
     monkeypatch.setattr(run, "make_labels", lambda *_: 1 / 0)  # the first thing that is not done for a finished stage
-    train_stage(cfg, workdir=tmp_path, corpus=corpus)
+    train_stage(cfg, workdir=tmp_path, corpus=heard)
     shutil.rmtree(files.checkpoints / "6")
     with pytest.raises(CheckpointError, match="experiments train hubert_base_it1"):
-        evaluate_stage(cfg, workdir=tmp_path, corpus=corpus)
+        evaluate_stage(cfg, workdir=tmp_path, corpus=heard)
     with pytest.raises(ZeroDivisionError):
-        train_stage(cfg, workdir=tmp_path, corpus=corpus)
+        train_stage(cfg, workdir=tmp_path, corpus=heard)
 
 
 def test_a_corpus_with_too_little_for_a_step_is_told_before_units_are_made(corpus, tmp_path):
