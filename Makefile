@@ -67,10 +67,10 @@ pretrain: venv  ## Pre-train a small model on the demo corpus, from raw audio to
 test: lint  ## Ruff and every test but the long ones (those that compare with torch: on Python 3.11 only)
 	@if $(PY) -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then marks="not soak"; else \
 	  marks="not torch and not soak"; echo "Not Python 3.11: the tests that compare with torch are left out"; fi; \
-	echo "pytest -m '$$marks'"; $(PY) -m pytest -n 2 --dist loadgroup -m "$$marks" $(PYTEST_ARGS)
+	echo "pytest -m '$$marks'"; $(PY) -m pytest -n 2 --dist loadfile -m "$$marks" $(PYTEST_ARGS)
 
 test-subset: test-venv  ## The tests that do without torch, less the heaviest (any interpreter)
-	$(PY) -m pytest -n 2 --dist loadgroup -m "not torch and not soak and not once" $(PYTEST_ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile -m "not torch and not soak and not once" $(PYTEST_ARGS)
 
 soak: test-venv  ## The long tests
 	$(FAST_MALLOC) $(PY) -m pytest -m soak $(PYTEST_ARGS)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUM_CPU_DEVICES"] = "8"
@@ -42,12 +43,16 @@ def pytest_report_header():
     return f"python {platform.python_version()}, {torch}"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist looks for the mark
-def pytest_collection_modifyitems(items):
-    """Deals tests out to processes by file, but all that look at the one run of the small recipe to one process."""
-    for item in items:
-        shared = {"recipe", "trained"} & set(item.fixturenames)
-        item.add_marker(pytest.mark.xdist_group("recipe" if shared else str(item.path.name)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadfile`, a process takes whole files; all that look at the one small recipe go to one process."""
+    return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+class ByFile(LoadFileScheduling):
+    def _split_scope(self, nodeid):
+        file = super()._split_scope(nodeid)
+        return "recipe" if Path(file).name in ("test_recipes.py", "test_run.py") else file
 
 
 def pytest_ignore_collect(collection_path: Path, config):
