@@ -48,15 +48,15 @@ class UnitWriter:
     range, a rate that no store has, or not all utterances added. Raises CannotWrite naming the folder if the disk is full.
     """
 
-    def __init__(
-        self, directory: str | Path, manifest: Manifest, *, units: int, source: str, rate_hz: int = RATE_HZ
-    ):
+    def __init__(self, directory: str | Path, manifest: Manifest, *, units: int, source: str, rate_hz: int = RATE_HZ):
         self.rate_hz = rate_hz
         self.directory, self.manifest, self.units, self.source = Path(directory), manifest, int(units), source
         if not 1 <= self.units <= MAX_UNITS:
             raise UnitsError(f"{self.directory}: {units} units; a store holds 1 to {MAX_UNITS}")
         if rate_hz not in RATES_HZ:
-            raise UnitsError(f"{self.directory}: {rate_hz} labels a second; a store has {' or '.join(map(str, RATES_HZ))}")
+            raise UnitsError(
+                f"{self.directory}: {rate_hz} labels a second; a store has {' or '.join(map(str, RATES_HZ))}"
+            )
         self._frames = frames_at(np.asarray(manifest.samples), rate_hz=rate_hz)
         self._added = 0
         self._temporary: Path | None = None

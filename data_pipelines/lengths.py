@@ -1,0 +1,168 @@
+"""Which static lengths suit a corpus, and what cutting and padding would waste of it.
+
+An utterance is cropped to the largest static length that it fills, once for each time it holds that length; what is over
+is not heard in that epoch (it is in another one: `crops.moving_start`). Few lengths, and much is over; many, and every
+one is a program to compile. `propose` finds the best of a given number, exactly.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from data_pipelines.batch import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
+from data_pipelines.crops import check_lengths
+from data_pipelines.manifest import Manifest, Split
+
+FAIRSEQ_TOKENS, FAIRSEQ_LONGEST = 1_400_000, 250_000  # samples a GPU and of a row: HuBERT Base's pretraining yaml
+
+
+class LengthsError(ValueError):
+    """Lengths that cannot be proposed as asked; the message says what to change."""
+
+
+class Proposal(NamedTuple):
+    """`lengths` in samples, ascending; `rows` of a step of each; `unheard`, the share of the audio that one epoch leaves
+    out."""
+
+    lengths: tuple[int, ...]
+    rows: tuple[int, ...]
+    unheard: float
+
+
+class Waste(NamedTuple):
+    """Shares of what is computed or held, in one epoch; see `waste`."""
+
+    unheard: float
+    padded: float
+    padded_sorted: float
+    cropped: float
+    cropped_sorted: float
+
+
+def candidates(*, seconds_per_step: float, shortest: int, longest: int) -> np.ndarray:
+    """int64: lengths of `shortest` .. `longest` samples of which whole rows make a step: seconds_per_step / rows.
+
+    They are rounded down to the grid of frames where a step then keeps its seconds to within half a percent.
+    """
+    total = seconds_per_step * SAMPLE_RATE
+    rows = np.arange(max(1, int(np.ceil(total / longest))), int(total / shortest) + 1)
+    exact = (total / rows).astype(np.int64)
+    rounded = exact // HOP * HOP
+    lengths = np.unique(np.where(rounded * rows >= 0.995 * total, rounded, exact))
+    return lengths[(lengths >= max(shortest, RECEPTIVE_FIELD)) & (lengths <= longest)]
+
+
+def propose(samples: np.ndarray, *, count: int, seconds_per_step: float, longest: int, at_most: int = 400) -> Proposal:
+    """The `count` lengths (or fewer) that leave least audio unheard in an epoch of utterances of `samples` [utterances].
+
+    The smallest is at most the shortest utterance: every utterance must fill one. By dynamic programming over
+    `candidates`, exact among them (among `at_most` of them, spread evenly, where there are more).
+    Raises LengthsError: no utterances, or no candidate that the shortest one fills.
+    """
+    samples = np.asarray(samples, np.int64)
+    if not len(samples) or count < 1:
+        raise LengthsError("lengths are chosen for at least one utterance, and at least one length")
+    least = int(samples.min())
+    choice = candidates(
+        seconds_per_step=seconds_per_step, shortest=max(RECEPTIVE_FIELD, min(least, longest) // 4), longest=longest
+    )
+    if not len(choice) or choice[0] > least:
+        raise LengthsError(
+            f"the shortest utterance has {least} samples ({least / SAMPLE_RATE:g} s), and no step of "
+            f"{seconds_per_step:g} s is made of rows that short: prepare with a larger --min-seconds, or give a larger "
+            "--seconds-per-step"
+        )
+    if len(choice) > at_most:
+        first = choice[choice <= least][-1:]
+        spread = np.linspace(0, len(choice) - 1, at_most).astype(np.int64)
+        choice = np.unique(np.concatenate([first, choice[spread]]))
+    values, counts = np.unique(samples, return_counts=True)
+    # over[a, b]: samples that are over if `choice[a]` is a length and `choice[b]` the next one (the last: none above)
+    edges = np.searchsorted(values, choice)
+    over = np.full((len(choice), len(choice) + 1), np.inf)
+    for a, length in enumerate(choice.tolist()):
+        sums = np.concatenate([[0], np.cumsum(values % length * counts)]).astype(np.float64)
+        over[a, a + 1 : -1] = sums[edges[a + 1 :]] - sums[edges[a]]
+        over[a, -1] = sums[-1] - sums[edges[a]]
+    best = np.where(choice <= least, 0.0, np.inf)  # of lengths that end with this one, what is below it
+    came, total = [], [(float((best + over[:, -1]).min()), 0)]
+    for _ in range(count - 1):
+        through = best[:, None] + over[:, :-1]
+        came.append(through.argmin(0))
+        best = through.min(0)
+        total.append((float((best + over[:, -1]).min()), len(came)))
+    unheard, steps = min(total)
+    bests = [np.where(choice <= least, 0.0, np.inf)]
+    for _ in range(steps):
+        bests.append((bests[-1][:, None] + over[:, :-1]).min(0))
+    last = int((bests[-1] + over[:, -1]).argmin())
+    chosen = [last]
+    for before in reversed(came[:steps]):
+        chosen.append(int(before[chosen[-1]]))
+    lengths = tuple(int(choice[place]) for place in reversed(chosen))
+    rows = tuple(round(seconds_per_step * SAMPLE_RATE / length) for length in lengths)
+    return Proposal(lengths, rows, unheard / float(samples.sum()))
+
+
+def waste(
+    samples: np.ndarray, *, lengths: Sequence[int], tokens: int = FAIRSEQ_TOKENS, longest: int = FAIRSEQ_LONGEST
+) -> Waste:
+    """What one epoch wastes of utterances of `samples` [utterances], five ways.
+
+    - unheard: share of the audio that no crop of an epoch holds, with static `lengths`; nothing is padded.
+    - padded: share of the samples that are computed and are padding, when batches of `tokens` samples are padded to
+      their longest; utterances in random order. What exceeds `longest` is cropped off first (and not counted).
+      padded_sorted: the same with batches of neighbours in length.
+    - cropped: share of the audio that is cropped off when batches are cut to their shortest (fairseq, `pad_audio:
+      false`), in random order; cropped_sorted: with batches of neighbours in length, as fairseq's sampler makes them.
+    """
+    samples = np.asarray(samples, np.int64)
+    lengths = np.asarray(check_lengths(lengths))
+    found = lengths[np.maximum(np.searchsorted(lengths, samples, side="right") - 1, 0)]
+    heard = np.where(samples >= found, samples // found * found, 0).sum()
+    shuffled = np.random.default_rng(0).permutation(samples)
+    shares = []
+    for order in (shuffled, np.sort(samples)):
+        held, real, kept = 0, 0, 0
+        cut = np.minimum(order, longest)
+        for batch in _batches(cut, tokens):
+            held += int(batch.max()) * len(batch)
+            real += int(batch.sum())
+            kept += int(batch.min()) * len(batch)
+        shares.append((1 - real / held, 1 - kept / float(samples.sum())))
+    (padded, cropped), (padded_sorted, cropped_sorted) = shares
+    return Waste(1 - float(heard) / float(samples.sum()), padded, padded_sorted, cropped, cropped_sorted)
+
+
+def _batches(samples: np.ndarray, tokens: int):
+    """Neighbours, as many as rows x longest <= tokens allows, as fairseq's `batch_by_size` takes them."""
+    first, longest = 0, 0
+    for place, one in enumerate(samples.tolist()):
+        longest = max(longest, one)
+        if place > first and longest * (place - first + 1) > tokens:
+            yield samples[first:place]
+            first, longest = place, one
+    yield samples[first:]
+
+
+def report(manifest: Manifest, proposal: Proposal, *, split: Split = Split.TRAIN) -> str:
+    """A table by language: hours, and `waste` in percent, the largest language first."""
+    rows = manifest.rows(split)
+    language = manifest.language[rows]
+    lines = [
+        f"{'language':<10} {'hours':>10} {'unheard':>8} {'padded':>8} {'(sorted)':>8} {'cropped':>8} {'(sorted)':>8}",
+    ]
+    seconds = np.bincount(language, weights=manifest.samples[rows], minlength=len(manifest.languages)) / SAMPLE_RATE
+    for place in np.argsort(-seconds, kind="stable"):
+        if seconds[place]:
+            wasted = waste(manifest.samples[rows[language == place]], lengths=proposal.lengths)
+            cells = " ".join(f"{share:>8.2%}" for share in wasted)
+            lines.append(f"{manifest.languages[place]:<10} {seconds[place] / 3600:>10,.3f} {cells}")
+    return "\n".join(lines)
+
+
+def declaration(proposal: Proposal, *, seconds_per_step: float) -> str:
+    """What the stage declares, as flags of its command line."""
+    lengths = " ".join(map(str, proposal.lengths))
+    return f"--data.lengths {lengths} --data.seconds-per-step {seconds_per_step:g}"
