@@ -122,7 +122,7 @@ class Lengths:
         found = propose(samples, count=self.count, seconds_per_step=self.seconds_per_step, longest=longest)
         for length, rows in zip(found.lengths, found.rows, strict=True):
             print(f"{length:>9,} samples {length / SAMPLE_RATE:>8.3f} s, {rows:>6,} rows a step")
-        print(f"{found.unheard:.2%} of the audio is left out of an epoch, another part each time; declare")
+        print(f"crops of these leave {found.cropped:.2%} off, another part in each epoch; declare")
         print(f"  {declaration(found, seconds_per_step=self.seconds_per_step)}")
         print(
             "by language, in one epoch: unheard with these; padded to the longest or cropped to the shortest of a batch"

@@ -1,8 +1,8 @@
 """Which static lengths suit a corpus, and what cutting and padding would waste of it.
 
 An utterance is cropped to the largest static length that it fills, once for each time it holds that length; what is over
-is not heard in that epoch (it is in another one: `crops.moving_start`). Few lengths, and much is over; many, and every
-one is a program to compile. `propose` finds the best of a given number, exactly.
+is not heard in that epoch (it is in another one: `crops.moving_start`). Few lengths, and much is cropped off; many, and
+every one is a program to compile. `propose` finds the best of a given number, exactly.
 """
 
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ class LengthsError(ValueError):
 
 
 class Proposal(NamedTuple):
-    """`lengths` in samples, ascending; `rows` of a step of each; `unheard`, the share of the audio that one epoch leaves
-    out."""
+    """`lengths` in samples, ascending; `rows` of a step of each; `cropped`, the share of the audio (of
+    each utterance, as much as the longest row holds) that crops of these lengths leave off."""
 
     lengths: tuple[int, ...]
     rows: tuple[int, ...]
-    unheard: float
+    cropped: float
 
 
 class Waste(NamedTuple):
@@ -54,19 +54,21 @@ def candidates(*, seconds_per_step: float, shortest: int, longest: int) -> np.nd
 
 
 def propose(samples: np.ndarray, *, count: int, seconds_per_step: float, longest: int, at_most: int = 400) -> Proposal:
-    """The `count` lengths (or fewer) that leave least audio unheard in an epoch of utterances of `samples` [utterances].
+    """The `count` lengths (or fewer) whose crops leave least off utterances of `samples` [utterances].
 
-    The smallest is at most the shortest utterance: every utterance must fill one. By dynamic programming over
-    `candidates`, exact among them (among `at_most` of them, spread evenly, where there are more).
+    An utterance loses what it is longer than the largest length that it fills; one above `longest` counts as that long
+    (it is cropped several times an epoch). The smallest length is the largest candidate that the shortest utterance
+    fills: every utterance must fill one. By dynamic programming over `candidates`, exact among them (among `at_most` of
+    them, spread evenly, where there are more).
     Raises LengthsError: no utterances, or no candidate that the shortest one fills.
     """
     samples = np.asarray(samples, np.int64)
     if not len(samples) or count < 1:
         raise LengthsError("lengths are chosen for at least one utterance, and at least one length")
     least = int(samples.min())
-    choice = candidates(
-        seconds_per_step=seconds_per_step, shortest=max(RECEPTIVE_FIELD, min(least, longest) // 4), longest=longest
-    )
+    shortest = max(RECEPTIVE_FIELD, min(least, longest) // 2)
+    choice = candidates(seconds_per_step=seconds_per_step, shortest=shortest, longest=longest)
+    choice = choice[max(0, int(np.searchsorted(choice, least, side="right")) - 1) :]
     if not len(choice) or choice[0] > least:
         raise LengthsError(
             f"the shortest utterance has {least} samples ({least / SAMPLE_RATE:g} s), and no step of "
@@ -74,35 +76,30 @@ def propose(samples: np.ndarray, *, count: int, seconds_per_step: float, longest
             "--seconds-per-step"
         )
     if len(choice) > at_most:
-        first = choice[choice <= least][-1:]
-        spread = np.linspace(0, len(choice) - 1, at_most).astype(np.int64)
-        choice = np.unique(np.concatenate([first, choice[spread]]))
-    values, counts = np.unique(samples, return_counts=True)
-    # over[a, b]: samples that are over if `choice[a]` is a length and `choice[b]` the next one (the last: none above)
-    edges = np.searchsorted(values, choice)
-    over = np.full((len(choice), len(choice) + 1), np.inf)
-    for a, length in enumerate(choice.tolist()):
-        sums = np.concatenate([[0], np.cumsum(values % length * counts)]).astype(np.float64)
-        over[a, a + 1 : -1] = sums[edges[a + 1 :]] - sums[edges[a]]
-        over[a, -1] = sums[-1] - sums[edges[a]]
-    best = np.where(choice <= least, 0.0, np.inf)  # of lengths that end with this one, what is below it
-    came, total = [], [(float((best + over[:, -1]).min()), 0)]
+        choice = choice[np.unique(np.linspace(0, len(choice) - 1, at_most).astype(np.int64))]
+    values, counts = np.unique(np.minimum(samples, longest), return_counts=True)
+    # Sums over the utterances below each candidate, and over all: how many, and how many samples.
+    edges = np.append(np.searchsorted(values, choice), len(values))
+    many = np.concatenate([[0], np.cumsum(counts)])[edges].astype(np.float64)
+    held = np.concatenate([[0], np.cumsum(values * counts)])[edges].astype(np.float64)
+    # off[a, b]: cropped off where `choice[a]` is a length and `choice[b]` the next one (the last column: none above)
+    off = (held[None, :] - held[:-1, None]) - choice[:, None] * (many[None, :] - many[:-1, None])
+    off[np.tril_indices(len(choice), m=len(choice) + 1)] = np.inf
+    least_off = [np.full(len(choice), np.inf)]  # [last length]: what n lengths that end with it leave off below it
+    least_off[0][0] = 0.0
+    came = []
     for _ in range(count - 1):
-        through = best[:, None] + over[:, :-1]
+        through = least_off[-1][:, None] + off[:, :-1]
         came.append(through.argmin(0))
-        best = through.min(0)
-        total.append((float((best + over[:, -1]).min()), len(came)))
-    unheard, steps = min(total)
-    bests = [np.where(choice <= least, 0.0, np.inf)]
-    for _ in range(steps):
-        bests.append((bests[-1][:, None] + over[:, :-1]).min(0))
-    last = int((bests[-1] + over[:, -1]).argmin())
-    chosen = [last]
-    for before in reversed(came[:steps]):
+        least_off.append(through.min(0))
+    totals = [each + off[:, -1] for each in least_off]
+    used = int(np.argmin([each.min() for each in totals]))
+    chosen = [int(totals[used].argmin())]
+    for before in reversed(came[:used]):
         chosen.append(int(before[chosen[-1]]))
     lengths = tuple(int(choice[place]) for place in reversed(chosen))
     rows = tuple(round(seconds_per_step * SAMPLE_RATE / length) for length in lengths)
-    return Proposal(lengths, rows, unheard / float(samples.sum()))
+    return Proposal(lengths, rows, float(totals[used].min() / held[-1]))
 
 
 def waste(

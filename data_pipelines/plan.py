@@ -37,8 +37,8 @@ class Plan:
 
     Attributes:
         order: int32 [utterances], rows of the manifest. classes: int64 [lengths + 1], where each length begins in it.
-        ends: int64 [utterances], inside each static length the running sum of slots; an utterance of n times that length
-            has n. Of a length of which every utterance has one slot, it is left out (see `multiple`).
+        ends: int64 [utterances], inside each static length the running sum of slots; an utterance of n times that
+            length has n. Of a length of which every utterance has one slot, it is left out (see `multiple`).
         multiple: bool [lengths], whether some utterance of it has several slots.
         leaf_class, leaf_pair, leaf_first, leaf_slots: int64 [leaves]: static length; number of the pair; place of its
             first utterance in `order`; slots.
@@ -116,7 +116,7 @@ def make_plan(manifest: Manifest, *, lengths: Sequence[int], cfg: DrawConfig, sp
         multiple |= np.bincount(found, weights=slots > 1, minlength=len(lengths)) > 0
     counts = np.bincount(key, minlength=len(leaf_slots))
     order = rows[np.argsort(key, kind="stable")]
-    del key, rows
+    del key
     classes = np.concatenate([[0], np.cumsum(counts.reshape(len(lengths), grid).sum(1))])
     ends = [
         np.cumsum(manifest.samples[order[classes[place] : classes[place + 1]]] // lengths[place])

@@ -23,6 +23,7 @@ from data_pipelines.permutations import hash64, permute
 # Everything is in whole parts of 1 / CYCLE of a draw; two neighbours of Fibonacci's, so STEP / CYCLE is the golden
 # ratio as nearly as can be. After CYCLE periods every leaf had its quota times CYCLE, exactly.
 CYCLE, STEP = 102_334_155, 63_245_986
+QUOTA_LAG = 6  # draws by which a leaf may be behind its share, or before it, at the end of any period (measured: 3)
 REMEMBERED = 16  # periods kept after use: neighbours are asked for together
 
 

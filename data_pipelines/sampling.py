@@ -23,7 +23,7 @@ from data_pipelines.crops import COVERING_EPOCHS, check_lengths, moving_start
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.permutations import hash64, mix64, permute
 from data_pipelines.plan import load_plan
-from data_pipelines.quotas import Quotas, remember
+from data_pipelines.quotas import QUOTA_LAG, Quotas, remember
 
 ORDER_VERSION = 2  # of the rules in this file and those it calls; another one draws other data from the same seed
 ROW_PERIOD = 4096  # rows of one static length, of which every leaf gets its quota
@@ -242,20 +242,22 @@ class Draw:
             for name, seconds, share in zip(self._names, self._pair_seconds, self._pair_shares.tolist(), strict=True)
         ]
 
-    def steps_to_hear_all(self) -> dict[str, float]:
-        """{language: steps after which every second of it was drawn}: `COVERING_EPOCHS` of its slowest leaf, on average.
+    def steps_to_hear_all(self) -> dict[str, int]:
+        """{language: steps after which every second of it was drawn}: after `COVERING_EPOCHS` of its slowest leaf.
 
-        (See `crops.moving_start`; a draw or two more, because rounding of quotas carries over.)
+        A bound, up to the end of a period (see `crops.moving_start` for what "every second" is).
         """
-        needed: dict[str, float] = {}
+        needed: dict[str, int] = {}
         for place, share in enumerate(self.length_shares):
             here = self._of_length[place]
             if here is None:
                 continue
-            each = COVERING_EPOCHS * here.slots / (here.quotas.shares * self.rows[place] * share)
+            draws = COVERING_EPOCHS * here.slots + QUOTA_LAG
+            rows = np.ceil(draws / (here.quotas.shares * ROW_PERIOD)) * ROW_PERIOD
+            each = np.ceil((rows / self.rows[place] + QUOTA_LAG) / (share * STEP_PERIOD)).astype(np.int64) * STEP_PERIOD
             for pair, steps in zip(here.pairs.tolist(), each.tolist(), strict=True):
                 language = self._names[pair][0]
-                needed[language] = max(steps, needed.get(language, 0.0))
+                needed[language] = max(steps, needed.get(language, 0))
         return needed
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_pipelines.quotas import CYCLE, QuotaError, Quotas
+from data_pipelines.quotas import CYCLE, QUOTA_LAG, QuotaError, Quotas
 
 weight_lists = st.lists(st.one_of(st.integers(1, 1000), st.floats(1e-6, 1.0)), min_size=1, max_size=12)
 
@@ -38,7 +38,7 @@ def test_what_was_given_since_the_start_stays_with_the_shares(weights, period, t
     """Within 6 draws, however far: the golden ratio spreads the rounding evenly."""
     quotas = Quotas(weights, period=period, seed=t)
     exact = [t * int(part) / CYCLE for part in np.diff(quotas.upper, prepend=0)]
-    np.testing.assert_allclose(quotas.given(t), exact, rtol=1e-13, atol=6)
+    np.testing.assert_allclose(quotas.given(t), exact, rtol=1e-13, atol=QUOTA_LAG)
     counts = np.bincount(quotas.dealt(t).leaf, minlength=len(weights))
     np.testing.assert_array_equal(quotas.given(t + 1) - quotas.given(t), counts)
 
