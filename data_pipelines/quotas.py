@@ -8,8 +8,8 @@ period, the rotation that spreads most evenly: a quota of 0.3 is rounded up thre
 given since the start stays within a few draws of its share for ever. How much that was is a sum of floors of a line,
 found in O(log t) by the steps of Euclid's algorithm, so that any period can be looked at first.
 
-Inside a period the numbers are shuffled. Rows are dealt to hosts in a fixed pattern, and without the shuffle the order of
-the leaves would meet that pattern (two equal leaves, two hosts: each host would hear one leaf only).
+Inside a period the numbers are shuffled. Rows are dealt to hosts in a fixed pattern, and without the shuffle the order
+of the leaves would meet that pattern (two equal leaves, two hosts: each host would hear one leaf only).
 """
 
 import math
@@ -41,8 +41,8 @@ class Dealt(NamedTuple):
 class Quotas:
     """Deals 0, 1, 2, ... to leaves by their weights, `period` numbers at a time.
 
-    Of every period [t * period, (t + 1) * period) a leaf gets its quota, weight / sum(weights) * period, rounded down or
-    up. Every leaf's draws are numbered 0, 1, 2, ... without a gap; those of one period are consecutive.
+    Of every period [t * period, (t + 1) * period) a leaf gets its quota, weight / sum(weights) * period, rounded down
+    or up. Every leaf's draws are numbered 0, 1, 2, ... without a gap; those of one period are consecutive.
 
     Attributes:
         period: numbers in a period. upper: int64 [leaves], ends of the stretches, in parts of 1 / CYCLE of a draw.

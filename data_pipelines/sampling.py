@@ -41,8 +41,8 @@ class Step(NamedTuple):
 class Drawn(NamedTuple):
     """Drawn rows: int64 [rows] each, or one number each.
 
-    `utterance`: row of the manifest. `epoch`: how often its leaf was gone through before. `slot`: an utterance of n times
-    the static length has n slots, and comes n times in an epoch. `start`: first sample of the crop.
+    `utterance`: row of the manifest. `epoch`: how often its leaf was gone through before. `slot`: an utterance of n
+    times the static length has n slots, and comes n times in an epoch. `start`: first sample of the crop.
     """
 
     utterance: np.ndarray

@@ -1,7 +1,7 @@
 """Discrete labels of a prepared corpus: one unit for each 20 ms frame, written once and read at random while training.
 
-Or one for each 10 ms, as labels made of MFCC are (HuBERT's first iteration): the encoder's frames then take every second
-one, which is that of the same 25 ms.
+Or one for each 10 ms, as labels made of MFCC are (HuBERT's first iteration): the encoder's frames then take every
+second one, which is that of the same 25 ms.
 
 A store is a folder of three files: `units.uint16`, the labels of all utterances one after another; `offsets.npy`, int64
 [utterances + 1], where each utterance begins; `meta.json`, what they are and of which corpus. The corpus' fingerprint
@@ -45,7 +45,8 @@ class UnitWriter:
         rate_hz: labels a second, 50 or 100; utterance i has `frames_at(samples, rate_hz=...)` of them.
 
     Raises UnitsError: the folder exists already, K out of range, labels out of order, of a wrong length, dtype or
-    range, a rate that no store has, or not all utterances added. Raises CannotWrite naming the folder if the disk is full.
+    range, a rate that no store has, or not all utterances added. Raises CannotWrite naming the folder if the disk is
+    full.
     """
 
     def __init__(self, directory: str | Path, manifest: Manifest, *, units: int, source: str, rate_hz: int = RATE_HZ):
@@ -71,7 +72,7 @@ class UnitWriter:
         return self
 
     def add(self, i: int, labels: np.ndarray) -> None:
-        """Writes `labels` [frames_at(samples, rate_hz)], integers in 0 .. K-1, of utterance i, which must be next in order."""
+        """Writes `labels` [frames_at(samples, rate_hz)], integers in 0 .. K-1, of utterance i, next in order."""
         self.add_all(np.array([i]), labels)
 
     def add_all(self, rows: np.ndarray, labels: np.ndarray) -> None:
@@ -245,8 +246,8 @@ class UnitStore:
     def crop(self, i: int, *, start: int, frames: int) -> np.ndarray:
         """uint16 [frames]: labels of the encoder's frames of a crop of utterance i that begins at sample `start`.
 
-        `start` is a multiple of the encoder's hop. Frame t hears samples `start` + 320 t .. + 400, and so does the label
-        at twice its number where there are 100 a second. Raises UnitsError if the frames do not lie in the utterance.
+        `start` is a multiple of the encoder's hop. Frame t hears samples `start` + 320 t .. + 400, and so does the
+        label at twice its number where there are 100 a second. Raises UnitsError if the frames do not lie in the utterance.
         """
         if start % HOP:
             raise UnitsError(f"a crop of utterance {i} begins at sample {start}, which is not a multiple of {HOP}")

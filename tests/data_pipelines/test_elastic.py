@@ -30,7 +30,6 @@ manifest = Manifest.load(root)
 load = LoadBatch(MIXED, manifest, [UnitStore.load(units, manifest)], host=int(host), hosts=int(hosts))
 named = {f"{k}/{name}": value for k in range(int(start), int(stop)) for name, value in load.map(k)._asdict().items()}
 np.savez(out, **named)
-assert "jax.numpy" not in sys.modules
 """
 
 
@@ -109,7 +108,7 @@ def test_labels_are_those_of_the_samples_a_frame_hears(tmp_path_factory, data):
 
 
 def test_batches_have_labels_of_both_rates(corpus, units, tmp_path):
-    """The unit of frame t is 500 i + t in one store; at 100 Hz, 1000 i + t in another, of which every second is taken."""
+    """The unit of frame t is 500 i + t in one store; at 100 Hz, 1000 i + t in another: every second is taken."""
     with UnitWriter(tmp_path / "fast", corpus, units=1 << 16, source="positions", rate_hz=100) as writer:
         for i in range(len(corpus)):
             writer.add(i, (1000 * i + np.arange(frames_at(int(corpus.samples[i]), rate_hz=100))) % (1 << 16))
