@@ -1,18 +1,20 @@
-"""The draw at 544 buckets, 25 million utterances and 40,000 hours, beside Grain's `MapDataset.mix` over as many sources.
+"""The draw at 544 buckets, 25 million utterances and 40,000 hours, beside Grain's `MapDataset.mix` over as many.
 
     python -m benchmarks.sampling [--utterances 25000000] [--write]
 
 Makes a manifest of invented utterances (136 languages x 4 corpora, Zipf, 2 to 30 s, 5.8 s on average) in a temporary
-folder of about 2 GB, deleted at the end. Measures, each in a process of its own: the plan made (seconds, and memory that
-is not mapped from files), the plan mapped from its file, step 1,000,000 reached; and in one process, by turns, the time
-from an index to (row, crop, partner) here, and to an element of Grain's mix. `--write` puts the table into docs/data.md.
-Needs grain; 1 to 2 minutes on one core.
+folder of about 2 GB, deleted at the end. Measures, each in a process of its own: the plan made (seconds, and memory
+that is not mapped from files), the plan mapped from its file, step 1,000,000 reached; and in one process, by turns, the
+time from an index to (row, crop, partner) here, and to an element of Grain's mix. `--write` puts the table into
+docs/data.md. 1 to 2 minutes on one core.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,7 +27,7 @@ import pyarrow as pa
 
 from benchmarks.sections import write_section
 from data_pipelines.balance import DrawConfig
-from data_pipelines.manifest import Manifest, Split, write_manifest
+from data_pipelines.manifest import MANIFEST_NAME, Manifest, Split, write_manifest
 from data_pipelines.plan import PLAN_FOLDER
 from data_pipelines.sampling import ROW_PERIOD, Draw
 
@@ -102,7 +104,7 @@ def measure_start(root: Path) -> dict:
 
 
 def measure_index(root: Path, rounds: int = 15) -> dict:
-    """Microseconds an index, by turns: here to (row, crop, partner) by whole steps, in Grain to an element of its mix."""
+    """Microseconds an index, by turns: here to (row, crop, partner), by whole steps; in Grain to an element."""
     import grain
 
     manifest = Manifest.load(root, check_shards=False)
@@ -169,6 +171,7 @@ def main() -> None:
     """Makes the corpus, measures, prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--utterances", type=int, default=25_000_000)
+    parser.add_argument("--folder", type=Path, help="make the manifest here and keep it, or use the one that is here")
     parser.add_argument("--write", action="store_true", help="put the table into docs/data.md")
     parser.add_argument("--measure", nargs=2, metavar=("WHAT", "DIR"), help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -176,21 +179,20 @@ def main() -> None:
         what, root = asked.measure
         print(json.dumps({"start": measure_start, "index": measure_index}[what](Path(root))))
         return
-    with tempfile.TemporaryDirectory(prefix="sampling-") as folder:
-        root = Path(folder)
-        begin = time.perf_counter()
-        make_manifest(root, asked.utterances)
+    with contextlib.ExitStack() as kept_open:
+        root = asked.folder or Path(kept_open.enter_context(tempfile.TemporaryDirectory(prefix="sampling-")))
+        if not (root / MANIFEST_NAME).exists():
+            make_manifest(root, asked.utterances)
+        shutil.rmtree(root / PLAN_FOLDER, ignore_errors=True)
         manifest = Manifest.load(root, check_shards=False)
         hours = manifest.samples.sum() / 16_000 / 3600
         buckets = len(manifest.seconds(Split.TRAIN, by=("language", "corpus")))
-        print(
-            f"{len(manifest):,} utterances, {hours:,.0f} h, {buckets} buckets, made in {time.perf_counter() - begin:.0f} s"
-        )
+        print(f"{len(manifest):,} utterances, {hours:,.0f} h, {buckets} buckets")
         del manifest
 
         def measured(what: str) -> dict:
             command = [sys.executable, "-m", "benchmarks.sampling", "--measure", what, str(root)]
-            out = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            out = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
             print(what, out)
             return out
 

@@ -27,9 +27,10 @@ class DrawConfig:
         counted: what an amount is, and what the shares are shares of: "seconds", or "utterances" as mHuBERT-147's code
             has it, where a language's share is one of the drawn rows, whatever their lengths.
         cap_hours, floor_hours: a language with more, or less, counts as one that has just so many hours; its corpora
-            count in proportion. This is done before exponents. It changes how often a language is drawn, not what of it.
-        subset_hours: only so many hours of a language may be drawn at all: a fixed choice of its utterances, shared out
-            over its corpora by `corpus_exponent`. A language with less is drawn whole.
+            count in proportion. This is done before exponents. It changes how often a language is drawn, not what of
+            it.
+        subset_hours: only so many hours of a language may be drawn at all: a fixed choice of its utterances,
+            shared out over its corpora by `corpus_exponent`. A language with less is drawn whole.
     """
 
     language_exponent: float = 1.0

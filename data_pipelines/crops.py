@@ -77,17 +77,17 @@ def moving_start(samples, *, length: int, epoch, slot, seed) -> np.ndarray:
     """[rows] int64 first samples of crops of `length` samples, multiples of `HOP`, that move from epoch to epoch.
 
     An utterance has `samples // length` slots, and is cropped once for each in an epoch; the crops of an epoch lie side
-    by side. Of four epochs in a row, one has the first crop at the very beginning, one the last crop at the very end, and
-    between those come two with everything moved by a random stretch (up to a whole crop; what then runs over the end
-    is laid at the end). Which of the four an utterance begins with depends on its seed. Hence:
+    by side. Of four epochs in a row, one has the first crop at the very beginning, one the last crop at the very end,
+    and between those come two with everything moved by a random stretch (up to a whole crop; what then runs over the
+    end is laid at the end). Which of the four an utterance begins with depends on its seed. Hence:
 
     - in any `COVERING_EPOCHS` epochs in a row every hop of the utterance lies in a crop, up to the last grid point at
       which one fits (at most 319 samples before its end);
     - and in any one epoch everything but less than a crop's length at the beginning, and what exceeds whole crops at
       the end, does.
 
-    `samples`, `epoch`, `slot` and `seed` (64 bits, the utterance's own) are [rows]. Raises CropError for a crop that does
-    not fit.
+    `samples`, `epoch`, `slot` and `seed` (64 bits, the utterance's own) are [rows]. Raises CropError for a crop that
+    does not fit.
     """
     samples, epoch, slot = (np.asarray(each, np.int64) for each in (samples, epoch, slot))
     if (samples < length).any():

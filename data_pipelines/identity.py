@@ -15,8 +15,8 @@ FREE = ("workers", "threads", "prefetch")  # fields of DataConfig that change no
 def data_identity(manifest: Manifest, cfg: DataConfig) -> dict[str, object]:
     """Everything that batch k depends on besides k and the units, as plain JSON.
 
-    The corpus by its fingerprint, and its utterances and hours by language beside it, so that a change can be named; the
-    configuration field by field; the version of the rules of the draw. Hosts, workers and threads are not in it.
+    The corpus by its fingerprint, and its utterances and hours by language beside it, so that a change can be named;
+    the configuration field by field; the version of the rules of the draw. Hosts, workers and threads are not in it.
     """
     rows = manifest.rows(Split.TRAIN)
     hours = {name: round(seconds / 3600, 6) for name, seconds in manifest.seconds(Split.TRAIN).items()}

@@ -1,8 +1,8 @@
 """Which static lengths suit a corpus, and what cutting and padding would waste of it.
 
 An utterance is cropped to the largest static length that it fills, once for each time it holds that length; what is
-over is not heard in that epoch (it is in another one: `crops.moving_start`). Few lengths, and much is cropped off; many, and
-every one is a program to compile. `propose` finds the best of a given number, exactly.
+over is not heard in that epoch (it is in another one: `crops.moving_start`). Few lengths, and much is cropped off;
+many, and every one is a program to compile. `propose` finds the best of a given number, exactly.
 """
 
 from collections.abc import Sequence

@@ -244,8 +244,8 @@ def write_manifest(
     """Writes `root/manifest.arrow`, whole or not at all; returns its path. Columns are [utterances].
 
     Names (language, corpus, speaker) are given as strings, and become indices here. What is left out gets the plainest
-    value: everything in TRAIN, ids "0", "1", ..., one clip an utterance, one shard in row order. Columns of millions are
-    best given as Arrow arrays (names as a DictionaryArray of strings): nothing then passes through Python. (Without
+    value: everything in TRAIN, ids "0", "1", ..., one clip an utterance, one shard in row order. Columns of millions
+    are best given as Arrow arrays (names as a DictionaryArray of strings): nothing then passes through Python. (Without
     shards on disk the manifest loads with `check_shards=False`: enough to plan and to test sampling.)
 
     Raises ManifestError: columns of different lengths, duplicate ids, counts that contradict the columns.

@@ -247,7 +247,8 @@ class UnitStore:
         """uint16 [frames]: labels of the encoder's frames of a crop of utterance i that begins at sample `start`.
 
         `start` is a multiple of the encoder's hop. Frame t hears samples `start` + 320 t .. + 400, and so does the
-        label at twice its number where there are 100 a second. Raises UnitsError if the frames do not lie in the utterance.
+        label at twice its number where there are 100 a second. Raises UnitsError if the frames do not lie in the
+        utterance.
         """
         if start % HOP:
             raise UnitsError(f"a crop of utterance {i} begins at sample {start}, which is not a multiple of {HOP}")

@@ -21,7 +21,7 @@ def cropped(samples, lengths, longest) -> int:
 @given(st.lists(st.integers(9_000, 90_000), min_size=1, max_size=30), st.integers(1, 4))
 def test_no_other_choice_leaves_less_off(samples, count):
     found = propose(np.array(samples), count=count, seconds_per_step=4.0, longest=32_000)
-    choice = candidates(seconds_per_step=4.0, shortest=min(samples) // 2, longest=32_000).tolist()
+    choice = candidates(seconds_per_step=4.0, shortest=min(*samples, 32_000) // 2, longest=32_000).tolist()
     least = min(
         cropped(samples, lengths, 32_000)
         for n in range(1, count + 1)
@@ -64,8 +64,8 @@ def test_waste_by_hand():
 
 def test_the_command_says_what_to_declare(corpus):
     run = subprocess.run(
-        [sys.executable, "-m", "data_pipelines", "lengths", str(corpus.root), "--count", "2", "--seconds-per-step", "12",
-         "--longest-seconds", "3"],
+        [sys.executable, "-m", "data_pipelines", "lengths", str(corpus.root), "--count", "2",
+         "--seconds-per-step", "12", "--longest-seconds", "3"],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
     train = corpus.samples[corpus.rows(0)]
