@@ -141,7 +141,7 @@ class LoadBatch(grain.transforms.Map):
             rng = np.random.default_rng([self.cfg.seed, step, row])
             batch.seed[at] = rng.integers(1 << 32, dtype=np.uint32)
             waveform = self.source.read(utterance, start=start, samples=samples)
-            heard = self.interferer.disturb(waveform, place=place, utterance=utterance, rng=rng)
+            heard = self.interferer.disturb(waveform, place=place, row=first_row + row, rng=rng)
             batch.waveform[at], batch.partner[at] = heard
             batch.valid[at], batch.samples[at] = True, samples
             if self.cfg.keep_clean:

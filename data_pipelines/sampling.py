@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.balance import DrawConfig, SamplingError, leaf_shares
-from data_pipelines.batch import SAMPLE_RATE
+from data_pipelines.batch import NO_UTTERANCE, SAMPLE_RATE
 from data_pipelines.crops import COVERING_EPOCHS, check_lengths, moving_start
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.permutations import hash64, mix64, permute
@@ -76,7 +76,9 @@ class _Length(NamedTuple):
     slots: np.ndarray
     seeds: np.ndarray
     pairs: np.ndarray
+    partner_seed: np.uint64
     remembered: dict
+    remembered_partners: dict
 
 
 class Draw:
@@ -149,7 +151,9 @@ class Draw:
                 # Seeded by name: another corpus beside it does not reorder what this one gives.
                 seeds=np.array([hash64(seed, zlib.crc32(name), length) for name in names], np.uint64),
                 pairs=plan.leaf_pair[inside],
+                partner_seed=np.uint64(hash64(seed, zlib.crc32(b"partners"), length)),
                 remembered={},
+                remembered_partners={},
             )
         step_samples = np.asarray(self.rows) * np.asarray(self.lengths)
         # Steps differ by under a percent in seconds (whole rows): the lengths' shares of steps make up for it.
@@ -216,23 +220,41 @@ class Draw:
         at = np.searchsorted(of.ends, numbers, side="right")
         return at, numbers - np.where(at, of.ends[at - 1], 0)
 
-    def partner(self, length: int, *, of: int, rng: np.random.Generator) -> int | None:
-        """Another utterance than `of`, of static length number `length`, as likely as in `draw`; None if alone."""
+    def partners(self, length: int, first: int, count: int, *, voice: int = 0) -> np.ndarray:
+        """int64 [count]: for each of these rows another utterance, of the same static length and as likely as in `take`.
+
+        `voice` numbers several of one row. `NO_UTTERANCE` where nothing else has this length. Raises SamplingError if
+        no utterance has that length.
+        """
+        drawn = self.take(length, first, count).utterance
         here = self._of_length[length]
-        count = len(here.order)
-        if count == 1:
-            return None
-        upper = here.quotas.upper
-        for _ in range(PARTNER_TRIES):
-            leaf = int(upper.searchsorted(int(rng.integers(upper[-1])), side="right"))
-            number = int(here.first_slot[leaf]) + int(rng.integers(here.slots[leaf]))
-            at = number if here.ends is None else int(here.ends.searchsorted(number, side="right"))
-            found = int(here.order[at])
-            if found != of:
+        if len(here.order) == 1:
+            return np.full(count, NO_UTTERANCE, np.int64)
+        seeds = mix64(mix64(here.partner_seed, np.arange(first, first + count)), voice)
+        found, open_rows = np.empty(count, np.int64), np.arange(count)
+        parts = np.uint64(here.quotas.upper[-1])
+        for attempt in range(PARTNER_TRIES):
+            leaf_bits, slot_bits = mix64(seeds[open_rows], 2 * attempt), mix64(seeds[open_rows], 2 * attempt + 1)
+            leaf = here.quotas.upper.searchsorted((leaf_bits % parts).astype(np.int64), side="right")
+            number = here.first_slot[leaf] + (slot_bits % here.slots[leaf].astype(np.uint64)).astype(np.int64)
+            found[open_rows] = here.order[self._utterance_at(here, number)[0]]
+            open_rows = open_rows[found[open_rows] == drawn[open_rows]]
+            if not len(open_rows):
                 return found
-        # `of` makes up nearly all that is drawn of this length.
-        others = here.order[here.order != of]
-        return int(others[rng.integers(count - 1)])
+        for row in open_rows.tolist():  # its utterance makes up nearly all that is drawn of this length
+            others = here.order[here.order != drawn[row]]
+            found[row] = others[int(seeds[row]) % len(others)]
+        return found
+
+    def partner(self, length: int, row: int, *, voice: int = 0) -> int | None:
+        """The partner of one row, as `partners` finds it; None if there is none."""
+        key = (row // ROW_PERIOD, voice)
+        memory = self._of_length[length].remembered_partners
+        whole = memory.get(key)
+        if whole is None:
+            whole = remember(memory, key, self.partners(length, key[0] * ROW_PERIOD, ROW_PERIOD, voice=voice))
+        found = int(whole[row % ROW_PERIOD])
+        return None if found == NO_UTTERANCE else found
 
     def shares(self, *, steps: int = 0) -> list[Share]:
         """Hours, shares and epochs after `steps` steps, by language and corpus, in the order of their names."""

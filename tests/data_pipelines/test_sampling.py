@@ -122,11 +122,10 @@ def test_only_the_declared_corpora_are_drawn(skewed):
     assert {(s.language, s.corpus) for s in draw.shares()} == {
         ("aaa", "y"), ("bbb", "y"), ("bbb", "z"), ("ccc", "y"), ("ddd", "z")
     }  # fmt: skip
-    rng = np.random.default_rng(0)
     for row in range(300):
         drawn = draw.draw(0, row).utterance
         assert pair(skewed, drawn)[1] in "yz"
-        assert pair(skewed, draw.partner(0, of=drawn, rng=rng))[1] in "yz"
+        assert pair(skewed, draw.partner(0, row))[1] in "yz"
     with pytest.raises(SamplingError, match="names the corpora w, which were not prepared here; there are x, y, z"):
         Draw(skewed, lengths=LENGTHS, rows=ROWS, cfg=DrawConfig(corpora=("x", "w")))
 
@@ -423,28 +422,29 @@ def test_a_plan_that_cannot_be_kept_is_done_without(tmp_path, monkeypatch):
 
 def test_partners_are_others_with_the_same_shares(skewed):
     draw = make(skewed, 0.0, 0.0)
-    rng = np.random.default_rng(0)
-    of = int(draw.draw(2, 0).utterance)
-    partners = [draw.partner(2, of=of, rng=rng) for _ in range(4000)]
-    assert of not in partners
-    assert all(skewed.samples[i] >= 64_000 and skewed.split[i] == Split.TRAIN for i in partners)
-    found = Counter(pair(skewed, i) for i in partners)
-    direct = Counter(pair(skewed, draw.draw(2, row).utterance) for row in range(ROW_PERIOD))
-    for leaf in direct:
-        if leaf != pair(skewed, of):
-            assert found[leaf] / 4000 == pytest.approx(direct[leaf] / ROW_PERIOD, abs=0.04)
+    drawn = draw.take(2, 0, ROW_PERIOD).utterance
+    found = draw.partners(2, 0, ROW_PERIOD)
+    assert (found != drawn).all()
+    assert (skewed.samples[found] >= 64_000).all() and (skewed.split[found] == Split.TRAIN).all()
+    partners, direct = (Counter(pair(skewed, i) for i in each) for each in (found, drawn))
+    for leaf, count in direct.items():
+        assert partners[leaf] / ROW_PERIOD == pytest.approx(count / ROW_PERIOD, abs=0.04)
+    assert np.mean(found == draw.partners(2, 0, ROW_PERIOD, voice=1)) < 0.1
+    assert np.mean(found == draw.partners(2, ROW_PERIOD, ROW_PERIOD)) < 0.1
+    for row in (0, 77, ROW_PERIOD - 1):  # alone as in company
+        assert draw.partner(2, row) == found[row] == draw.partners(2, row, 1)[0]
 
 
 def test_partner_of_an_utterance_that_is_nearly_all_there_is(tmp_path):
     manifest = corpus(tmp_path, [("aaa", "x", 16_000 * 5000)] + [("aaa", "x", 16_000)] * 2)
     draw = make(manifest, lengths=(16_000,), rows=(1,))
-    partners = {draw.partner(0, of=0, rng=np.random.default_rng(k)) for k in range(40)}
-    assert partners == {1, 2}
+    drawn, found = draw.take(0, 0, 400).utterance, draw.partners(0, 0, 400)
+    assert (found != drawn).all() and set(found[drawn == 0].tolist()) == {1, 2}
 
 
 def test_an_utterance_alone_has_no_partner(tmp_path):
     draw = make(corpus(tmp_path, [("aaa", "x", 16_000)]), lengths=(16_000,), rows=(1,))
-    assert draw.partner(0, of=0, rng=np.random.default_rng(0)) is None
+    assert draw.partner(0, 0) is None
 
 
 def test_the_table_of_shares(tmp_path):
