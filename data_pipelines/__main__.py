@@ -1,4 +1,5 @@
-"""`python -m data_pipelines prepare FOLDER --out DIR` makes a corpus ready; `describe DIR` says what one holds."""
+"""`python -m data_pipelines prepare FOLDER --out DIR` makes a corpus ready; `describe DIR` says what one holds;
+`lengths DIR` proposes static lengths for it."""
 
 import os
 import re
@@ -17,6 +18,7 @@ with interrupts_end_at_once():
     from data_pipelines.batch import SAMPLE_RATE
     from data_pipelines.corpora import CorpusError
     from data_pipelines.languages import name_of
+    from data_pipelines.lengths import LengthsError, declaration, propose, report
     from data_pipelines.manifest import Manifest, ManifestError, Split
     from data_pipelines.prepare import QUARANTINE_NAME, PrepareError, prepare
     from data_pipelines.sources import ShardSource, SourceError, check_records
@@ -99,6 +101,35 @@ class Describe:
             print("every record is whole")
 
 
+@dataclass(frozen=True)
+class Lengths:
+    """Proposes the static lengths for a prepared corpus, and says what they and the usual ways would waste of it."""
+
+    root: tyro.conf.Positional[Path]
+    """The prepared folder."""
+    count: int = 4
+    """How many lengths; each is a program to compile."""
+    seconds_per_step: float = 64.0
+    """Audio in one step, over all hosts; every length makes a step of whole rows."""
+    longest_seconds: float = 15.0
+    """The longest row that fits the devices."""
+
+    def run(self) -> None:
+        """Prints the lengths, what a stage declares to have them, and waste by language."""
+        manifest = Manifest.load(self.root, check_shards=False)
+        samples = manifest.samples[manifest.rows(Split.TRAIN)]
+        longest = round(self.longest_seconds * SAMPLE_RATE)
+        found = propose(samples, count=self.count, seconds_per_step=self.seconds_per_step, longest=longest)
+        for length, rows in zip(found.lengths, found.rows, strict=True):
+            print(f"{length:>9,} samples {length / SAMPLE_RATE:>8.3f} s, {rows:>6,} rows a step")
+        print(f"crops of these leave {found.cropped:.2%} off, another part in each epoch; declare")
+        print(f"  {declaration(found, seconds_per_step=self.seconds_per_step)}")
+        print(
+            "by language, in one epoch: unheard with these; padded to the longest or cropped to the shortest of a batch"
+        )
+        print(report(manifest, found))
+
+
 def _print_seconds(manifest: Manifest) -> None:
     by_split = {split: manifest.seconds(split) for split in Split}
     total = manifest.seconds()
@@ -115,6 +146,7 @@ def _print_seconds(manifest: Manifest) -> None:
 Verb = (
     Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
     | Annotated[Describe, tyro.conf.subcommand("describe", prefix_name=False)]
+    | Annotated[Lengths, tyro.conf.subcommand("lengths", prefix_name=False)]
 )
 
 
@@ -125,7 +157,7 @@ def main() -> int:
     except BrokenPipeError:  # `... | head`: whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (CorpusError, PrepareError, ManifestError, SourceError, AudioError, OSError) as error:
+    except (CorpusError, PrepareError, ManifestError, SourceError, AudioError, LengthsError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

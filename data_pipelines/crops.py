@@ -2,7 +2,8 @@
 
 A training row is always one utterance cropped to the largest static length that it fills, so nothing is padded. Crops
 start on the 320-sample grid of the frames: the units of a crop are then a slice of the units of the utterance, exact to
-the sample, and no label ever belongs to half a frame.
+the sample, and no label ever belongs to half a frame. They move from epoch to epoch, so that all of an utterance is
+heard in `COVERING_EPOCHS` of them.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_pipelines.batch import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, num_frames
+from data_pipelines.permutations import mix64
+
+COVERING_EPOCHS = 4  # in any so many epochs that follow one another, all of every utterance is heard
 
 
 class CropError(ValueError):
@@ -67,6 +71,34 @@ def crop_start(samples: int, *, length: int, rng: np.random.Generator) -> int:
     if samples < length:
         raise CropError(f"a crop of {length} samples does not fit into {samples}")
     return int(rng.integers((samples - length) // HOP + 1)) * HOP
+
+
+def moving_start(samples, *, length: int, epoch, slot, seed) -> np.ndarray:
+    """[rows] int64 first samples of crops of `length` samples, multiples of `HOP`, that move from epoch to epoch.
+
+    An utterance has `samples // length` slots, and is cropped once for each in an epoch; the crops of an epoch lie side
+    by side. Of four epochs in a row, one has the first crop at the very beginning, one the last crop at the very end,
+    and between those come two with everything moved by a random stretch (up to a whole crop; what then runs over the
+    end is laid at the end). Which of the four an utterance begins with depends on its seed. Hence:
+
+    - in any `COVERING_EPOCHS` epochs in a row every hop of the utterance lies in a crop, up to the last grid point at
+      which one fits (at most 319 samples before its end);
+    - and in any one epoch everything but less than a crop's length at the beginning, and what exceeds whole crops at
+      the end, does.
+
+    `samples`, `epoch`, `slot` and `seed` (64 bits, the utterance's own) are [rows]. Raises CropError for a crop that
+    does not fit.
+    """
+    samples, epoch, slot = (np.asarray(each, np.int64) for each in (samples, epoch, slot))
+    if (samples < length).any():
+        raise CropError(f"a crop of {length} samples does not fit into {int(samples.min())}")
+    last = (samples - length) // HOP  # the last start that fits, in hops, as everything here
+    stride, slots = length // HOP, samples // length
+    anchored = last - (slots - 1) * stride  # where the first crop starts when the last one ends at the end
+    turn = (mix64(seed, 0) + epoch.astype(np.uint64)) % np.uint64(COVERING_EPOCHS)
+    moved = mix64(seed, epoch + 1) % np.where(slots > 1, stride, last + 1).astype(np.uint64)
+    offset = np.select([turn == 0, turn == 2], [0, anchored], moved.astype(np.int64))
+    return np.minimum(offset + slot * stride, last) * HOP
 
 
 def windows(samples: int, *, lengths: Sequence[int]) -> list[Window]:

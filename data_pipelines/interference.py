@@ -24,7 +24,7 @@ class Heard(NamedTuple):
 class Interferer:
     """Mixes and reverberates rows; reads what it needs for that from the corpus and from folders.
 
-    All random numbers come from the generator of the row. Rooms are drawn from a child of it, so that neither of the
+    Partners are those of the draw; all random numbers come from the generator of the row. Rooms are drawn from a child of it, so that neither of the
     two configurations changes what the other one does, and whoever shares the generator sees the same numbers with and
     without rooms. As in ESPnet, the interference is in the same room as the utterance.
 
@@ -40,15 +40,15 @@ class Interferer:
         folder = None if self.reverb is None else self.reverb.folder
         self.responses = None if folder is None else ResponseFolder(folder)
 
-    def disturb(self, clean: np.ndarray, *, place: int, utterance: int, rng: np.random.Generator) -> Heard:
-        """`clean` [samples], a crop of `utterance` of static length number `place`, with all that befalls it.
+    def disturb(self, clean: np.ndarray, *, place: int, row: int, rng: np.random.Generator) -> Heard:
+        """`clean` [samples], the `row`-th row of static length number `place` (see `Draw.take`), with all that befalls it.
 
         `clean` is left as it is; it is returned itself where nothing befalls it.
         """
         room_rng = None if self.reverb is None else rng.spawn(1)[0]
         heard = Heard(clean, NO_UTTERANCE)
         if self.mixing is not None:
-            heard = self._mixed(clean, place, utterance, rng)
+            heard = self._mixed(clean, place, row, rng)
         if room_rng is not None and room_rng.random() < self.reverb.probability:
             if self.responses is None:
                 response = simulated_response(room_rng, cfg=self.reverb)
@@ -57,7 +57,7 @@ class Interferer:
             heard = heard._replace(waveform=reverberate(heard.waveform, response))
         return heard
 
-    def _mixed(self, clean: np.ndarray, place: int, utterance: int, rng: np.random.Generator) -> Heard:
+    def _mixed(self, clean: np.ndarray, place: int, row: int, rng: np.random.Generator) -> Heard:
         samples, rule = len(clean), self.mixing.rule
         plan = mixing.plan_mixture(rng, cfg=self.mixing, samples=samples)
         if not any(segment.length for segment in plan.segments):
@@ -68,8 +68,8 @@ class Interferer:
             others, secondaries = [], [self.noise.read(rng, samples) if rule == "wavlm" else self.noise.clip(rng)]
         else:
             others, secondaries = [], []
-            for _ in range(plan.voices):
-                other = self.draw.partner(place, of=utterance, rng=rng)
+            for voice in range(plan.voices):
+                other = self.draw.partner(place, row, voice=voice)
                 if other is None:  # nothing else has this length
                     return Heard(clean, NO_UTTERANCE)
                 start = crop_start(int(self.source.manifest.samples[other]), length=samples, rng=rng)

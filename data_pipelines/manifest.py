@@ -8,6 +8,7 @@ utterances or at a hundred million, and the processes of one machine share the p
 import enum
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,8 +211,12 @@ class Manifest:
         if not len(rows):
             return {}
         key = np.ravel_multi_index(tuple(getattr(self, name)[rows].astype(np.int64) for name in names), shape)
-        present, inverse = np.unique(key, return_inverse=True)
-        seconds = np.bincount(inverse, weights=self.samples[rows]) / SAMPLE_RATE
+        if math.prod(shape) <= max(len(rows), 1 << 16):  # counted in place; sorting 25 million keys takes seconds
+            present, seconds = _sums(key, self.samples[rows])
+        else:
+            present, inverse = np.unique(key, return_inverse=True)
+            seconds = np.bincount(inverse, weights=self.samples[rows])
+        seconds = seconds / SAMPLE_RATE
         labels = zip(*np.unravel_index(present, shape), strict=True)
         keys = [tuple(tables[n][k] for n, k in zip(names, label, strict=True)) for label in labels]
         return {k[0] if isinstance(by, str) else k: float(s) for k, s in zip(keys, seconds, strict=True)}
@@ -239,20 +244,23 @@ def write_manifest(
     """Writes `root/manifest.arrow`, whole or not at all; returns its path. Columns are [utterances].
 
     Names (language, corpus, speaker) are given as strings, and become indices here. What is left out gets the plainest
-    value: everything in TRAIN, ids "0", "1", ..., one clip an utterance, one shard in row order. (Without shards on
-    disk the manifest loads with `check_shards=False`: enough to plan and to test sampling.)
+    value: everything in TRAIN, ids "0", "1", ..., one clip an utterance, one shard in row order. Columns of millions
+    are best given as Arrow arrays (names as a DictionaryArray of strings): nothing then passes through Python. (Without
+    shards on disk the manifest loads with `check_shards=False`: enough to plan and to test sampling.)
 
     Raises ManifestError: columns of different lengths, duplicate ids, counts that contradict the columns.
     """
     root = Path(root)
     count = len(samples)
-    ids = pa.array([str(i) for i in range(count)] if id is None else id, pa.large_string())
-    names = [[i] for i in ids.to_pylist()] if clip_names is None else clip_names
-    names = pa.array(names, pa.large_list(pa.large_string()))
+    ids = _strings(pa.array(np.arange(count)).cast(pa.large_string()) if id is None else id)
+    if clip_names is None:
+        names = pa.LargeListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int64)), ids)
+    else:
+        names = pa.array(clip_names, pa.large_list(pa.large_string()))
     encoded = {
         "language": _encode(language),
         "corpus": _encode(corpus),
-        "speaker": _encode([""] * count if speaker is None else speaker),
+        "speaker": _encode(pa.repeat(pa.scalar("", pa.large_string()), count) if speaker is None else speaker),
     }
     shard = np.zeros(count, np.int32) if shard is None else np.asarray(shard, np.int32)
     columns = {
@@ -264,8 +272,8 @@ def write_manifest(
         "clips": pc.list_value_length(names).cast(pa.int32()),
         "id": ids,
         "clip_names": names,
-        "text": [None] * count if text is None else text,
-        "licence": [None] * count if licence is None else licence,
+        "text": pa.nulls(count, pa.large_string()) if text is None else text,
+        "licence": pa.nulls(count, pa.large_string()) if licence is None else licence,
     }
     for name, column in columns.items():
         if len(column) != count:
@@ -290,7 +298,10 @@ def write_manifest(
     }
     head["fingerprint"] = _fingerprint(columns, head)
     metadata = {"manifest": json.dumps(head, ensure_ascii=False, sort_keys=True)}
-    arrays = [pa.array(columns[field.name], field.type) for field in _SCHEMA]
+    arrays = [
+        column if isinstance(column, pa.Array) else pa.array(column, field.type)
+        for field, column in ((field, columns[field.name]) for field in _SCHEMA)
+    ]
     # One record batch: the columns then lie in the file as they do in memory, so numpy can look at them where they are.
     batch = pa.RecordBatch.from_arrays(arrays, schema=_SCHEMA.with_metadata(metadata))
     path = root / MANIFEST_NAME
@@ -300,18 +311,27 @@ def write_manifest(
     return path
 
 
+def _sums(key: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    present = np.flatnonzero(np.bincount(key))
+    return present, np.bincount(key, weights=weights)[present]
+
+
 def _reload(root: Path) -> Manifest:
     return Manifest.load(root, check_shards=False)
 
 
 def _encode(names) -> tuple[list[str], np.ndarray]:
     """Sorted distinct names, and int32 [utterances] indices into them."""
-    encoded = pa.array(names, pa.large_string()).dictionary_encode()
+    encoded = names if isinstance(names, pa.DictionaryArray) else _strings(names).dictionary_encode()
     distinct = encoded.dictionary.to_pylist()
     order = sorted(range(len(distinct)), key=distinct.__getitem__)
     rank = np.empty(len(distinct), np.int32)
     rank[order] = np.arange(len(distinct), dtype=np.int32)
     return [distinct[k] for k in order], rank[encoded.indices.to_numpy()]
+
+
+def _strings(values) -> pa.LargeStringArray:
+    return values if isinstance(values, pa.LargeStringArray) else pa.array(values, pa.large_string())
 
 
 def _fingerprint(columns: dict, head: dict) -> str:

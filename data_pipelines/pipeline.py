@@ -1,6 +1,6 @@
 """The chain from a step number to a batch, spelled in one place.
 
-    step k ─ sampling ▶ length, utterances ─ crops ▶ start ─ sources ▶ clean ─ mixing ▶ noisy ─ units ▶ labels ▶ Batch k
+    step k ─ sampling ▶ length, utterances, crops ─ sources ▶ clean ─ mixing ▶ noisy ─ units ▶ labels ▶ Batch k
 
 Batch k is a pure function of (corpus, configuration, k). Grain reads ahead, in threads and processes; it holds no state
 that matters, so a run is resumed with one integer, at any number of hosts, workers and threads.
@@ -19,7 +19,6 @@ from absl import flags
 
 from data_pipelines.balance import DrawConfig
 from data_pipelines.batch import (
-    HOP,
     NO_UNIT,
     NO_UTTERANCE,
     SAMPLE_RATE,
@@ -27,7 +26,7 @@ from data_pipelines.batch import (
     check_batch,
     num_frames,
 )
-from data_pipelines.crops import CropError, check_lengths, crop_start, windows
+from data_pipelines.crops import CropError, check_lengths, windows
 from data_pipelines.interference import Interferer
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.mixing import MixingConfig
@@ -133,24 +132,22 @@ class LoadBatch(grain.transforms.Map):
         rows, samples = self.rows[place], self.cfg.lengths[place]
         own = range(rows * self.host // self.hosts, rows * (self.host + 1) // self.hosts)
         batch = _empty_batch(len(own), samples, sets=len(self.units), clean=self.cfg.keep_clean)
+        drawn = self.draw.take(place, first_row + own.start, len(own))
+        batch.utterance[:], batch.start[:] = drawn.utterance, drawn.start
+        batch.language[:] = self.manifest.language[drawn.utterance]
         for at, row in enumerate(own):
-            utterance = self.draw.draw(place, first_row + row).utterance
-            # Everything random about a row comes from this one generator. Mixing is drawn last, so that two runs that
-            # differ in their mixing hear the same crops.
+            utterance, start = int(drawn.utterance[at]), int(drawn.start[at])
+            # Everything else that is random about a row comes from this one generator.
             rng = np.random.default_rng([self.cfg.seed, step, row])
             batch.seed[at] = rng.integers(1 << 32, dtype=np.uint32)
-            start = crop_start(int(self.manifest.samples[utterance]), length=samples, rng=rng)
-            batch.utterance[at], batch.start[at] = utterance, start
-            batch.language[at] = self.manifest.language[utterance]
             waveform = self.source.read(utterance, start=start, samples=samples)
-            heard = self.interferer.disturb(waveform, place=place, utterance=utterance, rng=rng)
+            heard = self.interferer.disturb(waveform, place=place, row=first_row + row, rng=rng)
             batch.waveform[at], batch.partner[at] = heard
             batch.valid[at], batch.samples[at] = True, samples
             if self.cfg.keep_clean:
                 batch.clean[at] = waveform
             for at_set, store in enumerate(self.units):
-                frames = num_frames(samples)
-                batch.units[at, :, at_set] = store.read(utterance, start_frame=start // HOP, frames=frames)
+                batch.units[at, :, at_set] = store.crop(utterance, start=start, frames=num_frames(samples))
         return check_batch(batch)
 
 
@@ -266,8 +263,7 @@ class LoadHeldOut(grain.transforms.Map):
             batch.waveform[at, :samples] = self.source.read(utterance, start=start, samples=samples)
             batch.valid[at, :frames], batch.samples[at] = True, samples
             for at_set, store in enumerate(self.units):
-                labels = store.read(utterance, start_frame=start // HOP, frames=frames)
-                batch.units[at, :frames, at_set] = labels
+                batch.units[at, :frames, at_set] = store.crop(utterance, start=start, frames=frames)
             batch.utterance[at], batch.start[at] = utterance, start
             batch.language[at] = self.manifest.language[utterance]
             # The same clip is masked in the same way wherever it lies and whatever is evaluated beside it.

@@ -1,5 +1,8 @@
 """Discrete labels of a prepared corpus: one unit for each 20 ms frame, written once and read at random while training.
 
+Or one for each 10 ms, as labels made of MFCC are (HuBERT's first iteration): the encoder's frames then take every
+second one, which is that of the same 25 ms.
+
 A store is a folder of three files: `units.uint16`, the labels of all utterances one after another; `offsets.npy`, int64
 [utterances + 1], where each utterance begins; `meta.json`, what they are and of which corpus. The corpus' fingerprint
 is checked, because labels of another corpus, or of the same one prepared in another way, would fit without a word and
@@ -13,12 +16,13 @@ from pathlib import Path
 import numpy as np
 
 from data_pipelines.atomic import whole_folder
-from data_pipelines.batch import HOP, SAMPLE_RATE, num_frames
+from data_pipelines.batch import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 from data_pipelines.manifest import Manifest
 
 FORMAT = "speech-units"
 FORMAT_VERSION = 1
 RATE_HZ = SAMPLE_RATE // HOP  # 50 labels a second
+RATES_HZ = (RATE_HZ, 2 * RATE_HZ)  # what a store may have
 MAX_UNITS = 1 << 16  # labels are uint16
 UNITS_NAME, OFFSETS_NAME, META_NAME = "units.uint16", "offsets.npy", "meta.json"
 _SCAN = 1 << 24  # labels looked at in one piece
@@ -38,16 +42,23 @@ class UnitWriter:
     Args:
         directory: the store to make; must not exist. manifest: the corpus. units: K, labels are 0 .. K-1.
         source: what made the labels, for people ("k-means, 500, layer 9 of step 400000 of ...").
+        rate_hz: labels a second, 50 or 100; utterance i has `frames_at(samples, rate_hz=...)` of them.
 
     Raises UnitsError: the folder exists already, K out of range, labels out of order, of a wrong length, dtype or
-    range, or not all utterances added. Raises CannotWrite naming the folder if the disk is full.
+    range, a rate that no store has, or not all utterances added. Raises CannotWrite naming the folder if the disk is
+    full.
     """
 
-    def __init__(self, directory: str | Path, manifest: Manifest, *, units: int, source: str):
+    def __init__(self, directory: str | Path, manifest: Manifest, *, units: int, source: str, rate_hz: int = RATE_HZ):
+        self.rate_hz = rate_hz
         self.directory, self.manifest, self.units, self.source = Path(directory), manifest, int(units), source
         if not 1 <= self.units <= MAX_UNITS:
             raise UnitsError(f"{self.directory}: {units} units; a store holds 1 to {MAX_UNITS}")
-        self._frames = num_frames(np.asarray(manifest.samples))
+        if rate_hz not in RATES_HZ:
+            raise UnitsError(
+                f"{self.directory}: {rate_hz} labels a second; a store has {' or '.join(map(str, RATES_HZ))}"
+            )
+        self._frames = frames_at(np.asarray(manifest.samples), rate_hz=rate_hz)
         self._added = 0
         self._temporary: Path | None = None
 
@@ -61,7 +72,7 @@ class UnitWriter:
         return self
 
     def add(self, i: int, labels: np.ndarray) -> None:
-        """Writes `labels` [num_frames(samples)], integers in 0 .. K-1, of utterance i, which must be next in order."""
+        """Writes `labels` [frames_at(samples, rate_hz)], integers in 0 .. K-1, of utterance i, next in order."""
         self.add_all(np.array([i]), labels)
 
     def add_all(self, rows: np.ndarray, labels: np.ndarray) -> None:
@@ -118,8 +129,8 @@ class UnitWriter:
             "format": FORMAT,
             "version": FORMAT_VERSION,
             "units": self.units,
-            "rate_hz": RATE_HZ,
-            "hop": HOP,
+            "rate_hz": self.rate_hz,
+            "hop": SAMPLE_RATE // self.rate_hz,
             "source": self.source,
             "corpus_fingerprint": self.manifest.fingerprint,
             "utterances": len(self._frames),
@@ -135,10 +146,14 @@ class UnitStore:
 
     Attributes:
         directory: where it lies. units: K. source: what made the labels. offsets: int64 [utterances + 1].
+        rate_hz: labels a second.
     """
 
-    def __init__(self, directory: Path, *, units: int, source: str, offsets: np.ndarray, labels: np.ndarray):
+    def __init__(
+        self, directory: Path, *, units: int, source: str, offsets: np.ndarray, labels: np.ndarray, rate_hz: int
+    ):
         self.directory, self.units, self.source, self.offsets = directory, units, source, offsets
+        self.rate_hz = rate_hz
         self._labels = labels
 
     @classmethod
@@ -156,12 +171,12 @@ class UnitStore:
                 f"{getattr(manifest, 'root', 'this corpus')} is {manifest.fingerprint}; delete that folder "
                 "to have it made anew, or give another --workdir (or the units another name)"
             )
-        if (meta["hop"], meta["rate_hz"]) != (HOP, RATE_HZ):
+        if meta["rate_hz"] not in RATES_HZ or meta["hop"] * meta["rate_hz"] != SAMPLE_RATE:
             raise UnitsError(
                 f"{directory} has a unit every {meta['hop']} samples ({meta['rate_hz']} Hz), the encoder has a frame "
                 f"every {HOP} ({RATE_HZ} Hz); make the units again at that rate"
             )
-        frames = num_frames(np.asarray(manifest.samples))
+        frames = frames_at(np.asarray(manifest.samples), rate_hz=meta["rate_hz"])
         counts = (meta["utterances"], meta["frames"])
         if counts != (len(frames), int(frames.sum())):
             raise UnitsError(
@@ -200,7 +215,8 @@ class UnitStore:
                 "expected: damaged; make the units again"
             )
         labels = np.memmap(path, "<u2", mode="r") if size else np.zeros(0, np.uint16)  # an empty file cannot be mapped
-        return cls(directory, units=meta["units"], source=meta["source"], offsets=offsets, labels=labels)
+        made = {"units": meta["units"], "source": meta["source"], "rate_hz": meta["rate_hz"]}
+        return cls(directory, offsets=offsets, labels=labels, **made)
 
     def __reduce__(self):
         return _reopen, (self.directory,)
@@ -227,6 +243,19 @@ class UnitStore:
             )
         return np.array(self._labels[first + start_frame : first + start_frame + frames])
 
+    def crop(self, i: int, *, start: int, frames: int) -> np.ndarray:
+        """uint16 [frames]: labels of the encoder's frames of a crop of utterance i that begins at sample `start`.
+
+        `start` is a multiple of the encoder's hop. Frame t hears samples `start` + 320 t .. + 400, and so does the
+        label at twice its number where there are 100 a second. Raises UnitsError if the frames do not lie in the
+        utterance.
+        """
+        if start % HOP:
+            raise UnitsError(f"a crop of utterance {i} begins at sample {start}, which is not a multiple of {HOP}")
+        every = self.rate_hz // RATE_HZ
+        first, needed = start // HOP * every, max(0, (frames - 1) * every + 1)
+        return self.read(i, start_frame=first, frames=needed)[::every]
+
     def counts(self, rows: np.ndarray | None = None) -> np.ndarray:
         """int64 [units]: how often each unit occurs in the utterances `rows` (all, where None); each row counts once
         for every time it is named."""
@@ -241,6 +270,12 @@ class UnitStore:
             for piece in range(first, end, _SCAN):
                 total += np.bincount(self._labels[piece : min(piece + _SCAN, end)], minlength=self.units)
         return total
+
+
+def frames_at(samples, *, rate_hz: int):
+    """Number of labels of `samples` samples at `rate_hz`: windows of 25 ms that fit, a hop apart; see `num_frames`."""
+    hop = SAMPLE_RATE // rate_hz
+    return np.maximum((np.asarray(samples) - RECEPTIVE_FIELD) // hop + 1, 0)
 
 
 def _read_meta(directory: Path) -> dict:

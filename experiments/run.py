@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipelines.atomic import whole_file
+from data_pipelines.identity import data_identity, what_changed
 from data_pipelines.manifest import Manifest
 from data_pipelines.pipeline import describe_rows, train_batches
 from data_pipelines.sampling import Draw
@@ -181,7 +182,14 @@ def _remember(
             f"{files.folder} was trained on other units or from another parent: then "
             f"{files.inputs.read_text()}, now {json.dumps(inputs)}; give another --workdir"
         )
+    identity, heard = data_identity(manifest, cfg.data), files.folder / "data.json"
+    changed = what_changed(json.loads(heard.read_text()), identity) if heard.exists() else []
+    if changed:
+        raise StageError(
+            f"{files.folder} would go on with other batches:\n  " + "\n  ".join(changed) + "\ngive another --workdir"
+        )
     files.folder.mkdir(parents=True, exist_ok=True)
+    write_json(heard, identity)
     write_description(files.model, cfg.learner.encoder, cfg.learner.head)
     write_json(files.folder / "shares.json", shares)
     write_json(files.inputs, inputs)

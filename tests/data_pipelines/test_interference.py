@@ -34,10 +34,10 @@ class Voices:
         self.manifest, self.asked = SimpleNamespace(samples=[ROW] * 10), []
         self.partners = list(partners)
 
-    def partner(self, place, *, of, rng):
+    def partner(self, place, row, *, voice):
         if not self.partners:
             return None
-        found = self.partners[int(rng.integers(len(self.partners)))]
+        found = self.partners[(row + 3 * voice) % len(self.partners)]
         self.asked.append(found)
         return found
 
@@ -50,7 +50,7 @@ def disturb(cfg=None, reverb=None, *, seed=0, partners=range(1, 9)):
     voices = Voices(partners=partners)
     interferer = Interferer(voices, voices, mixing=cfg, reverb=reverb)
     clean = voice(0)
-    heard = interferer.disturb(clean, place=0, utterance=0, rng=np.random.default_rng(seed))
+    heard = interferer.disturb(clean, place=0, row=seed, rng=np.random.default_rng(seed))
     np.testing.assert_array_equal(clean, voice(0))  # never in place
     return heard, voices.asked
 

@@ -1,0 +1,50 @@
+"""What decides batch k, said in words: so that a run which would go on with other data is refused with what changed."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+
+from data_pipelines.manifest import Manifest, Split
+from data_pipelines.pipeline import DataConfig
+from data_pipelines.sampling import ORDER_VERSION
+
+FREE = ("workers", "threads", "prefetch")  # fields of DataConfig that change no batch
+
+
+def data_identity(manifest: Manifest, cfg: DataConfig) -> dict[str, object]:
+    """Everything that batch k depends on besides k and the units, as plain JSON.
+
+    The corpus by its fingerprint, and its utterances and hours by language beside it, so that a change can be named;
+    the configuration field by field; the version of the rules of the draw. Hosts, workers and threads are not in it.
+    """
+    rows = manifest.rows(Split.TRAIN)
+    hours = {name: round(seconds / 3600, 6) for name, seconds in manifest.seconds(Split.TRAIN).items()}
+    said = {"corpus": manifest.fingerprint, "training utterances": len(rows), "draw rules": ORDER_VERSION}
+    said |= {f"hours of {name}": amount for name, amount in sorted(hours.items())}
+    fields = {key: value for key, value in _flat("data", dataclasses.asdict(cfg)).items()}
+    said |= {key: value for key, value in fields.items() if key.split(".")[-1] not in FREE}
+    return json.loads(json.dumps(said))
+
+
+def data_digest(manifest: Manifest, cfg: DataConfig) -> str:
+    """Hex sha256 of `data_identity`: two runs with the same one hear the same batches."""
+    return hashlib.sha256(json.dumps(data_identity(manifest, cfg), sort_keys=True).encode()).hexdigest()
+
+
+def what_changed(then: Mapping[str, object], now: Mapping[str, object]) -> list[str]:
+    """One line for each entry in which two identities differ, in a fixed order; none if they are the same."""
+    return [
+        f"{key}: {then.get(key, '(absent)')} then, {now.get(key, '(absent)')} now"
+        for key in sorted({*then, *now})
+        if then.get(key, "(absent)") != now.get(key, "(absent)")
+    ]
+
+
+def _flat(prefix: str, value) -> dict[str, object]:
+    if not isinstance(value, Mapping):
+        return {prefix: value}
+    flat: dict[str, object] = {}
+    for key, inner in value.items():
+        flat |= _flat(f"{prefix}.{key}", inner)
+    return flat
