@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import storage
 from data_pipelines.atomic import whole_folder
 from data_pipelines.batch import HOP, SAMPLE_RATE, num_frames
 from data_pipelines.manifest import Manifest
@@ -148,7 +149,7 @@ class UnitStore:
         Raises UnitsError: no store or an unfinished one, another format, made for another corpus, another hop or rate,
         other counts, a cut or damaged file, a label outside of 0 .. K-1.
         """
-        directory = Path(directory)
+        directory = storage.local_folder(directory, names=(META_NAME, OFFSETS_NAME, UNITS_NAME))
         meta = _read_meta(directory)
         if meta["corpus_fingerprint"] != manifest.fingerprint:
             raise UnitsError(
