@@ -21,7 +21,7 @@ from data_pipelines.sources import ShardSource, SourceError
 from tests.data_pipelines.noise_corpus import REPOSITORY, go, tree
 from tests.data_pipelines.ramps import CLEAN, assert_same
 
-SEQUENTIAL = dataclasses.replace(CLEAN, threads=0)
+SEQUENTIAL = dataclasses.replace(CLEAN, threads=0, seconds_per_step=6.0)
 
 
 class Stumbling:
@@ -62,10 +62,10 @@ def test_a_read_that_fails_twice_is_named(corpus, monkeypatch):
     assert failing.reads == 2
 
 
-def test_a_shard_that_vanishes_ends_the_batches_where_it_is_met(corpus, tmp_path):
-    manifest = copy_of(corpus, tmp_path / "copy")
-    whole = LoadBatch(SEQUENTIAL, corpus, ())
-    steps = [whole.map(k) for k in range(6)]
+def test_a_shard_that_vanishes_ends_the_batches_where_it_is_met(whole, tmp_path):
+    manifest = copy_of(whole.manifest, tmp_path / "copy")
+    loader = LoadBatch(SEQUENTIAL, whole.manifest, ())
+    steps = [loader.map(k) for k in range(6)]
     first = [int(manifest.shard[u]) for u in steps[0].utterance]
     later = next(k for k, batch in enumerate(steps) for u in batch.utterance if manifest.shard[u] not in first)
     lost = next(int(manifest.shard[u]) for u in steps[later].utterance if manifest.shard[u] not in first)
