@@ -3,12 +3,15 @@
     PYTHONPATH=. python benchmarks/data_throughput.py [PREPARED] [--write docs/data.md]
 
 Turns are interleaved and medians are given. Everything reads the same corpus (the demo corpus where none is given,
-joined to 20 s) from the page cache. Core-seconds are processor time of this process and all below it.
+joined to 10 s) from the page cache. Core-seconds are processor time of this process and all below it.
 
 * bare: the FLAC bytes of every crop, partners' crops too, lie in memory already and are decoded in one loop.
-* chain: `LoadBatch`, as training has it: draw, read, decode, mix, label, batch. Its threads and Grain's are in `Batches`.
-* loader: a PyTorch data set of the same rows in the same order, read by the same reader and mixed by the same functions,
-  batched by DataLoader; the drawing of rows was done before and costs it nothing.
+* chain: `LoadBatch`, as training has it: draw, read, decode, mix, label, batch; with threads or workers, in Grain.
+* DataLoader: a PyTorch data set of the same rows in the same order, read by the same reader and mixed by the same
+  functions; the drawing of rows was done before and costs it nothing.
+
+What works ahead has full buffers when its turn begins, and its turn ends when they are full again: so a turn of n steps
+is charged for the making of n steps.
 """
 
 import argparse
@@ -18,6 +21,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +38,11 @@ from data_pipelines.sources import ShardSource
 from data_pipelines.units import UnitStore, UnitWriter
 
 UNITS = 500
+LENGTHS = (128_000, 256_000)
+IDLE = 0.1  # seconds with under a fifth of a core busy: the buffers are full
+UTILISATION = 0.4
+HOSTS = {"TPU v5e, 8 chips": (8, 197e12), "4 A100": (4, 312e12), "4 H100": (4, 989e12)}  # chips, FLOP/s of one
+MODELS = {"Base, 86 M in the layers": 86e6, "Large, 302 M": 302e6}
 BEGIN, END = "<!-- throughput -->", "<!-- /throughput -->"
 
 
@@ -108,11 +117,18 @@ def _children(pid: int) -> list[int]:
     return found
 
 
-def timed(work: Callable[[], float]) -> Turn:
-    """`work` returns seconds of audio."""
+def timed(work: Callable[[], float], *, ahead: bool) -> Turn:
+    """`work` returns seconds of audio; `ahead`: it has buffers that others fill."""
     wall, cores = time.perf_counter(), cpu_seconds()
     audio = work()
-    return Turn(audio, time.perf_counter() - wall, cpu_seconds() - cores)
+    ended, used = time.perf_counter(), cpu_seconds()
+    while ahead:
+        time.sleep(IDLE)
+        now = cpu_seconds()
+        if now - used < IDLE / 5:
+            break
+        ended, used = time.perf_counter(), now
+    return Turn(audio, ended - wall, used - cores)
 
 
 def bare(source: ShardSource, crops: list[Crop]) -> Callable[[], float]:
@@ -175,7 +191,7 @@ def measure(root: Path | None, *, rounds: int, steps: int, workers: tuple[int, .
     with tempfile.TemporaryDirectory() as scratch:
         if root is None:
             root = Path(scratch) / "corpus"
-            prepare(Path(__file__).parents[1] / "demo_corpus", out=root, join_seconds=20.0, min_seconds=4.0)
+            prepare(Path(__file__).parents[1] / "demo_corpus", out=root, join_seconds=10.0, min_seconds=8.0)
         manifest = Manifest.load(root)
         rng = np.random.default_rng(0)
         with UnitWriter(Path(scratch) / "units", manifest, units=UNITS, source="random") as writer:
@@ -184,9 +200,11 @@ def measure(root: Path | None, *, rounds: int, steps: int, workers: tuple[int, .
         units = (UnitStore.load(Path(scratch) / "units", manifest),)
         lines = [
             "",
-            f"`PYTHONPATH=. python benchmarks/data_throughput.py`: {platform.machine()}, {len(os.sched_getaffinity(0))} "
-            f"cores, shared (load {os.getloadavg()[0]:.1f}); {rounds} rounds of {steps} steps, interleaved, medians; "
-            f"{manifest.samples.sum() / SAMPLE_RATE / 3600:.2f} h in {len(manifest):,} utterances; lengths 4, 8 and 16 s, "
+            f"`PYTHONPATH=. python benchmarks/data_throughput.py`: {platform.machine()}, "
+            f"{len(os.sched_getaffinity(0))} "
+            f"cores, shared (load {os.getloadavg()[0]:.1f}); {rounds} rounds of {steps} steps, interleaved, medians. "
+            f"{manifest.samples.sum() / SAMPLE_RATE / 3600:.2f} h in {len(manifest):,} utterances, "
+            f"lengths 8 and 16 s, "
             f"steps of 64 s, one set of {UNITS} units.",
             "",
             "| mixing | way | audio-hours per core-second | of bare decoding | audio-hours per second |",
@@ -194,12 +212,12 @@ def measure(root: Path | None, *, rounds: int, steps: int, workers: tuple[int, .
         ]
         for name, mixing in (("none", None), ("WavLM's, 20 % of rows", MixingConfig())):
             lines += measure_one(manifest, units, name, mixing, rounds=rounds, steps=steps, workers=workers)
-        return lines
+        return [*lines, *feeding(lines)]
 
 
 def measure_one(manifest, units, name, mixing, *, rounds: int, steps: int, workers: tuple[int, ...]) -> list[str]:
     """The rows of the table for one mixing."""
-    cfg = DataConfig(mixing=mixing)
+    cfg = DataConfig(lengths=LENGTHS, mixing=mixing)
     noting = LoadBatch(cfg, manifest, units)
     noting.source = noting.interferer.source = Noting(manifest)
     for step in range(steps):
@@ -213,23 +231,25 @@ def measure_one(manifest, units, name, mixing, *, rounds: int, steps: int, worke
         **{f"chain, {t} threads": (0, t) for t in (1, 2)},
         **{f"chain, {w} workers": (w, 1) for w in workers if w},
     }
-    closing = []
+    closing, buffered = [], set()
     for way, (processes, threads) in more.items():
-        batches = train_batches(
-            DataConfig(mixing=mixing, workers=processes, threads=threads, prefetch=4), manifest, units
-        )
+        batches = train_batches(replace(cfg, workers=processes, threads=threads, prefetch=4), manifest, units)
         take(batches, 8)()
         closing.append(batches)
         ways[way] = take(batches, steps)
+        buffered.add(way)
     for count in workers:
         batches = dataloader(loader, range((rounds + 1) * steps + 16), count)
         take(batches, 8)()
         ways[f"DataLoader, {count} workers"] = take(batches, steps)
+        if count:
+            buffered.add(f"DataLoader, {count} workers")
     turns: dict[str, list[Turn]] = {way: [] for way in ways}
+    time.sleep(3)
     for round_ in range(rounds):
         order = list(ways)[round_ % len(ways) :] + list(ways)[: round_ % len(ways)]
         for way in order:
-            turns[way].append(timed(ways[way]))
+            turns[way].append(timed(ways[way], ahead=way in buffered))
     for batches in closing:
         batches.close()
     # Bare decoding decodes partners too: what the chain delivers is less than what it has to decode.
@@ -244,6 +264,28 @@ def measure_one(manifest, units, name, mixing, *, rounds: int, steps: int, worke
         rows.append(f"| {name} | {way} | {per_core_second(taken):.3f} | {share:.0%} | {per_second(taken):.3f} |")
         print(rows[-1], flush=True)
     return rows
+
+
+def feeding(lines: list[str]) -> list[str]:
+    """What feeds a host's accelerators, from the slowest mixing's chain in one thread."""
+    rates = [float(line.split("|")[3]) for line in lines if "chain, one thread" in line]
+    told = [
+        "",
+        f"Cores that feed a host, at {min(rates):.3f} audio-hours per core-second (the chain in one thread, the slower "
+        "mixing). The steps'",
+        f"demand is an assumption, not a measurement: {UTILISATION:.0%} of the peak in bfloat16 (makers' data sheets), at "
+        "6 floating-point",
+        "operations per weight and frame for the layers and three forward passes of the convolutions (4.9 GFLOP a second).",
+        "",
+        "| host | model | GFLOP per second of audio | audio-hours per second | cores |",
+        "|---|---|---:|---:|---:|",
+    ]
+    for host, (chips, peak) in HOSTS.items():
+        for model, weights in MODELS.items():
+            flop = 6 * weights * SAMPLE_RATE / HOP + 3 * 4.9e9
+            hours = chips * peak * UTILISATION / flop / 3600
+            told.append(f"| {host} | {model} | {flop / 1e9:.0f} | {hours:.2f} | {hours / min(rates):.1f} |")
+    return told
 
 
 def write_section(path: Path, lines: list[str]) -> None:

@@ -263,7 +263,8 @@ class Batches(Iterator[Batch]):
             threading.Thread(target=iterator.close, daemon=True).start()
             raise StallError(
                 f"no batch of step {self._step} after {self._stall_seconds:g} s: a read hangs, or nothing makes "
-                "batches any more. Look at the disk or network the corpus lies on; the run goes on from its last checkpoint"
+                "batches any more. Look at the disk or network that the corpus lies on; the run goes on from its "
+                "last checkpoint"
             ) from None
         if error is not None and "Worker process was terminated" in str(error):  # Grain's words
             raise StallError(

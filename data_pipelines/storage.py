@@ -106,7 +106,7 @@ def check_sizes(folder: Path, names: Sequence[str], sizes: Sequence[int]) -> Non
 
 
 def readable_shards(folder: Path, names: Sequence[str], sizes: Sequence[int]) -> list[str]:
-    """Paths that ArrayRecord can open, of the shards `names` with `sizes` in bytes; fetches those that have to be local.
+    """Paths of the shards `names` with `sizes` in bytes that ArrayRecord can open; fetches what has to be local.
 
     Raises StorageError: a shard that cannot be fetched, or has another size; no space in the cache.
     """
