@@ -1,5 +1,10 @@
-"""`python -m data_pipelines prepare FOLDER --out DIR` makes a corpus ready; `describe DIR` says what one holds;
-`lengths DIR` proposes static lengths for it."""
+"""`python -m data_pipelines`: prepare, describe, inspect, lengths.
+
+prepare FOLDER --out DIR    make a corpus ready for training
+describe DIR                minutes by language and split of what was prepared
+inspect DIR                 the same in depth: what any balance would draw, suspicious rows; --html PAGE makes a page
+lengths DIR                 propose static lengths
+"""
 
 import os
 import re
@@ -14,14 +19,19 @@ from data_pipelines.interrupts import SAID, STATUS, interrupts_end_at_once
 with interrupts_end_at_once():
     import tyro
 
+    from data_pipelines.atomic import whole_file
     from data_pipelines.audio import AudioError
+    from data_pipelines.balance import DrawConfig, SamplingError
     from data_pipelines.batch import SAMPLE_RATE
     from data_pipelines.corpora import CorpusError
+    from data_pipelines.inspection import AUDIO_MEGABYTES, inspect
+    from data_pipelines.inspection_page import render, table_text
     from data_pipelines.languages import name_of
     from data_pipelines.lengths import LengthsError, declaration, propose, report
     from data_pipelines.manifest import Manifest, ManifestError, Split
     from data_pipelines.prepare import QUARANTINE_NAME, PrepareError, prepare
     from data_pipelines.sources import ShardSource, SourceError, check_records
+    from data_pipelines.storage import StorageError
 
 
 @dataclass(frozen=True)
@@ -130,6 +140,49 @@ class Lengths:
         print(report(manifest, found))
 
 
+@dataclass(frozen=True)
+class Inspect:
+    """What a prepared corpus holds by language, what any balance would draw of it, and which rows look wrong."""
+
+    root: tyro.conf.Positional[Path]
+    """The prepared folder."""
+    html: Path | None = None
+    """Write a page that shows the same, with a slider for the balance and with audio; one file, no network."""
+    alpha: tuple[float, ...] = (1.0, 0.7, 0.5, 0.3)
+    """Exponents over languages to show: 1 is as found, 0 is all languages alike."""
+    beta: float = 1.0
+    """Exponent over the corpora of a language."""
+    steps: int | None = None
+    """Steps of a run: with it, how often the run hears each language."""
+    seconds_per_step: float = 64.0
+    """Seconds of audio in a step, over all hosts."""
+    sample: int = 1000
+    """Utterances to decode in search of silence, clipping and duplicates; half of them are such as have another of
+    exactly their length. 0 decodes none."""
+    decode: bool = False
+    """Decode every utterance instead of a sample."""
+    clips: int = 2
+    """Clips a language to listen to in the page."""
+    audio_megabytes: float = AUDIO_MEGABYTES
+    """At most this much audio in the page."""
+
+    def run(self) -> None:
+        """Prints the table, then the suspicious rows; writes the page."""
+        draws = tuple(DrawConfig(language_exponent=alpha, corpus_exponent=self.beta) for alpha in self.alpha)
+        found = inspect(
+            Manifest.load(self.root),
+            sample=None if self.decode else self.sample,
+            clips=self.clips if self.html else 0,
+            audio_megabytes=self.audio_megabytes if self.html else 0,
+        )
+        print(table_text(found, draws=draws, steps=self.steps, seconds_per_step=self.seconds_per_step))
+        if self.html:
+            page = render(found, draw=draws[-1], steps=self.steps, seconds_per_step=self.seconds_per_step)
+            with whole_file(self.html) as temporary:
+                temporary.write_text(page, encoding="utf-8")
+            print(f"{self.html}: {len(page.encode()) / 1e6:.1f} MB")
+
+
 def _print_seconds(manifest: Manifest) -> None:
     by_split = {split: manifest.seconds(split) for split in Split}
     total = manifest.seconds()
@@ -147,6 +200,7 @@ Verb = (
     Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
     | Annotated[Describe, tyro.conf.subcommand("describe", prefix_name=False)]
     | Annotated[Lengths, tyro.conf.subcommand("lengths", prefix_name=False)]
+    | Annotated[Inspect, tyro.conf.subcommand("inspect", prefix_name=False)]
 )
 
 
@@ -157,7 +211,17 @@ def main() -> int:
     except BrokenPipeError:  # `... | head`: whoever read has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    except (CorpusError, PrepareError, ManifestError, SourceError, AudioError, LengthsError, OSError) as error:
+    except (
+        CorpusError,
+        PrepareError,
+        ManifestError,
+        SamplingError,
+        SourceError,
+        StorageError,
+        AudioError,
+        LengthsError,
+        OSError,
+    ) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

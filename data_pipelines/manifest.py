@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from data_pipelines import storage
 from data_pipelines.atomic import whole_file
 from data_pipelines.batch import SAMPLE_RATE
 
@@ -108,7 +109,7 @@ class Manifest:
         Raises ManifestError: no such folder or manifest, a damaged file, another format or version, counts that
         contradict each other, a missing shard, a shard of another size.
         """
-        root = Path(root)
+        root = storage.local_folder(root, names=(MANIFEST_NAME,))
         path = root / MANIFEST_NAME
         if not path.is_file():
             unfinished = root.is_dir() and (root / SHARD_FOLDER).is_dir()
@@ -385,6 +386,9 @@ def _check_counts(path: Path, manifest: Manifest) -> None:
 
 
 def _check_shards(manifest: Manifest) -> None:
+    if storage.origin_of(manifest.root) is not None:
+        storage.check_sizes(manifest.root, manifest.shard_names, manifest.shard_bytes.tolist())
+        return
     for name, size in zip(manifest.shard_names, manifest.shard_bytes.tolist(), strict=True):
         shard = manifest.root / name
         try:

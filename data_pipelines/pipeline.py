@@ -8,6 +8,8 @@ that matters, so a run is resumed with one integer, at any number of hosts, work
 
 import contextlib
 import math
+import queue
+import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -37,11 +39,16 @@ from data_pipelines.units import UnitStore
 from data_pipelines.worker_processes import follow_parent, interrupts_blocked
 
 STEPS = 1 << 62  # as good as infinite
+STALL_SECONDS = 900.0  # without a batch, after which a run is given up: workers start within a minute
 SECONDS_TOLERANCE = 0.01  # steps of different lengths may differ this much in audio
 
 
 class PipelineError(ValueError):
     """A data configuration that cannot be run; the message names the field and what to change."""
+
+
+class StallError(RuntimeError):
+    """No batch came: a read hangs, or a process that makes batches is gone; the message names the step."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +177,7 @@ def train_batches(
     start: int = 0,
     host: int = 0,
     hosts: int = 1,
+    stall_seconds: float = STALL_SECONDS,
 ) -> "Batches":
     """Batches `start`, `start` + 1, ... without end, read ahead; see `train_dataset`. Close it, or use it in a `with`.
 
@@ -178,16 +186,35 @@ def train_batches(
     if start < 0:
         raise PipelineError(f"start is {start}; the first batch is 0")
     dataset = train_dataset(cfg, manifest, units, host=host, hosts=hosts)[start:]
-    return Batches(dataset, workers=cfg.workers, threads=cfg.threads, prefetch=cfg.prefetch)
+    return Batches(
+        dataset,
+        workers=cfg.workers,
+        threads=cfg.threads,
+        prefetch=cfg.prefetch,
+        first=start,
+        stall_seconds=stall_seconds,
+    )
 
 
 class Batches(Iterator[Batch]):
     """An iterator over the batches of a dataset, made ahead in threads and, with `workers`, in processes.
 
-    The arrays belong to the caller. `close` stops threads and processes, and may be called more than once.
+    The arrays belong to the caller. `close` stops threads and processes, and may be called more than once. `first` is
+    the number of the first batch, for messages. Raises StallError when no batch comes for `stall_seconds`, or when a
+    process that makes them was killed; the batches are exhausted then.
     """
 
-    def __init__(self, dataset: grain.MapDataset, *, workers: int = 0, threads: int = 2, prefetch: int = 4):
+    def __init__(
+        self,
+        dataset: grain.MapDataset,
+        *,
+        workers: int = 0,
+        threads: int = 2,
+        prefetch: int = 4,
+        first: int = 0,
+        stall_seconds: float = STALL_SECONDS,
+    ):
+        self._step, self._stall_seconds = first, stall_seconds
         ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch if threads else 0)
         stream = dataset.to_iter_dataset(ahead)
         if workers:
@@ -208,10 +235,42 @@ class Batches(Iterator[Batch]):
             raise StopIteration
         # The first batch starts the processes; the trainer decides what Ctrl-C means, and they make batches until then.
         with interrupts_blocked() if self._shared and not self._started else contextlib.nullcontext():
-            batch = next(self._iterator)
+            batch = self._next_in_time()
         self._started = True
+        self._step += 1
         # Arrays from a worker lie in memory that it shares and takes back.
         return Batch(*(np.array(array) for array in batch)) if self._shared else batch
+
+    def _next_in_time(self) -> Batch:
+        """The next batch, made in a thread of its own: the one that waits for it can then give up."""
+        answer: queue.SimpleQueue = queue.SimpleQueue()
+        iterator = self._iterator
+
+        def make() -> None:
+            try:
+                answer.put((next(iterator), None))
+            except BaseException as error:  # whatever it is, it belongs to the thread that asked
+                answer.put((None, error))
+
+        threading.Thread(target=make, daemon=True).start()
+        try:
+            batch, error = answer.get(timeout=self._stall_seconds)
+        except queue.Empty:
+            self._iterator = None  # closing it would wait for what hangs
+            threading.Thread(target=iterator.close, daemon=True).start()
+            raise StallError(
+                f"no batch of step {self._step} after {self._stall_seconds:g} s: a read hangs, or nothing makes "
+                "batches any more. Look at the disk or network that the corpus lies on; the run goes on from its "
+                "last checkpoint"
+            ) from None
+        if error is not None and "Worker process was terminated" in str(error):  # Grain's words
+            raise StallError(
+                f"a process that makes batches died before step {self._step} ({str(error).partition('. ')[0]}): killed "
+                "for memory, perhaps; lower data.workers or data.prefetch. The run goes on from its last checkpoint"
+            ) from error
+        if error is not None:
+            raise error
+        return batch
 
     def close(self) -> None:
         """Stops threads and processes; the iterator is exhausted from then on."""

@@ -101,6 +101,7 @@ class _Sound(NamedTuple):
     clip: Clip
     waveform: np.ndarray  # int16 [samples]
     clipped: int  # samples
+    source_rate: int  # Hz, before resampling
 
 
 def make_task(number: int, folder: str | Path, clips: Iterable[Clip], joining: Joining) -> ShardTask:
@@ -151,6 +152,7 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
     records = Path(out) / SHARD_FOLDER / f"{task.name}.arrayrecord"
     rejected: list[Rejected] = []
     read = repeated = clipped = 0
+    rates: dict[int, int] = {}  # samples (at 16 kHz) by source rate in Hz: what `inspect` shows
     rows: list[dict] = []
 
     def sounds(clips: Iterable[Clip]) -> Iterator[_Sound]:
@@ -164,6 +166,7 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
                 continue
             read += len(sound.waveform)
             clipped += sound.clipped
+            rates[sound.source_rate] = rates.get(sound.source_rate, 0) + len(sound.waveform)
             yield sound
 
     def utterances() -> Iterator[list[_Sound]]:
@@ -191,7 +194,7 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
         written = sum(row["samples"] for row in rows)
         left_out = sum(r.samples for r in rejected)
         tally = Tally(len(task.clips), len(rows), read, written, repeated, left_out, len(rejected), clipped)
-        head = {"bytes": size, "tally": tally, "rejected": rejected}
+        head = {"bytes": size, "tally": tally, "rejected": rejected, "source_rates": dict(sorted(rates.items()))}
         table = pa.Table.from_pylist(rows, schema=_TABLE.with_metadata({"shard": json.dumps(head, ensure_ascii=False)}))
         with whole_file(records.with_suffix(".arrow")) as temporary, pa.OSFile(str(temporary), "wb") as sink:
             with pa.ipc.new_file(sink, table.schema) as writer:
@@ -231,7 +234,7 @@ def _load(folder: str, clip: Clip) -> _Sound:
         if off > (LENGTH_TOLERANCE if resampled else 0):
             raise AudioError(clip.path, f"n_samples is {clip.samples} in the table, {samples} in the file", samples)
     int16 = np.clip(np.rint(sound.waveform * np.float32(32768)), -32768, 32767).astype(np.int16)
-    return _Sound(clip, int16, int((np.abs(sound.waveform) > 1.0).sum()))
+    return _Sound(clip, int16, int((np.abs(sound.waveform) > 1.0).sum()), sound.source_rate)
 
 
 def _speakers(clips: tuple[Clip, ...]) -> Iterator[list[Clip]]:

@@ -7,9 +7,11 @@ from pathlib import Path
 import msgpack
 import numpy as np
 
+from data_pipelines import storage
 from data_pipelines.audio import AudioError, decode_crop
 from data_pipelines.manifest import Manifest
 
+_UNREADABLE = (RuntimeError, ValueError, IndexError, OSError)  # what ArrayRecord raises
 SPARE_FILES = 256  # descriptors left for everything else in the process when shards are many
 
 
@@ -65,13 +67,18 @@ class ShardSource:
 
     def record(self, i: int) -> dict:
         """What is stored of utterance i: {"id", "samples", "audio": FLAC bytes}, the id checked. Raises SourceError."""
-        if self._records is None:
-            self._open()
+        records = self._records or self._open()
         key = int(self._first[self.manifest.shard[i]] + self.manifest.record[i])
         try:
-            packed = self._records[key]
-        except (RuntimeError, ValueError, IndexError, OSError) as error:
-            raise SourceError(f"{self._place(i)} cannot be read ({error}); is the file whole?") from error
+            packed = records[key]
+        except _UNREADABLE:
+            # A network disk may stumble. A reader that failed stays failed, so this takes new ones; and only once.
+            try:
+                packed = self._open(instead_of=records)[key]
+            except _UNREADABLE as error:
+                raise SourceError(
+                    f"{self._place(i)} cannot be read ({error}), tried twice; is the file whole?"
+                ) from error
         try:
             record = msgpack.unpackb(packed)
             found, _, _ = record["id"], record["samples"], record["audio"]
@@ -81,14 +88,21 @@ class ShardSource:
             raise SourceError(f"{self._place(i)}: the record is of {found!r}; the shard is not the manifest's")
         return record
 
-    def _place(self, i: int) -> str:
-        shard = self.manifest.root / self.manifest.shard_names[self.manifest.shard[i]]
-        return f"{shard} record {self.manifest.record[i]}, {self.manifest.describe(i)}"
+    def _paths(self) -> list[str]:
+        return storage.readable_shards(
+            self.manifest.root, self.manifest.shard_names, self.manifest.shard_bytes.tolist()
+        )
 
-    def _open(self) -> None:
+    def _place(self, i: int) -> str:
+        shard = self.manifest.shard_names[self.manifest.shard[i]]
+        return (
+            f"{storage.place(self.manifest.root, shard)} record {self.manifest.record[i]}, {self.manifest.describe(i)}"
+        )
+
+    def _open(self, *, instead_of=None):
         with self._lock:
-            if self._records is not None:
-                return
+            if self._records is not instead_of:  # another thread was first
+                return self._records
             # Imported here: a process that only plans over a manifest needs no reader.
             from array_record.python.array_record_data_source import ArrayRecordDataSource
 
@@ -98,8 +112,9 @@ class ShardSource:
             _allow_open_files(len(names) + SPARE_FILES, self.manifest.root)
             # "path[0:n]" spares opening every file to count its records.
             self._records = ArrayRecordDataSource(
-                [f"{self.manifest.root / name}[0:{count}]" for name, count in zip(names, counts, strict=True)]
+                [f"{path}[0:{count}]" for path, count in zip(self._paths(), counts, strict=True)]
             )
+            return self._records
 
 
 def check_records(manifest: Manifest) -> None:
@@ -110,17 +125,16 @@ def check_records(manifest: Manifest) -> None:
     """
     from array_record.python.array_record_module import ArrayRecordReader
 
-    for name, expected in zip(manifest.shard_names, manifest.shard_records.tolist(), strict=True):
-        path = manifest.root / name
+    source = ShardSource(manifest)
+    for path, expected in zip(source._paths(), manifest.shard_records.tolist(), strict=True):
         try:
-            reader = ArrayRecordReader(str(path))
+            reader = ArrayRecordReader(path)
             count = reader.num_records()
             reader.close()
         except RuntimeError as error:
             raise SourceError(f"{path} cannot be opened: {error}") from error
         if count != expected:
             raise SourceError(f"{path} holds {count} records, the manifest says {expected}")
-    source = ShardSource(manifest)
     for i in range(len(manifest)):
         if source.record(i)["samples"] != manifest.samples[i]:
             raise SourceError(f"{source._place(i)}: the record's length is not the manifest's")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import storage
 from data_pipelines.atomic import whole_folder
 from data_pipelines.batch import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 from data_pipelines.manifest import Manifest
@@ -163,7 +164,7 @@ class UnitStore:
         Raises UnitsError: no store or an unfinished one, another format, made for another corpus, another hop or rate,
         other counts, a cut or damaged file, a label outside of 0 .. K-1.
         """
-        directory = Path(directory)
+        directory = storage.local_folder(directory, names=(META_NAME, OFFSETS_NAME, UNITS_NAME))
         meta = _read_meta(directory)
         if meta["corpus_fingerprint"] != manifest.fingerprint:
             raise UnitsError(

@@ -1,0 +1,148 @@
+"""Prepared corpora at an address: `file://` goes through the same code as s3://, and gs:// through ArrayRecord's own
+client to a server in this process that answers as Google's JSON API does."""
+
+import http.server
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.parse
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_pipelines import storage
+from data_pipelines.manifest import Manifest
+from data_pipelines.sources import ShardSource, check_records
+from data_pipelines.storage import StorageError, address_of
+from data_pipelines.units import UnitStore
+from tests.data_pipelines.noise_corpus import REPOSITORY
+
+
+@pytest.fixture
+def remote(corpus, tmp_path, monkeypatch):
+    """A copy of the corpus, to be reached by its address only, and an empty cache."""
+    monkeypatch.setenv("SPEECH_CACHE", str(tmp_path / "cache"))
+    return Path(shutil.copytree(corpus.root, tmp_path / "bucket" / "corpus"))
+
+
+def test_addresses():
+    assert str(address_of("gs://bucket/a/b/")) == str(address_of(Path("gs://bucket/a/b"))) == "gs://bucket/a/b"
+    assert str(address_of("file:///a/b")) == "file:///a/b"
+    assert address_of("/a/b") is None and address_of(Path("a:b/c")) is None
+    with pytest.raises(StorageError, match="http://x/y: addresses of gs, s3, file are read"):
+        address_of("http://x/y")
+
+
+def test_a_corpus_at_an_address_reads_as_at_home(corpus, remote):
+    manifest = Manifest.load(f"file://{remote}")
+    assert manifest.fingerprint == corpus.fingerprint and manifest.root.is_relative_to(os.environ["SPEECH_CACHE"])
+    assert not list(manifest.root.rglob("*.arrayrecord"))  # nothing before it is needed
+    here, there = ShardSource(corpus), ShardSource(manifest)
+    for i in (0, 7, len(corpus) - 1):
+        np.testing.assert_array_equal(here.read(i), there.read(i))
+    check_records(manifest)
+    shutil.rmtree(remote / "shards")  # fetched once, not again
+    assert ShardSource(Manifest.load(f"file://{remote}", check_shards=False)).read(3).size
+
+
+def test_what_changed_there_is_fetched_again(corpus, remote):
+    before = Manifest.load(f"file://{remote}")
+    time = (before.root / "manifest.arrow").stat().st_mtime_ns
+    assert (Manifest.load(f"file://{remote}").root / "manifest.arrow").stat().st_mtime_ns == time
+    os.utime(remote / "manifest.arrow", ns=(1, 1))
+    assert (Manifest.load(f"file://{remote}").root / "manifest.arrow").stat().st_mtime_ns != time
+
+
+def test_what_is_missing_or_cut_there_is_named(remote):
+    shard = next((remote / "shards").glob("*.arrayrecord"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-5])
+    with pytest.raises(StorageError, match=f"file://.*{shard.name} has {len(whole) - 5} bytes, {len(whole)} expected"):
+        Manifest.load(f"file://{remote}")
+    manifest = Manifest.load(f"file://{remote}", check_shards=False)
+    with pytest.raises(StorageError, match=f"{shard.name} gave {len(whole) - 5} of {len(whole)} bytes"):
+        ShardSource(manifest).read(0)
+    assert not (manifest.root / "shards" / shard.name).exists()
+    shard.unlink()
+    with pytest.raises(StorageError, match=f"{shard.name} does not exist: copy the whole"):
+        Manifest.load(f"file://{remote}")
+    with pytest.raises(StorageError, match="nowhere/manifest.arrow does not exist"):
+        Manifest.load(f"file://{remote}/nowhere")
+
+
+def test_a_cache_without_space_is_told_before_anything_is_fetched(remote, monkeypatch):
+    manifest = Manifest.load(f"file://{remote}")
+    monkeypatch.setattr(storage.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 0))
+    with pytest.raises(StorageError, match="GB more in .* where 0.0 GB are free.*SPEECH_CACHE"):
+        ShardSource(manifest).read(0)
+    assert not list(manifest.root.rglob("*.arrayrecord"))
+
+
+def test_units_at_an_address(corpus, units, remote):
+    shutil.copytree(units[0].directory, remote / "units")
+    store = UnitStore.load(f"file://{remote}/units", corpus)
+    np.testing.assert_array_equal(store.read(4), units[0].read(4))
+
+
+class Bucket(http.server.BaseHTTPRequestHandler):
+    """GET /storage/v1/b/BUCKET/o/OBJECT?alt=media, with ranges, as Google's JSON API answers it; files below `root`."""
+
+    protocol_version = "HTTP/1.1"
+    root: Path
+    ranges: list[str]
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        name = urllib.parse.unquote(re.sub(r"^.*/b/[^/]+/o/", "", urllib.parse.urlsplit(self.path).path))
+        try:
+            data = (self.root / name).read_bytes()
+        except OSError:
+            self.send_error(404)
+            return
+        asked = self.headers.get("range", f"bytes=0-{len(data)}")
+        self.ranges.append(asked)
+        first, last = re.fullmatch(r"bytes=(\d*)-(\d*)", asked).groups()
+        start = int(first) if first else max(0, len(data) - int(last))
+        body = data[start : min(len(data), int(last) + 1) if first and last else len(data)]
+        self.send_response(206)
+        self.send_header("content-range", f"bytes {start}-{start + len(body) - 1}/{len(data)}")
+        for header in ("x-goog-generation", "x-goog-metageneration"):
+            self.send_header(header, "1")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        try:
+            self.wfile.write(body)
+        except OSError:
+            self.close_connection = True
+
+
+def test_shards_in_a_google_bucket_are_read_where_they_lie(corpus, remote):
+    """In a process of its own: the client reads the server's address once. pyarrow's part is done by a local copy."""
+    handler = type("Served", (Bucket,), {"root": remote.parent, "ranges": []})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    cache = storage.local_folder(f"file://{remote}", names=("manifest.arrow",))
+    origin = cache / storage.ORIGIN_NAME
+    origin.write_text(origin.read_text().replace(f"file://{remote}", "gs://bucket/corpus"))
+    code = (
+        "from data_pipelines.manifest import Manifest; from data_pipelines.sources import ShardSource\n"
+        f"roots = ({str(corpus.root)!r}, {str(cache)!r})\n"
+        "here, there = (ShardSource(Manifest.load(root, check_shards=False)) for root in roots)\n"
+        "assert all((here.read(i) == there.read(i)).all() for i in (0, 9, 40))\n"
+    )
+    environment = os.environ | {"CLOUD_STORAGE_EMULATOR_ENDPOINT": f"http://127.0.0.1:{server.server_port}"}
+    try:
+        ran = subprocess.run(
+            [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert ran.returncode == 0, ran.stderr
+    assert handler.ranges and not list(cache.rglob("*.arrayrecord"))
