@@ -4,7 +4,8 @@
     PYTHONPATH=. python benchmarks/synthetic_corpus.py OUT --hours 0.5
 
 For sampling laws, scale and smoke runs: formant synthesis is no evidence of a model's quality. What is said are
-numbers, which nearly every voice can read in its own language (syllables where it cannot); the hours fall with the rank of a language as rank ** -zipf.
+numbers, which nearly every voice can read in its own language, and syllables where it cannot; the hours fall with the
+rank of a language as rank ** -zipf.
 The same arguments and the same espeak-ng give the same bytes. Audio stays at espeak-ng's own rate (22,050 Hz), so that
 preparing resamples it.
 """

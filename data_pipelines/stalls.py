@@ -40,14 +40,14 @@ def next_in_time(iterator: Iterator[T], *, step: int, seconds: float) -> T:
         element, error = answer.get(timeout=seconds)
     except queue.Empty:
         raise StallError(
-            f"no batch of step {step} after {seconds:g} s: a read hangs, or nothing makes batches any more. Look at the "
-            "disk or network that the corpus lies on; the run goes on from its last checkpoint",
+            f"no batch of step {step} after {seconds:g} s: a read hangs, or nothing makes batches any more. Look at "
+            "the disk or network that the corpus lies on; the run goes on from its last checkpoint",
             hangs=True,
         ) from None
     if error is not None and "Worker process was terminated" in str(error):  # Grain's words
         raise StallError(
-            f"a process that makes batches died before step {step} ({str(error).partition('. ')[0]}): killed for memory, "
-            "perhaps; lower data.workers or data.prefetch. The run goes on from its last checkpoint",
+            f"a process that makes batches died before step {step} ({str(error).partition('. ')[0]}): killed for "
+            "memory, perhaps; lower data.workers or data.prefetch. The run goes on from its last checkpoint",
             hangs=False,
         ) from error
     if error is not None:

@@ -2,6 +2,7 @@
 something, and never in a step that is left out. (Cut shards and damaged records: test_sources.py; stores of another
 corpus: test_units.py; a killed `prepare`: test_prepare_again.py.)"""
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -112,12 +114,15 @@ def test_a_worker_that_is_killed_is_named_with_its_step(corpus):
 
 
 def children():
-    tasks = (f"/proc/{os.getpid()}/task/{task}/children" for task in os.listdir(f"/proc/{os.getpid()}/task"))
-    return {int(pid) for path in tasks for pid in open(path).read().split()}
+    found = set()
+    for task in os.listdir(f"/proc/{os.getpid()}/task"):
+        with contextlib.suppress(OSError):  # a thread that ended by now
+            found |= {int(pid) for pid in Path(f"/proc/{os.getpid()}/task/{task}/children").read_text().split()}
+    return found
 
 
 def command_of(pid):
-    return open(f"/proc/{pid}/cmdline").read()
+    return Path(f"/proc/{pid}/cmdline").read_text()
 
 
 def test_a_full_disk_while_preparing(raw, whole, tmp_path, monkeypatch):
