@@ -271,11 +271,10 @@ def feeding(lines: list[str]) -> list[str]:
     rates = [float(line.split("|")[3]) for line in lines if "chain, one thread" in line]
     told = [
         "",
-        f"Cores that feed a host, at {min(rates):.3f} audio-hours per core-second (the chain in one thread, the slower "
-        "mixing). The steps'",
-        f"demand is an assumption, not a measurement: {UTILISATION:.0%} of the peak in bfloat16 (makers' data sheets), at "
-        "6 floating-point",
-        "operations per weight and frame for the layers and three forward passes of the convolutions (4.9 GFLOP a second).",
+        f"Cores that feed a host, at {min(rates):.3f} audio-hours per core-second (the chain in one thread, the slower",
+        "of the mixings). What steps take is an assumption, not a measurement:",
+        f"{UTILISATION:.0%} of the peak in bfloat16 (makers' data sheets), at 6 floating-point operations per weight",
+        "and frame for the layers and three forward passes of the convolutions (4.9 GFLOP a second of audio).",
         "",
         "| host | model | GFLOP per second of audio | audio-hours per second | cores |",
         "|---|---|---:|---:|---:|",

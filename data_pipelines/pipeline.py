@@ -8,8 +8,6 @@ that matters, so a run is resumed with one integer, at any number of hosts, work
 
 import contextlib
 import math
-import queue
-import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,20 +33,16 @@ from data_pipelines.mixing import MixingConfig
 from data_pipelines.reverberation import ReverbConfig
 from data_pipelines.sampling import Draw
 from data_pipelines.sources import ShardSource
+from data_pipelines.stalls import STALL_SECONDS, StallError, next_in_time
 from data_pipelines.units import UnitStore
 from data_pipelines.worker_processes import follow_parent, interrupts_blocked
 
 STEPS = 1 << 62  # as good as infinite
-STALL_SECONDS = 900.0  # without a batch, after which a run is given up: workers start within a minute
 SECONDS_TOLERANCE = 0.01  # steps of different lengths may differ this much in audio
 
 
 class PipelineError(ValueError):
     """A data configuration that cannot be run; the message names the field and what to change."""
-
-
-class StallError(RuntimeError):
-    """No batch came: a read hangs, or a process that makes batches is gone; the message names the step."""
 
 
 @dataclass(frozen=True)
@@ -235,42 +229,16 @@ class Batches(Iterator[Batch]):
             raise StopIteration
         # The first batch starts the processes; the trainer decides what Ctrl-C means, and they make batches until then.
         with interrupts_blocked() if self._shared and not self._started else contextlib.nullcontext():
-            batch = self._next_in_time()
+            try:
+                batch = next_in_time(self._iterator, step=self._step, seconds=self._stall_seconds)
+            except StallError as error:
+                if error.hangs:
+                    self._iterator = None  # closing it would wait for what hangs
+                raise
         self._started = True
         self._step += 1
         # Arrays from a worker lie in memory that it shares and takes back.
         return Batch(*(np.array(array) for array in batch)) if self._shared else batch
-
-    def _next_in_time(self) -> Batch:
-        """The next batch, made in a thread of its own: the one that waits for it can then give up."""
-        answer: queue.SimpleQueue = queue.SimpleQueue()
-        iterator = self._iterator
-
-        def make() -> None:
-            try:
-                answer.put((next(iterator), None))
-            except BaseException as error:  # whatever it is, it belongs to the thread that asked
-                answer.put((None, error))
-
-        threading.Thread(target=make, daemon=True).start()
-        try:
-            batch, error = answer.get(timeout=self._stall_seconds)
-        except queue.Empty:
-            self._iterator = None  # closing it would wait for what hangs
-            threading.Thread(target=iterator.close, daemon=True).start()
-            raise StallError(
-                f"no batch of step {self._step} after {self._stall_seconds:g} s: a read hangs, or nothing makes "
-                "batches any more. Look at the disk or network that the corpus lies on; the run goes on from its "
-                "last checkpoint"
-            ) from None
-        if error is not None and "Worker process was terminated" in str(error):  # Grain's words
-            raise StallError(
-                f"a process that makes batches died before step {self._step} ({str(error).partition('. ')[0]}): killed "
-                "for memory, perhaps; lower data.workers or data.prefetch. The run goes on from its last checkpoint"
-            ) from error
-        if error is not None:
-            raise error
-        return batch
 
     def close(self) -> None:
         """Stops threads and processes; the iterator is exhausted from then on."""
