@@ -51,4 +51,5 @@ def get_config() -> StageConfig:
 def demo() -> StageConfig:
     """Two minutes on two cores: the demo's second iteration on the two-level draw."""
     second = hubert_base_it2.demo()
-    return dataclasses.replace(second, name="mhubert_147_it3", data=dataclasses.replace(second.data, draw=MHUBERT_147, seed=4))
+    data = dataclasses.replace(second.data, draw=MHUBERT_147, seed=4)
+    return dataclasses.replace(second, name="mhubert_147_it3", data=data)
