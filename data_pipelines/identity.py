@@ -12,17 +12,21 @@ from data_pipelines.sampling import ORDER_VERSION
 FREE = ("workers", "threads", "prefetch")  # fields of DataConfig that change no batch
 
 
+def corpus_identity(manifest: Manifest) -> dict[str, object]:
+    """The corpus by its fingerprint, and beside it what a person can compare: utterances, and hours by language."""
+    said: dict[str, object] = {"corpus": manifest.fingerprint, "training utterances": len(manifest.rows(Split.TRAIN))}
+    hours = {name: round(seconds / 3600, 6) for name, seconds in manifest.seconds(Split.TRAIN).items()}
+    return said | {f"hours of {name}": amount for name, amount in sorted(hours.items())}
+
+
 def data_identity(manifest: Manifest, cfg: DataConfig) -> dict[str, object]:
     """Everything that batch k depends on besides k and the units, as plain JSON.
 
-    The corpus by its fingerprint, and its utterances and hours by language beside it, so that a change can be named;
-    the configuration field by field; the version of the rules of the draw. Hosts, workers and threads are not in it.
+    `corpus_identity`, the version of the rules of the draw, and the configuration field by field. Hosts, workers and
+    threads are not in it.
     """
-    rows = manifest.rows(Split.TRAIN)
-    hours = {name: round(seconds / 3600, 6) for name, seconds in manifest.seconds(Split.TRAIN).items()}
-    said = {"corpus": manifest.fingerprint, "training utterances": len(rows), "draw rules": ORDER_VERSION}
-    said |= {f"hours of {name}": amount for name, amount in sorted(hours.items())}
-    fields = {key: value for key, value in _flat("data", dataclasses.asdict(cfg)).items()}
+    said = corpus_identity(manifest) | {"draw rules": ORDER_VERSION}
+    fields = _flat("data", dataclasses.asdict(cfg))
     said |= {key: value for key, value in fields.items() if key.split(".")[-1] not in FREE}
     return json.loads(json.dumps(said))
 

@@ -24,9 +24,9 @@ class Heard(NamedTuple):
 class Interferer:
     """Mixes and reverberates rows; reads what it needs for that from the corpus and from folders.
 
-    Partners are those of the draw; all random numbers come from the generator of the row. Rooms are drawn from a child of it, so that neither of the
-    two configurations changes what the other one does, and whoever shares the generator sees the same numbers with and
-    without rooms. As in ESPnet, the interference is in the same room as the utterance.
+    Partners are those of the draw; all random numbers come from the generator of the row. Rooms are drawn from a child
+    of it, so that neither of the two configurations changes what the other one does, and whoever shares the generator
+    sees the same numbers with and without rooms. As in ESPnet, the interference is in the same room as the utterance.
 
     Raises SourceError if a folder cannot be used.
     """
@@ -41,7 +41,8 @@ class Interferer:
         self.responses = None if folder is None else ResponseFolder(folder)
 
     def disturb(self, clean: np.ndarray, *, place: int, row: int, rng: np.random.Generator) -> Heard:
-        """`clean` [samples], the `row`-th row of static length number `place` (see `Draw.take`), with all that befalls it.
+        """`clean` [samples], the `row`-th row of static length number `place` (see `Draw.take`), with all that befalls
+        it.
 
         `clean` is left as it is; it is returned itself where nothing befalls it.
         """

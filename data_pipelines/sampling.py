@@ -221,7 +221,7 @@ class Draw:
         return at, numbers - np.where(at, of.ends[at - 1], 0)
 
     def partners(self, length: int, first: int, count: int, *, voice: int = 0) -> np.ndarray:
-        """int64 [count]: for each of these rows another utterance, of the same static length and as likely as in `take`.
+        """int64 [count]: for each of these rows another utterance, of that static length and as likely as in `take`.
 
         `voice` numbers several of one row. `NO_UTTERANCE` where nothing else has this length. Raises SamplingError if
         no utterance has that length.

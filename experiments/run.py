@@ -182,7 +182,7 @@ def _remember(
             f"{files.folder} was trained on other units or from another parent: then "
             f"{files.inputs.read_text()}, now {json.dumps(inputs)}; give another --workdir"
         )
-    identity, heard = data_identity(manifest, cfg.data), files.folder / "data.json"
+    identity, heard = data_identity(manifest, cfg.data), files.data
     changed = what_changed(json.loads(heard.read_text()), identity) if heard.exists() else []
     if changed:
         raise StageError(

@@ -10,6 +10,7 @@ class StageFiles:
         self.folder = Path(workdir) / "stages" / stage
         self.config = self.folder / "config.txt"
         self.inputs = self.folder / "inputs.json"
+        self.data = self.folder / "data.json"
         self.model = self.folder / "model.json"
         self.checkpoints = self.folder / "checkpoints"
         self.metrics = self.folder

@@ -12,6 +12,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 import wavlab_jax.model as models
+from data_pipelines.identity import corpus_identity, what_changed
 from data_pipelines.manifest import Manifest
 from experiments.stage_files import StageFiles
 from wavlab_jax.checkpoint import CheckpointError, restore_parameters
@@ -53,8 +54,17 @@ def check_corpus(files: StageFiles, manifest: Manifest) -> None:
         raise CorpusChanged(
             f"{files.folder} was trained on another corpus than the one that now lies in {manifest.root}: fingerprint "
             f"{heard} then, {manifest.fingerprint} now; give --corpus the one it was trained on, or another --workdir "
-            "to train anew"
+            "to train anew" + "".join(f"\n  {line}" for line in _differences(files, manifest))
         )
+
+
+def _differences(files: StageFiles, manifest: Manifest) -> list[str]:
+    """What of the corpus is not as it was, where the run says how it was."""
+    if not files.data.exists():
+        return []
+    now = corpus_identity(manifest)
+    then = json.loads(files.data.read_text())
+    return what_changed({key: value for key, value in then.items() if key in now or key.startswith("hours of")}, now)
 
 
 def lineage(workdir: Path, stage: str) -> str:

@@ -14,7 +14,7 @@ Expect: SUPERB points 730.8 / 850.5 (10 min / 1 h, the 2024 table); LID 66.9 / 8
 
 import dataclasses
 
-from data_pipelines.balance import DrawConfig
+from data_pipelines.balance import XLS_R, DrawConfig
 from experiments.stage import StageConfig
 from experiments.stages import hubert_base_it1
 from experiments.stages.presets import paper_data
@@ -26,12 +26,6 @@ from wavlab_jax.optim import OptimizerConfig
 from wavlab_jax.step import LearnerConfig
 from wavlab_jax.train import LoopConfig
 
-XLSR = DrawConfig(
-    language_exponent=0.5,
-    corpus_exponent=0.5,
-    first="corpus",
-    corpora=("voxpopuli", "mls", "commonvoice", "voxlingua107", "babel"),
-)
 STEPS = 1_000_000
 
 
@@ -45,7 +39,7 @@ def get_config() -> StageConfig:
             objective=ContrastiveConfig(feature_penalty_weight=0.0, feature_dropout=0.0, gumbel_floor=0.1),
             optimizer=OptimizerConfig(peak_learning_rate=3e-4, total_steps=STEPS),
         ),
-        data=dataclasses.replace(paper_data(draw=XLSR), seconds_per_step=9_600.0),
+        data=dataclasses.replace(paper_data(draw=XLS_R), seconds_per_step=9_600.0),
         units=None,
         loop=LoopConfig(steps=STEPS),
         seconds_per_device=75.0,

@@ -507,3 +507,21 @@ def test_four_thousand_leaves_are_drawn_from_as_well(tmp_path):
         languages[table[i][0]] += count
     assert len(languages) == 4000 and max(languages.values()) <= 4
     assert all(later >= earlier for earlier, later in pairwise(sorted(languages.values())))
+
+
+def test_caps_and_floors_are_counted_in_what_is_drawn(skewed):
+    """Hours of a language are clipped, by brute force; then the draw is counted over whole periods of all lengths."""
+    hours = Counter()
+    for i in skewed.rows(Split.TRAIN):
+        hours[pair(skewed, i)[0]] += skewed.samples[i] / 16_000 / 3600
+    cfg = DrawConfig(0.8, 1.0, cap_hours=0.1, floor_hours=0.05)
+    draw = Draw(skewed, lengths=LENGTHS, rows=ROWS, cfg=cfg, seed=3)
+    drawn = Counter()
+    for place, length in enumerate(LENGTHS):
+        languages = Counter(pair(skewed, i)[0] for i in draw.take(place, 0, 8 * ROW_PERIOD).utterance)
+        for language, count in languages.items():
+            drawn[language] += count / (8 * ROW_PERIOD) * draw.length_shares[place] * ROWS[place] * length
+    counted = {language: min(max(amount, 0.05), 0.1) ** 0.8 for language, amount in hours.items()}
+    assert min(hours.values()) < 0.05 and max(hours.values()) > 0.1
+    for language, amount in counted.items():
+        assert drawn[language] / drawn.total() == pytest.approx(amount / sum(counted.values()), abs=1e-3)

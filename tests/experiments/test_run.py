@@ -172,8 +172,22 @@ def test_a_finished_stage_refuses_another_corpus(trained, heard, corpus, tmp_pat
     other = prepare(corpus.parent / "audio", out=tmp_path / "other", workers=1, progress=False, join_seconds=3.0)
     now = Manifest.load(heard).fingerprint, other.manifest.fingerprint
     for act in (train_stage, evaluate_stage):
-        with pytest.raises(CorpusChanged, match=f"{now[0]} then, {now[1]} now; give --corpus .* or another --workdir"):
+        with pytest.raises(
+            CorpusChanged, match=f"{now[0]} then, {now[1]} now; give --corpus .* or another --workdir"
+        ) as told:
             act(cfg, workdir=trained, corpus=other.root)
+        assert "training utterances: " in str(told.value)
+
+
+def test_other_rules_of_the_draw_are_refused_in_the_middle_of_a_run(trained, corpus, tmp_path):
+    cfg, files = small("hubert_base_it1"), StageFiles(tmp_path, "hubert_base_it1")
+    shutil.copytree(trained / "units", tmp_path / "units")
+    shutil.copytree(StageFiles(trained, cfg.name).folder, files.folder)
+    files.finished.unlink()
+    before = json.loads(files.data.read_text())
+    files.data.write_text(json.dumps({**before, "draw rules": 1}))
+    with pytest.raises(StageError, match=f"draw rules: 1 then, {before['draw rules']} now\ngive another --workdir"):
+        train_stage(cfg, workdir=tmp_path, corpus=corpus)
 
 
 def test_a_finished_stage_without_its_last_checkpoint_is_not_finished(trained, heard, tmp_path, monkeypatch):
