@@ -1,4 +1,4 @@
-"""FLEURS as on the Hugging Face hub: data/<lang_region>/{train,dev,test}.tsv and data/<lang_region>/audio/<split>/*.wav.
+"""FLEURS as on the Hugging Face hub: data/<lang_region>/, with {train,dev,test}.tsv and audio/<split>/*.wav.
 
 Layout: huggingface.co/datasets/google/fleurs; the archives of TFDS's xtreme_s lack only data/. A table has no header;
 its fields are sentence id, file name, raw transcription, transcription, the same in characters, samples at 16 kHz,

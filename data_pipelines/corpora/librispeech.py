@@ -1,7 +1,8 @@
-"""LibriSpeech: LibriSpeech/<subset>/<speaker>/<chapter>/{<speaker>-<chapter>-<number>.flac, <speaker>-<chapter>.trans.txt}.
+"""LibriSpeech: LibriSpeech/<subset>/<speaker>/<chapter>/, with <id>.flac and <speaker>-<chapter>.trans.txt.
 
 Layout: Panayotov et al., LibriSpeech (2015), and openslr.org/12; read in the same way by lhotse
-(lhotse/recipes/librispeech.py). A line of .trans.txt is "<id> <TEXT>". Speakers are the numbers of SPEAKERS.TXT.
+(lhotse/recipes/librispeech.py). A line of .trans.txt is "<id> <TEXT>", an <id> is
+<speaker>-<chapter>-<number>. Speakers are the numbers of SPEAKERS.TXT.
 """
 
 from collections.abc import Sequence

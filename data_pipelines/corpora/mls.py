@@ -16,7 +16,9 @@ PARTS = ("train", "dev", "test")
 
 
 def read(folder: str | Path, *, language: str | None = None) -> Listing:
-    """Lists one language, or each mls_<language>[_opus] in `folder`. `language` says it where the folder's name does not.
+    """Lists one language, or each mls_<language>[_opus] in `folder`.
+
+    `language` says what one language's folder speaks where its name does not.
 
     Audio without a transcript is listed with an empty text, a transcript without audio is rejected.
 
