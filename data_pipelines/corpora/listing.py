@@ -108,7 +108,9 @@ class Collector:
         try:
             return normalise(given)
         except UnknownLanguage as error:
-            raise CorpusError(f"{where}: {error}; rename the folder, or give `language`") from error
+            raise CorpusError(
+                f"{where}: {error}; rename the folder, or give `language` where the reader takes one"
+            ) from error
 
     def listing(self, layout: str) -> Listing:
         """All of it. Raises CorpusError if there is nothing at all: `layout` is what was expected."""

@@ -12,7 +12,7 @@ from data_pipelines.languages import UnknownLanguage, normalise
 from data_pipelines.manifest import Split
 
 LAYOUT = "<code>/*.wav (or train/<code>/*.wav), and dev/<code>/*.wav"
-_SPOKEN = {"zh": "cmn"}  # "Mandarin Chinese" in the corpus's list of languages
+SPOKEN = {"zh": "cmn"}  # "Mandarin Chinese" in the corpus's list of languages; elsewhere zh may be any Chinese
 
 
 def read(folder: str | Path) -> Listing:
@@ -33,7 +33,7 @@ def read(folder: str | Path) -> Listing:
             if place in (dev, train):
                 continue
             try:
-                code = _SPOKEN.get(place.name) or normalise(place.name)
+                code = SPOKEN.get(place.name) or normalise(place.name)
             except UnknownLanguage as error:
                 out.reject(place, str(error))
                 continue
