@@ -222,7 +222,7 @@ def make_librilight(root):
     about = {"speaker": "100", "book_meta": {"id": "315", "language": "English"}, "snr": 9.5, "voice_activity": voice}
     put(book / "01_baum_sea_fairies_64kb.json", json.dumps(about))
     write(book / "02.flac", a)
-    put(book / "03.json", json.dumps(about | {"voice_activity": [[3.0, 2.0]]}))
+    put(book / "03.json", json.dumps(about | {"voice_activity": [[0.5, 0.9], [0.1, 0.2]]}))
     write(book / "03.flac", a)
     write(root / "duplicate" / "1" / "b" / "x.flac", a)
     path = f"small/100/{book.name}/01_baum_sea_fairies_64kb.flac"
@@ -291,6 +291,44 @@ def test_another_layout_is_named_with_what_is_there(tmp_path, name):
         READERS[name](tmp_path)
     with pytest.raises(CorpusError, match="does not exist"):
         READERS[name](tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "kept"),
+    [
+        ("common_voice", {"languages": ["de"]}, lambda c: c.path.startswith("de/")),
+        ("librispeech", {"subsets": ["dev-other"]}, lambda c: "dev-other" in c.path),
+        ("librilight", {"subsets": ["small"]}, lambda c: True),
+        ("voxpopuli", {"unlabelled": False}, lambda c: c.text),
+        ("voxpopuli", {"transcribed": False}, lambda c: not c.text),
+        ("babel", {"whole": True}, lambda c: "#" not in c.id),
+    ],
+)
+def test_options_keep_a_part(tmp_path, name, options, kept):
+    made, _ = MAKERS[name](tmp_path)
+    everything = READERS[name](tmp_path).clips
+    part = READERS[name](tmp_path, **options).clips
+    assert [c.id for c in part] == [c.id for c in everything if kept(c)]
+    if name == "babel":
+        assert {(c.start, c.end, c.text) for c in part} == {(0.0, None, "")}
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("common_voice", {"languages": ["fr"]}, "no locale fr"),
+        (
+            "librispeech",
+            {"subsets": ["train-other-500"]},
+            "no subset train-other-500; it has dev-other, train-clean-100",
+        ),
+        ("librilight", {"subsets": ["tiny"]}, "tiny; known: small, medium"),
+    ],
+)
+def test_a_part_that_is_not_there_is_refused(tmp_path, name, options, said):
+    MAKERS[name](tmp_path)
+    with pytest.raises(CorpusError, match=said):
+        READERS[name](tmp_path, **options)
 
 
 def test_the_first_releases_of_common_voice_and_more_than_the_three_tables(tmp_path):
