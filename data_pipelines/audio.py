@@ -5,6 +5,7 @@ length that was meant for the whole, that is a silent error, so what the contain
 """
 
 import io
+import math
 import mmap
 import struct
 import zlib
@@ -17,7 +18,7 @@ import soxr
 
 from data_pipelines.batch import SAMPLE_RATE
 
-AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aif", ".aiff", ".au", ".w64"})
+AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aif", ".aiff", ".au", ".w64", ".sph"})
 SILENCE = 1e-4  # peak of -80 dB re full scale: three steps of int16
 # Files of floats may go beyond full scale, 1. Filters and limiters overshoot by a few dB now and then: that is clipped.
 # A peak of +12 dB is no overshoot, but another scale (int16 kept as floats has peaks of 1e4); and with more than one
@@ -72,10 +73,11 @@ def decode(data: bytes | Path, *, name: str) -> Decoded:
     """Decodes a whole file, given as bytes or as a path, to `waveform` [samples] float32 mono 16 kHz.
 
     Raises AudioError naming the clip and the reason: missing or unreadable, truncated (fewer bytes or samples than the
-    header of a WAV, AIFF, AU, W64, FLAC or MP3 with a Xing header says; Ogg without its last page), damaged (an Ogg
-    page whose checksum is wrong), longer than `MAX_SECONDS`, zero length, not finite, silent or constant (nothing
-    further than `SILENCE` from the mean), overdriven (floats beyond `OVERDRIVEN_PEAK`, or more than
-    `OVERDRIVEN_SHARE` of them beyond full scale). An MP3 without a Xing header cannot tell that it was cut.
+    header of a WAV, AIFF, AU, W64, SPHERE, FLAC or MP3 with a Xing header says; Ogg without its last page), damaged
+    (an Ogg page whose checksum is wrong), a SPHERE file compressed with shorten, longer than `MAX_SECONDS`, zero
+    length, not finite, silent or constant (nothing further than `SILENCE` from the mean), overdriven (floats beyond
+    `OVERDRIVEN_PEAK`, or more than `OVERDRIVEN_SHARE` of them beyond full scale). An MP3 without a Xing header cannot
+    tell that it was cut.
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         try:
@@ -184,10 +186,28 @@ def check_whole(data: bytes | mmap.mmap, name: str) -> None:
         announced = offset + size if size != _UNKNOWN_SIZE else None
     elif data[:4] == b"riff" and len(data) >= 24:  # Sony's W64: GUIDs instead of four letters, 64-bit sizes
         announced = struct.unpack("<Q", data[16:24])[0]
+    elif data[:8] == b"NIST_1A\n":
+        announced = _sphere_bytes(data, name)
     elif data[:3] == b"ID3" or data[:1] == b"\xff":
         announced = _mp3_bytes(data)
     if announced is not None and announced > len(data):
         raise AudioError(name, f"truncated: {len(data)} of {announced} bytes")
+
+
+def _sphere_bytes(data: bytes | mmap.mmap, name: str) -> int | None:
+    """The length by a NIST SPHERE header: its size in bytes on line 2, then "name -type value" lines up to end_head.
+
+    Raises AudioError for shorten (LDC's older CDs), which libsndfile does not decode.
+    """
+    size = int(data[8:16]) if bytes(data[8:16]).strip().isdigit() else 1024
+    lines = bytes(data[16:size]).decode("ascii", "replace").split("end_head")[0].splitlines()
+    fields = {words[0]: words[2].strip() for words in (line.split(None, 2) for line in lines) if len(words) == 3}
+    if "shorten" in fields.get("sample_coding", ""):
+        raise AudioError(name, "SPHERE compressed with shorten is not decoded here: sph2pipe -f wav FILE.sph FILE.wav")
+    numbers = [fields.get(key, "") for key in ("sample_count", "channel_count", "sample_n_bytes")]
+    if not all(number.isdigit() for number in numbers):
+        return None
+    return size + math.prod(int(number) for number in numbers)
 
 
 def _mp3_bytes(data: bytes | mmap.mmap) -> int | None:

@@ -20,10 +20,18 @@ _RETIRED = {
 }
 _COMMON_NAMES = {
     "cantonese": "yue",
-    "mandarin": "cmn",
-    "greek": "ell",
+    "dholuo": "luo",
     "farsi": "fas",
+    "frisian": "fry",
+    "greek": "ell",
+    "kurmanji": "kmr",
+    "mandarin": "cmn",
+    "odia": "ori",  # the macrolanguage, as "or" is; ISO has the name for one of its members
+    "pashto": "pus",
 }  # people say these, ISO does not
+# What is spoken where a corpus of speech says zh and a place: Common Voice's zh-CN, zh-TW and zh-HK.
+_CHINESE_BY_REGION = {"cn": "cmn", "tw": "cmn", "sg": "cmn", "hk": "yue", "mo": "yue"}
+_CHINESE_BY_EXTENSION = ("cmn", "yue", "nan", "hak", "wuu")  # BCP 47's zh-yue is yue
 _PRIVATE = re.compile("q[a-t][a-z]")  # ISO 639-3 leaves qaa to qtz to local use
 
 
@@ -43,13 +51,27 @@ class UnknownLanguage(ValueError):
 def normalise(code: str) -> str:
     """The ISO 639-3 code of a language given as ISO 639-1, -2 (both kinds), -3, a BCP 47 or locale tag, or in English.
 
-    Only the language of a tag counts: pt-BR and pt_PT are both por. Macrolanguages stay what they are (zho, ara); give
-    cmn or arz to be exact. Withdrawn codes become their successors; qaa to qtz (private use) are kept.
+    Only the language of a tag counts: pt-BR and pt_PT are both por, rm-sursilv and rm-vallader both roh. The one
+    exception is Chinese with a place, whose spoken languages have nothing in common but the script: zh-CN, zh-TW and
+    zh-SG are cmn, zh-HK and zh-MO are yue. Withdrawn codes become their successors; qaa to qtz (private use) are kept.
+
+    Macrolanguages stay what they are: ar and ar_eg are ara, zh is zho, ne is nep, sw is swa, et is est. Corpora that
+    give two letters (Common Voice, FLEURS, VoxLingua107, VoxPopuli) so share a bucket, and one that names a member
+    (arz, npi, swh, ekk) has another. So have nb (nob), nn (nno) and no (nor), and fil and tl (tgl): ISO tells them
+    apart, and so do the corpora.
 
     Raises UnknownLanguage naming the code and the nearest codes and names.
     """
     given = code.strip()
-    tag = re.split("[-_]", given.lower(), maxsplit=1)[0]
+    tag, *subtags = re.split("[-_.@]", given.lower())
+    whole = _names().get(re.sub("[-_]", " ", given.lower())) if subtags else None
+    if whole:  # a name of two words: Tok-Pisin is not tok, Toki Pona
+        return whole
+    if tag == "zh" and subtags:
+        for subtag in subtags:
+            spoken = subtag if subtag in _CHINESE_BY_EXTENSION else _CHINESE_BY_REGION.get(subtag)
+            if spoken:
+                return spoken
     if tag in _RETIRED:
         return _RETIRED[tag]
     if _PRIVATE.fullmatch(tag):

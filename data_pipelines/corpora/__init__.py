@@ -1,8 +1,8 @@
 """One reader a corpus: a module whose `read(folder, ...)` lists clips without decoding them.
 
-`folder` reads any folder with a table or with <language>/<corpus> sub-folders. A reader for a named corpus gives the
-same `Listing`, and `prepare` takes it from there. A clip is a file, or a member of a container (a tar, a Parquet file,
-a TFDS data set), or a stretch of either.
+`folder` reads any folder with a table or with <language>/<corpus> sub-folders. The readers of named corpora, which
+`readers.READERS` lists and which share `listing`, give the same `Listing`, and `prepare` takes it from there. A clip is
+a file, or a member of a container (a tar, a Parquet file, a TFDS data set), or a stretch of either.
 """
 
 from typing import NamedTuple

@@ -5,7 +5,6 @@ The table has a header line. Columns `path` (relative to the folder) and `langua
 Quotes mean nothing: a field ends at a tab, a row at the end of the line.
 """
 
-import hashlib
 import os
 import posixpath
 import re
@@ -15,18 +14,12 @@ from typing import NamedTuple
 
 from data_pipelines.audio import AUDIO_SUFFIXES
 from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
+from data_pipelines.corpora.listing import SPLITS, dealt_split
 from data_pipelines.languages import UnknownLanguage, normalise
-from data_pipelines.manifest import Split
 
 TABLE_NAME = "manifest.tsv"
 LAYOUT = "<language>/<corpus>/"  # of a folder without a table
 NEEDED = ("path", "language")
-SPLITS = {
-    **{name: Split.TRAIN for name in ("train", "training")},
-    **{name: Split.DEV for name in ("dev", "valid", "validation", "val")},
-    **{name: Split.TEST for name in ("test", "eval")},
-}
-TRAIN_SHARE, DEV_SHARE = 80, 10  # percent, where the table has no split
 
 
 def read(folder: str | Path, *, table: str | Path | None = None) -> Listing:
@@ -191,17 +184,10 @@ def _clip(folder: Path, number: int, row: dict[str, str], codes: dict[str, str |
         language=language,
         corpus=row.get("source") or row.get("corpus") or folder.resolve().name,
         speaker=row.get("speaker", ""),
-        split=SPLITS[split.lower()] if split else _split(language, text or name),
+        split=SPLITS[split.lower()] if split else dealt_split(language, text or name),
         text=text,
         licence=row.get("licence", ""),
         samples=int(declared) if declared else None,
         row=number,
         size=status.st_size,
     )
-
-
-def _split(language: str, sentence: str) -> Split:
-    percent = int(hashlib.sha256(f"{language}\t{sentence}".encode()).hexdigest(), 16) % 100
-    if percent < TRAIN_SHARE:
-        return Split.TRAIN
-    return Split.DEV if percent < TRAIN_SHARE + DEV_SHARE else Split.TEST

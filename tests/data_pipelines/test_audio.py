@@ -22,6 +22,7 @@ FORMATS = {
     "aiff": ("AIFF", "PCM_16"),
     "au": ("AU", "PCM_16"),
     "w64": ("W64", "PCM_16"),
+    "sph": ("NIST", "PCM_16"),
 }
 
 
@@ -259,3 +260,15 @@ def test_cropping_refuses_what_is_not_16_khz_mono_flac():
     whole = encode_flac(voice(64000))
     with pytest.raises(AudioError, match="unreadable|truncated"):
         decode_crop(whole[: len(whole) // 2], start=0, samples=64000)
+
+
+@pytest.mark.parametrize("subtype", ["ULAW", "ALAW", "PCM_16"])
+def test_sphere_is_decoded_whole_or_refused(subtype):
+    """libsndfile hands over what is left of a cut file; of one that shorten compressed it says only "unimplemented"."""
+    data = encoded(voice(8000, 8000), "sph", rate=8000, subtype=subtype)
+    assert decode(data, name="x").source_frames == 8000
+    with pytest.raises(AudioError, match=f"truncated: {len(data) - 100} of {len(data)} bytes"):
+        decode(data[:-100], name="x")
+    shortened = data.replace(b"sample_coding -s", b"sample_coding -s26 pcm,embedded-shorten-v2.00\nx -s", 1)
+    with pytest.raises(AudioError, match="sph2pipe -f wav"):
+        decode(shortened, name="x")

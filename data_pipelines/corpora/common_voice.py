@@ -1,0 +1,84 @@
+"""Common Voice, any release with TSV tables: <release>/<locale>/{clips/*.mp3, train.tsv, dev.tsv, test.tsv, ...}.
+
+Layout: Mozilla's release notes (github.com/common-voice/cv-dataset); read in the same way by lhotse
+(lhotse/recipes/commonvoice.py). `path` is a file in clips/, without ".mp3" in the first releases (DeepSpeech's
+bin/import_cv2.py adds it too); `client_id` is the contributor. All other columns came and went: sentence (always),
+sentence_id and sentence_domain (17 on), locale, variant, accents (accent before 8), segment.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipelines.corpora import CorpusError, Listing
+from data_pipelines.corpora.listing import SPLITS, Collector, folders_in, table_of, wrong_layout
+from data_pipelines.manifest import Split
+
+LAYOUT = "<release>/<locale>/ or <locale>/, a locale with clips/ and train.tsv"
+EXTRA = ("validated", "other", "invalidated")
+
+
+def read(
+    folder: str | Path, *, language: str | None = None, languages: Sequence[str] = (), extra: Sequence[str] = ()
+) -> Listing:
+    """Lists train.tsv, dev.tsv and test.tsv of one locale, or of each locale in a release.
+
+    `extra` names further tables to train on: "validated" (which holds the three and all repetitions of a sentence, most
+    of the hours of big languages), "other" (not yet voted on), "invalidated" (voted down). A clip that an earlier table
+    has is passed over; one whose contributor or sentence is in dev or test is rejected, so that both stay held out.
+    `languages` keeps these locales only, as their folders are named. `language` says what one locale's folder speaks
+    where its name does not.
+
+    Raises CorpusError: no such layout, no such locale, `extra` of another name, a locale that ISO 639 does not know, a
+    table that is not UTF-8 or has no `path` or `client_id`.
+    """
+    if unknown := [name for name in extra if name not in EXTRA]:
+        raise CorpusError(f"extra names {', '.join(unknown)}; known: {', '.join(EXTRA)}")
+    out = Collector(folder, corpus="common_voice", licence="CC0-1.0")
+    locales = [out.folder] if _is_locale(out.folder) else [path for path in folders_in(out.folder) if _is_locale(path)]
+    if not locales:
+        raise wrong_layout(out.folder, LAYOUT)
+    if missing := set(languages) - {path.resolve().name for path in locales}:
+        raise CorpusError(f"{folder} has no locale {', '.join(sorted(missing))}")
+    for locale in locales:
+        name = locale.resolve().name
+        if not languages or name in languages:
+            _read_locale(out, locale, out.language_of(language or name, where=locale), extra)
+    return out.listing(LAYOUT)
+
+
+def _is_locale(folder: Path) -> bool:
+    return (folder / "clips").is_dir() and any((folder / f"{name}.tsv").is_file() for name in ("train", *EXTRA))
+
+
+def _read_locale(out: Collector, locale: Path, code: str, extra: Sequence[str]) -> None:
+    listed, held_out = set(), set()
+    for table in ("dev", "test", "train", *extra):
+        path = locale / f"{table}.tsv"
+        if not path.is_file():
+            if table in extra:
+                raise CorpusError(f"{locale} has no {table}.tsv")
+            continue  # locales with little speech have no dev, or no test
+        split = SPLITS.get(table, Split.TRAIN)
+        for line, row in table_of(path, needed=("client_id", "path")):
+            if row is None or not row["path"]:
+                out.reject(path, f"line {line}: {'no path' if row else 'another number of fields than the header has'}")
+                continue
+            clip = row["path"] if Path(row["path"]).suffix else f"{row['path']}.mp3"
+            if clip in listed:
+                if table not in extra:
+                    out.reject(locale / "clips" / clip, f"{path.name} line {line}: is in an earlier table too")
+                continue
+            listed.add(clip)
+            marks = {("speaker", row["client_id"]), ("sentence", row.get("sentence", ""))} - {("sentence", "")}
+            if split is not Split.TRAIN:
+                held_out |= marks
+            elif table in extra and not marks.isdisjoint(held_out):
+                out.reject(locale / "clips" / clip, "its contributor or its sentence is in dev or test")
+                continue
+            out.take(
+                locale / "clips" / clip,
+                language=code,
+                split=split,
+                speaker=row["client_id"],
+                text=row.get("sentence", ""),
+            )
