@@ -213,7 +213,8 @@ class Manifest:
             return {}
         key = np.ravel_multi_index(tuple(getattr(self, name)[rows].astype(np.int64) for name in names), shape)
         if math.prod(shape) <= max(len(rows), 1 << 16):  # counted in place; sorting 25 million keys takes seconds
-            present, seconds = _sums(key, self.samples[rows])
+            present = np.flatnonzero(np.bincount(key))
+            seconds = np.bincount(key, weights=self.samples[rows])[present]
         else:
             present, inverse = np.unique(key, return_inverse=True)
             seconds = np.bincount(inverse, weights=self.samples[rows])
@@ -310,11 +311,6 @@ def write_manifest(
         with pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
     return path
-
-
-def _sums(key: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    present = np.flatnonzero(np.bincount(key))
-    return present, np.bincount(key, weights=weights)[present]
 
 
 def _reload(root: Path) -> Manifest:
