@@ -1,0 +1,66 @@
+"""The readers by name: one function a kind of corpus, `read(folder, *, ...) -> Listing`."""
+
+import difflib
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from data_pipelines.corpora import CorpusError, Listing, fairseq, folder, kaldi, lhotse, parquet, tfds, webdataset
+
+READERS: dict[str, Callable[..., Listing]] = {
+    "folder": folder.read,
+    "fairseq": fairseq.read,
+    "kaldi": kaldi.read,
+    "lhotse": lhotse.read,
+    "parquet": parquet.read,
+    "tfds": tfds.read,
+    "webdataset": webdataset.read,
+}
+_BOOLS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def option_names(name: str) -> tuple[str, ...]:
+    """The options of a reader. Raises CorpusError: no such reader, with the nearest names."""
+    if name not in READERS:
+        near = difflib.get_close_matches(name, READERS, n=2)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(sorted(READERS))}"
+        raise CorpusError(f"no reader is called {name!r}; {hint}")
+    return tuple(inspect.signature(READERS[name]).parameters)[1:]
+
+
+def read(name: str, folder: str | Path, options: Mapping[str, object]) -> Listing:
+    """Lists a folder with the reader of that name. Text given for a number or a truth value is taken as such.
+
+    Raises CorpusError: no such reader, no such option (both with the nearest names), a value of another kind, and what
+    the reader raises.
+    """
+    known = option_names(name)
+    hints = typing.get_type_hints(READERS[name])
+    given = {}
+    for key, value in options.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=2)
+            hint = f"did you mean {' or '.join(near)}?" if near else f"it has: {', '.join(known)}"
+            raise CorpusError(f"the reader {name!r} has no option {key!r}; {hint}")
+        given[key] = _value(value, hints.get(key, str), where=f"option {key!r} of the reader {name!r}")
+    return READERS[name](folder, **given)
+
+
+def _value(value: object, hint: object, *, where: str) -> object:
+    kinds = typing.get_args(hint) or (hint,)
+    if isinstance(value, str) and str not in kinds:
+        try:
+            for kind in kinds:
+                if kind is bool:
+                    return _BOOLS[value.lower()]
+                if kind in (int, float):
+                    return kind(value)
+        except (KeyError, ValueError):
+            pass
+    wanted = tuple(kind for kind in kinds if isinstance(kind, type))
+    if float in wanted and isinstance(value, int):
+        return value
+    if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
+        raise CorpusError(f"{where} is {value!r}, not of the kind {' or '.join(k.__name__ for k in wanted)}")
+    return value
