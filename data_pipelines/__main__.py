@@ -29,7 +29,8 @@ with interrupts_end_at_once():
     from data_pipelines.languages import name_of
     from data_pipelines.lengths import LengthsError, declaration, propose, report
     from data_pipelines.manifest import Manifest, ManifestError, Split
-    from data_pipelines.prepare import QUARANTINE_NAME, PrepareError, prepare
+    from data_pipelines.prepare import QUARANTINE_NAME, Part, PartDone, PrepareError, prepare
+    from data_pipelines.shards import Filters
     from data_pipelines.sources import ShardSource, SourceError, check_records
     from data_pipelines.storage import StorageError
 
@@ -39,12 +40,17 @@ class Prepare:
     """Decode a corpus once, to shards of FLAC and a manifest that training reads. After a stop, it goes on."""
 
     folder: tyro.conf.Positional[Path]
-    """The corpus: a folder with a table, or with audio under <language>/<corpus>/."""
+    """The corpus: a folder with a table, or with audio under <language>/<corpus>/; a folder of another kind, with
+    --reader; or a composition file (.toml) of several."""
     out: Path
     """The folder to write (made if need be)."""
     table: Path | None = None
     """Tab-separated, with a header: path, language; perhaps source, speaker, split, id, text, licence, n_samples.
     Without it: manifest.tsv if the folder has one, else the folder's own structure."""
+    reader: str = "folder"
+    """How the folder is read: fairseq, kaldi, parquet, webdataset, lhotse, tfds, or a corpus' name."""
+    option: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """The reader's own options, as language=fra; a wrong one is answered with those that there are."""
     workers: int | None = None
     """Processes; one a core by default. The result does not depend on it."""
     clips_per_shard: int = 1000
@@ -53,21 +59,47 @@ class Prepare:
     """Training clips of one speaker are joined until they have this length; 0 (and --min-seconds 0) joins nothing."""
     min_seconds: float = 2.0
     """A speaker with less than this is repeated up to it; the shortest training length must not be longer."""
+    min_clip_seconds: float = 0.0
+    """Leave out clips that are shorter."""
+    max_clip_seconds: float | None = None
+    """Leave out clips that are longer (else they are kept whole, and cropped in training)."""
+    min_peak_dbfs: float | None = None
+    """Leave out clips whose loudest sample is quieter, in dB re full scale."""
+    min_rms_dbfs: float | None = None
+    """Leave out clips whose root mean square is lower, in dB re full scale."""
+    duplicates: bool = True
+    """Keep clips with the same samples as another; without them, the first is kept, of a held-out split if any."""
+    part: int | None = None
+    """Write only this share of the shards, 1 to --of: for jobs of a cluster. A call without it ends the work."""
+    of: int | None = None
+    """How many shares there are."""
     overwrite: bool = False
     """Replace what was prepared there with another table or other options; shards that stay the same are kept."""
 
     def run(self) -> None:
         """Prepares the corpus; prints minutes by language, hours read and written, and why clips were left out."""
+        if (self.part is None) != (self.of is None):
+            raise PrepareError("--part and --of go together")
         made = prepare(
             self.folder,
             out=self.out,
             table=self.table,
+            reader=self.reader,
+            options=_options(self.option),
+            filters=Filters(self.min_clip_seconds, self.max_clip_seconds, self.min_peak_dbfs, self.min_rms_dbfs),
+            duplicates=self.duplicates,
+            part=None if self.part is None else Part(self.part, self.of),
             workers=self.workers,
             clips_per_shard=self.clips_per_shard,
             join_seconds=self.join_seconds,
             min_seconds=self.min_seconds,
             overwrite=self.overwrite,
         )
+        if isinstance(made, PartDone):
+            print(
+                f"part {self.part} of {self.of} is done: {made.shards:,} shards; {made.elsewhere:,} are still missing"
+            )
+            return
         if not made.fresh:
             print(f"{made.root} is already prepared; nothing to do")
         _print_seconds(made.manifest)
@@ -181,6 +213,16 @@ class Inspect:
             with whole_file(self.html) as temporary:
                 temporary.write_text(page, encoding="utf-8")
             print(f"{self.html}: {len(page.encode()) / 1e6:.1f} MB")
+
+
+def _options(given: tuple[str, ...]) -> dict[str, str]:
+    options = {}
+    for entry in given:
+        key, equals, value = entry.partition("=")
+        if not equals:
+            raise CorpusError(f"--option {entry}: write KEY=VALUE")
+        options[key.replace("-", "_")] = value
+    return options
 
 
 def _print_seconds(manifest: Manifest) -> None:

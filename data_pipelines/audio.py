@@ -106,6 +106,15 @@ def decode(data: bytes | Path, *, name: str) -> Decoded:
         raise AudioError(name, f"longer than {MAX_SECONDS:.0f} s: segment it first", int(MAX_SECONDS * SAMPLE_RATE))
     if frames < announced < 1 << 62:
         raise AudioError(name, f"truncated: {frames} of {announced} samples decode")
+    return checked(source, rate=rate, channels=channels, floats=floats, name=name)
+
+
+def checked(source: np.ndarray, *, rate: int, channels: int, floats: bool, name: str) -> Decoded:
+    """`source` [frames] float32, mono, at `rate` Hz, resampled to 16 kHz; `floats`: it was stored as such.
+
+    Raises AudioError: zero length, not finite, silent or constant, overdriven; see `decode`.
+    """
+    frames = len(source)
     if frames == 0:
         raise AudioError(name, "zero length")
     if not np.isfinite(source).all():

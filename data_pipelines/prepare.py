@@ -1,23 +1,24 @@
-"""From a folder of clips to shards and a manifest: once, offline, in parallel, and as often as it takes.
+"""From folders of clips to shards and a manifest: once, offline, in parallel, and as often as it takes.
 
     listing ── plan ──▶ shard tasks ── worker processes ──▶ shards/*.arrayrecord + *.arrow ──▶ manifest.arrow
 
 The plan is a pure function of the listing and the options, every shard is a pure function of its task, and a shard's
 name holds a hash of its task. So a run that was killed goes on where it stopped, the result is the same to the byte for
 any number of workers, and a corpus that grew by one language re-encodes only that language. `manifest.arrow` is last.
+
+Duplicates are known once every clip was decoded: then the shards that hold some are written again without them, under
+names of their own. The first shards stay until the manifest is there, so a kill in between costs nothing twice.
 """
 
 import concurrent.futures
 import contextlib
 import fcntl
-import hashlib
-import itertools
 import json
 import multiprocessing
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
@@ -28,36 +29,17 @@ from tqdm import tqdm
 
 from data_pipelines.atomic import TEMPORARY_PREFIX, delete_leftovers, whole_file
 from data_pipelines.batch import SAMPLE_RATE
-from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
-from data_pipelines.corpora import folder as folder_corpus
+from data_pipelines.compositions import Listed, list_corpora
+from data_pipelines.corpora import CorpusError, Listing, Rejected
 from data_pipelines.manifest import MANIFEST_NAME, SHARD_FOLDER, Manifest, ManifestError, Split, write_manifest
-from data_pipelines.shards import Joining, Shard, ShardTask, Tally, make_task, read_shard, write_shard
+from data_pipelines.plan_shards import OtherPlan, Plan, PrepareError, difference, drop_duplicates, make_plan
+from data_pipelines.shards import Filters, Shard, ShardTask, Tally, read_shard, write_shard
 from data_pipelines.worker_processes import die_of_interrupts, follow_parent, interrupts_blocked
 
 PLAN_NAME = "plan.json"
 QUARANTINE_NAME = "quarantine.tsv"
 _ONE_FIELD = dict.fromkeys(map(ord, "\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " ")
 IN_FLIGHT = 3  # tasks handed out per worker, so that a long plan is not pickled all at once
-
-
-class PrepareError(RuntimeError):
-    """`prepare` cannot go on: another plan or another run holds the folder, nothing is usable, a worker died."""
-
-
-class OtherPlan(PrepareError):
-    """The folder was prepared from other clips, or with other options; `reason` says so without what to do."""
-
-    def __init__(self, reason: str):
-        super().__init__(f"{reason}. Give another --out, or --overwrite (shards that stay the same are kept)")
-        self.reason = reason
-
-
-class Plan(NamedTuple):
-    """What will be made: the `tasks`, a `digest` of them all, and `summary`, which tells two plans apart in words."""
-
-    tasks: tuple[ShardTask, ...]
-    digest: str
-    summary: dict
 
 
 class Prepared(NamedTuple):
@@ -73,28 +55,52 @@ class Prepared(NamedTuple):
     fresh: bool
 
 
+class Part(NamedTuple):
+    """Share number `part` (from 1) of `of` equal ones of a plan's shards: one job of a cluster."""
+
+    part: int
+    of: int
+
+
+class PartDone(NamedTuple):
+    """What a `Part` has done: shards of its share that are whole now, and those of other shares still to be made."""
+
+    shards: int
+    elsewhere: int
+
+
 def prepare(
     folder: str | Path,
     *,
     out: str | Path,
     table: str | Path | None = None,
+    reader: str = "folder",
+    options: Mapping[str, object] | None = None,
     workers: int | None = None,
     clips_per_shard: int = 1000,
     join_seconds: float = 4.0,
     min_seconds: float = 2.0,
+    filters: Filters = Filters(),
+    duplicates: bool = True,
+    part: Part | None = None,
     overwrite: bool = False,
     progress: bool = True,
-) -> Prepared:
-    """Prepares a corpus; see `corpora.folder.read` for what a folder and its table may be.
+) -> Prepared | PartDone:
+    """Prepares a corpus, or the corpora of a composition file (`folder` ends in .toml; see `compositions`).
 
+    `reader` with its `options` says how the folder is read (see `corpora.readers`; `table` is the folder reader's).
     Training clips shorter than `join_seconds` are joined with their neighbours of the same language, corpus and
     speaker (clips without a speaker count as one speaker's); a speaker with less than `min_seconds` is repeated up to
-    it. Held-out clips are never joined. Long clips are kept whole. Unusable clips are left out and listed in
+    it. Held-out clips are never joined. Long clips are kept whole, unless `filters` leaves them out; without
+    `duplicates`, so are clips with the same samples as another one. Unusable clips are left out and listed in
     quarantine.tsv. `workers` (default: one a core) does not change the result.
 
-    Raises CorpusError (folder, table), PrepareError (another plan or run in `out`, no usable clip, no training clip, a
-    worker that died), OSError naming the file that could not be written. Run it again after any of these: finished
-    shards are kept.
+    With `part` only that share of the shards is written, by as many jobs at once as there are parts, and PartDone
+    returned; a call without it makes what is missing and the manifest.
+
+    Raises CorpusError (folder, table, composition), PrepareError (another plan or run in `out`, no usable clip, no
+    training clip, a worker that died), OSError naming the file that could not be written. Run it again after any of
+    these: finished shards are kept.
     """
     if clips_per_shard < 1 or join_seconds < 0 or min_seconds < 0 or (workers is not None and workers < 1):
         raise PrepareError("clips_per_shard and workers must be at least 1, join_seconds and min_seconds at least 0")
@@ -103,98 +109,93 @@ def prepare(
             f"join_seconds ({join_seconds:g}) is less than min_seconds ({min_seconds:g}): utterances shorter than the "
             "minimum would remain"
         )
-    out = Path(out)
-    if out.resolve() == Path(folder).resolve():
-        raise PrepareError(f"--out is the corpus folder itself ({out}); give another one")
-    listing = folder_corpus.read(folder, table=table)
+    if part is not None and not 1 <= part.part <= part.of:
+        raise PrepareError(f"part {part.part} of {part.of}: parts are counted from 1 to their number")
+    out, options = Path(out), dict(options or {})
+    if table is not None:
+        options["table"] = table
+    listed = list_corpora(folder, reader=reader, options=options, progress=progress)
+    for root in listed.folders.values():
+        if out.resolve() == Path(root).resolve():
+            raise PrepareError(f"--out is the corpus folder itself ({out}); give another one")
     plan = make_plan(
-        folder, listing, clips_per_shard=clips_per_shard, join_seconds=join_seconds, min_seconds=min_seconds
+        listed.folders,
+        listed.listing,
+        clips_per_shard=clips_per_shard,
+        join_seconds=join_seconds,
+        min_seconds=min_seconds,
+        filters=filters,
+        drop_duplicates=not duplicates,
     )
     (out / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
-    with _only_one_run(out) as alone:
+    with _only_one_run(out, shared=part is not None) as alone:
         done = _finished(out, plan, overwrite=overwrite)
         if done is not None:
-            return done
+            return done if part is None else PartDone(len(_share(done.manifest.shard_names, part)), 0)
         for place in (out, out / SHARD_FOLDER):
             delete_leftovers(place, everyones=alone)
         with whole_file(out / PLAN_NAME) as temporary:
             temporary.write_text(json.dumps({"digest": plan.digest, **plan.summary}, indent=1, ensure_ascii=False))
-        _run(plan, out, workers or os.cpu_count() or 1, progress=progress)
-        return _merge(plan, listing, out)
+        count = workers or os.cpu_count() or 1
+        if part is not None:
+            return _run_part(plan, listed, out, part, count, progress=progress)
+        _run(plan.tasks, out, count, progress=progress)
+        tasks = plan.tasks
+        if not duplicates:
+            tasks = drop_duplicates(tasks, _hashed(tasks, out), order=list(listed.folders))
+            _run(tasks, out, count, progress=progress)
+        return _merge(tasks, plan, listed.listing, out)
 
 
-def make_plan(
-    folder: str | Path, listing: Listing, *, clips_per_shard: int, join_seconds: float, min_seconds: float
-) -> Plan:
-    """Deals the clips out to shards, sorted by (split, language, corpus, speaker, path).
-
-    A shard holds one split of one language; a speaker is divided only when alone above `clips_per_shard`.
-
-    Raises PrepareError: no usable clip, or none to train on.
-    """
-    if not listing.clips:
-        first = listing.rejected[0]
-        raise PrepareError(
-            f"none of the {len(listing.rejected)} clips of {folder} is usable; "
-            f"the first: {first.path} (row {first.row}): {first.reason}"
-        )
-    if all(clip.split is not Split.TRAIN for clip in listing.clips):
-        raise PrepareError(f"{folder} has no clip of the split 'train', only {', '.join(_splits(listing.clips))}")
-    clips = sorted(listing.clips, key=lambda c: (c.split, c.language, c.corpus, c.speaker, c.path, c.id))
-    joining = Joining(round(join_seconds * SAMPLE_RATE), round(min_seconds * SAMPLE_RATE))
-    tasks = []
-    for _, kin in itertools.groupby(clips, key=lambda c: (c.split, c.language)):
-        for number, dealt in enumerate(_deal(list(kin), clips_per_shard)):
-            tasks.append(make_task(number, folder, dealt, joining))
-    rejected = sorted(listing.rejected, key=lambda r: r.row)
-    content = json.dumps([[task.name for task in tasks], rejected], ensure_ascii=False)
-    languages = {}
-    for language, kin in itertools.groupby(sorted(clips, key=lambda c: c.language), key=lambda c: c.language):
-        kin = list(kin)
-        languages[language] = [len(kin), hashlib.sha256(json.dumps(kin).encode()).hexdigest()[:16]]
-    summary = {
-        "options": {"clips_per_shard": clips_per_shard, "join_seconds": join_seconds, "min_seconds": min_seconds},
-        "clips": len(clips),
-        "rejected": len(rejected),
-        "languages": languages,
-    }
-    return Plan(tuple(tasks), hashlib.sha256(content.encode()).hexdigest(), summary)
+def _share(items: Sequence, part: Part) -> Sequence:
+    return items[part.part - 1 :: part.of]
 
 
-def _splits(clips: list[Clip]) -> list[str]:
-    return [split.name.lower() for split in sorted({clip.split for clip in clips})]
+def _run_part(plan: Plan, listed: Listed, out: Path, part: Part, workers: int, *, progress: bool) -> PartDone:
+    """Writes a share of the plan's shards; where all are there, its share of those that lose duplicates."""
+    tasks = plan.tasks
+    _run(_share(tasks, part), out, workers, progress=progress)
+    missing = sum(_first_shard(task, out) is None for task in tasks)
+    if plan.summary["options"]["drop_duplicates"] and not missing:
+        tasks = drop_duplicates(tasks, _hashed(tasks, out), order=list(listed.folders))
+        _run(_share(tasks, part), out, workers, progress=progress)
+        missing = sum(read_shard(task.name, out) is None for task in tasks)
+    return PartDone(len(_share(tasks, part)), missing)
 
 
-def _deal(clips: list[Clip], limit: int) -> Iterator[list[Clip]]:
-    shard: list[Clip] = []
-    for _, speaker in itertools.groupby(clips, key=lambda c: (c.corpus, c.speaker)):
-        speaker = list(speaker)
-        if shard and len(shard) + len(speaker) > limit:
-            yield shard
-            shard = []
-        while len(speaker) > limit:  # cut evenly: a sliver at the end would leave an utterance too short
-            pieces = -(-len(speaker) // limit)
-            size = -(-len(speaker) // pieces)
-            yield speaker[:size]
-            speaker = speaker[size:]
-        shard += speaker
-    if shard:
-        yield shard
+def _first_shard(task: ShardTask, out: Path) -> Shard | None:
+    """The task's shard, or the same less duplicates, which has the same hashes."""
+    shard = read_shard(task.name, out)
+    if shard is None:
+        for path in sorted((out / SHARD_FOLDER).glob(f"{task.name}-*.arrow")):
+            shard = shard or read_shard(path.stem, out)
+    return shard
+
+
+def _hashed(tasks: Sequence[ShardTask], out: Path) -> list[Shard]:
+    shards = [_first_shard(task, out) for task in tasks]
+    for task, shard in zip(tasks, shards, strict=True):
+        if shard is None:
+            raise PrepareError(f"shard {task.name} in {out} is not whole after it was written: is the disk sound?")
+    return shards
 
 
 @contextlib.contextmanager
-def _only_one_run(out: Path) -> Iterator[bool]:
-    """Locks the folder; gives False where the file system has no locks, so that another run may be at it unseen."""
+def _only_one_run(out: Path, *, shared: bool) -> Iterator[bool]:
+    """Locks the folder; parts share the lock, and a whole run excludes them and its like.
+
+    Gives False where another may be at it all the same: a part, or a run unseen on a file system without locks.
+    """
     descriptor = os.open(out, os.O_RDONLY)  # the folder itself is locked: nothing to clean up, whatever happens
     try:
         locked = True
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except BlockingIOError:
             raise PrepareError(f"another prepare is writing to {out}; wait for it to end") from None
         except OSError:
             locked = False
-        yield locked
+        yield locked and not shared
     finally:
         os.close(descriptor)
 
@@ -210,7 +211,7 @@ def _finished(out: Path, plan: Plan, *, overwrite: bool) -> Prepared | None:
                 f"{out} holds a manifest, but no {PLAN_NAME}: give another --out, or --overwrite"
             ) from None
     if old is not None and old.get("digest") != plan.digest and not overwrite:
-        raise OtherPlan(f"{out} was prepared from something else: {_difference(old, plan.summary)}")
+        raise OtherPlan(f"{out} was prepared from something else: {difference(old, plan.summary)}")
     with contextlib.suppress(ManifestError):
         manifest = Manifest.load(out)
         if manifest.facts.get("plan") == plan.digest:
@@ -220,38 +221,18 @@ def _finished(out: Path, plan: Plan, *, overwrite: bool) -> Prepared | None:
     return None
 
 
-def _difference(old: dict, new: dict) -> str:
-    changes = []
-    for key, value in new["options"].items():
-        before = old.get("options", {}).get(key)
-        if before != value:
-            changes.append(f"{key} was {before}, is {value}")
-    for key in ("clips", "rejected"):
-        if old.get(key) != new[key]:
-            changes.append(f"{key} were {old.get(key)}, are {new[key]}")
-    before, after = old.get("languages", {}), new["languages"]
-    for words, names in (
-        ("new languages", sorted(set(after) - set(before))),
-        ("languages gone", sorted(set(before) - set(after))),
-        ("clips changed in", sorted(n for n in set(before) & set(after) if before[n] != after[n])),
-    ):
-        if names:
-            changes.append(f"{words}: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}")
-    return "; ".join(changes) or "another version of this code, or other reasons for clips left out"
-
-
-def _run(plan: Plan, out: Path, workers: int, *, progress: bool) -> None:
+def _run(tasks: Sequence[ShardTask], out: Path, workers: int, *, progress: bool) -> None:
     """Writes every shard that is not there yet."""
     left, read = [], 0
-    for task in plan.tasks:
-        shard = read_shard(task.name, out)
+    for task in tasks:
+        shard = read_shard(task.name, out) if task.duplicates else _first_shard(task, out)
         if shard is None:
             left.append(task)
         else:
             read += shard.tally.read
-    done = len(plan.tasks) - len(left)
+    done = len(tasks) - len(left)
     often = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file wants a line now and then
-    with tqdm(total=len(plan.tasks), initial=done, unit="shard", disable=not progress, mininterval=often) as bar:
+    with tqdm(total=len(tasks), initial=done, unit="shard", disable=not progress, mininterval=often) as bar:
 
         def advance(tally: Tally) -> None:
             nonlocal read
@@ -299,10 +280,10 @@ def _start_worker() -> None:
     follow_parent()
 
 
-def _merge(plan: Plan, listing: Listing, out: Path) -> Prepared:
+def _merge(tasks: Sequence[ShardTask], plan: Plan, listing: Listing, out: Path) -> Prepared:
     """Writes quarantine.tsv and, last of all, manifest.arrow; deletes shards of older plans."""
     shards: list[Shard] = []
-    for task in plan.tasks:
+    for task in tasks:
         shard = read_shard(task.name, out)
         if shard is None:
             raise PrepareError(f"shard {task.name} in {out} is not whole after it was written: is the disk sound?")
@@ -359,4 +340,14 @@ def _field(value: object) -> str:
     return str(value).encode(errors="backslashreplace").decode().translate(_ONE_FIELD)
 
 
-__all__ = ["CorpusError", "OtherPlan", "Plan", "PrepareError", "Prepared", "make_plan", "prepare"]
+__all__ = [
+    "CorpusError",
+    "OtherPlan",
+    "Part",
+    "PartDone",
+    "Plan",
+    "PrepareError",
+    "Prepared",
+    "make_plan",
+    "prepare",
+]

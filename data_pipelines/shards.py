@@ -7,7 +7,7 @@ the byte, and is either whole on disk or absent.
 import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -16,15 +16,17 @@ import numpy as np
 import pyarrow as pa
 
 from data_pipelines.atomic import cannot_write, whole_file
-from data_pipelines.audio import AudioError, decode, encode_flac
+from data_pipelines.audio import AudioError, encode_flac
 from data_pipelines.batch import RECEPTIVE_FIELD, SAMPLE_RATE
+from data_pipelines.containers import Containers
 from data_pipelines.corpora import Clip, Rejected
 from data_pipelines.manifest import SHARD_FOLDER, Split
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one record a read; FLAC does not compress further
-RECIPE = 2  # goes into every shard's name: raise it when the same task would give other bytes
+RECIPE = 3  # goes into every shard's name: raise it when the same task would give other bytes
 LENGTH_TOLERANCE = 2  # samples by which a resampled clip may differ from the length that the table gives
 BETWEEN_TEXTS = " | "
+HASH_BYTES = 16  # of a clip's samples: two of 25 million clips meet by chance once in 10^24 corpora
 
 _TABLE = pa.schema(
     [
@@ -50,18 +52,61 @@ class Joining(NamedTuple):
     minimum: int
 
 
+class Filters(NamedTuple):
+    """Which clips that decode are left out all the same, each with its reason in the quarantine list.
+
+    Attributes:
+        min_seconds, max_seconds: how long a clip must and may be. Longer clips are left out, not cut: a transcript
+            cannot be cut with them. (Without a maximum, they are kept whole, and training crops them.)
+        min_peak_dbfs, min_rms_dbfs: how loud its loudest sample and its root mean square must be, in dB re full scale.
+    """
+
+    min_seconds: float = 0.0
+    max_seconds: float | None = None
+    min_peak_dbfs: float | None = None
+    min_rms_dbfs: float | None = None
+
+    def reason(self, waveform: np.ndarray) -> str | None:
+        """Why `waveform` [samples], int16 at 16 kHz, is left out; None where it is not."""
+        seconds = len(waveform) / SAMPLE_RATE
+        if seconds < self.min_seconds:
+            return f"shorter than {self.min_seconds:g} s: {seconds:.3f} s"
+        if self.max_seconds is not None and seconds > self.max_seconds:
+            return f"longer than {self.max_seconds:g} s: {seconds:.3f} s"
+        if self.min_peak_dbfs is not None or self.min_rms_dbfs is not None:
+            full = waveform.astype(np.float64) / 32768
+            for what, value, least in (
+                ("peak", np.abs(full).max(), self.min_peak_dbfs),
+                ("RMS", np.sqrt(np.mean(full**2)), self.min_rms_dbfs),
+            ):
+                level = 20 * np.log10(max(float(value), 1e-10))
+                if least is not None and level < least:
+                    return f"too quiet: {what} under {least:g} dBFS, {level:.1f}"
+        return None
+
+
+class Duplicate(NamedTuple):
+    """Clip number `place` of a task has the same samples as the clip called `first`, which is kept."""
+
+    place: int
+    first: str
+
+
 class ShardTask(NamedTuple):
     """Clips of one split and language, in order, that become one shard.
 
     Attributes:
-        name: file name without suffix; holds a hash of all else but `folder`, so no other task takes its place.
-        folder: the corpus. clips: sorted by corpus, speaker, path. joining: the rule for training clips.
+        name: file name without suffix; holds a hash of all else but `folders`, so no other task takes its place.
+        folders: the folder of every `Clip.root`. clips: sorted by corpus, speaker, path. joining: the rule for training
+            clips. filters: what is left out. duplicates: clips that are left out because they are elsewhere already.
     """
 
     name: str
-    folder: str
+    folders: Mapping[str, str]
     clips: tuple[Clip, ...]
     joining: Joining
+    filters: Filters = Filters()
+    duplicates: tuple[Duplicate, ...] = ()
 
 
 class Tally(NamedTuple):
@@ -88,13 +133,18 @@ class Tally(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A finished shard: its `name`, record file's size in `bytes` (0: no record, no file), table, tally and rejects."""
+    """A finished shard: its `name`, record file's size in `bytes` (0: no record, no file), table, tally and rejects.
+
+    `hashes` has one of each of the task's clips, in hexadecimal: that of its samples, "" where it was left out for
+    another reason than that the same samples are elsewhere.
+    """
 
     name: str
     bytes: int
     table: pa.Table
     tally: Tally
     rejected: tuple[Rejected, ...]
+    hashes: tuple[str, ...]
 
 
 class _Sound(NamedTuple):
@@ -104,13 +154,24 @@ class _Sound(NamedTuple):
     source_rate: int  # Hz, before resampling
 
 
-def make_task(number: int, folder: str | Path, clips: Iterable[Clip], joining: Joining) -> ShardTask:
+def make_task(
+    number: int, folders: Mapping[str, str], clips: Iterable[Clip], joining: Joining, filters: Filters
+) -> ShardTask:
     """A task whose name says language, split, place and content: "fra-train-00003-5f3ac1d2"."""
     clips = tuple(clips)
-    content = json.dumps([RECIPE, joining, clips], ensure_ascii=False, separators=(",", ":"))
+    content = json.dumps([RECIPE, joining, filters, clips], ensure_ascii=False, separators=(",", ":"))
     digest = hashlib.sha256(content.encode()).hexdigest()[:12]
     name = f"{clips[0].language}-{clips[0].split.name.lower()}-{number:05d}-{digest}"
-    return ShardTask(name, str(folder), clips, joining)
+    return ShardTask(name, {clip.root: folders[clip.root] for clip in clips}, clips, joining, filters)
+
+
+def without_duplicates(task: ShardTask, duplicates: Iterable[Duplicate]) -> ShardTask:
+    """The task less these of its clips, under a name of its own that begins with the task's."""
+    duplicates = tuple(duplicates)
+    if not duplicates:
+        return task
+    digest = hashlib.sha256(json.dumps(duplicates, ensure_ascii=False).encode()).hexdigest()[:8]
+    return task._replace(name=f"{task.name}-{digest}", duplicates=duplicates)
 
 
 def join_neighbours(items: Iterable[T], joining: Joining, *, samples: Callable[[T], int]) -> Iterator[list[T]]:
@@ -154,17 +215,26 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
     read = repeated = clipped = 0
     rates: dict[int, int] = {}  # samples (at 16 kHz) by source rate in Hz: what `inspect` shows
     rows: list[dict] = []
+    hashes: list[str] = []
+    firsts = dict(task.duplicates)
 
     def sounds(clips: Iterable[Clip]) -> Iterator[_Sound]:
         nonlocal read, clipped
         for clip in clips:
             try:
-                sound = _load(task.folder, clip)
+                sound = _load(containers, clip, task.filters)
             except AudioError as error:
-                rejected.append(Rejected(clip.path, clip.row, error.reason, error.samples))
+                hashes.append("")
+                rejected.append(Rejected(clip.where, clip.row, error.reason, error.samples))
                 read += error.samples
                 continue
             read += len(sound.waveform)
+            first = firsts.get(len(hashes))
+            hashes.append(hashlib.blake2b(sound.waveform.tobytes(), digest_size=HASH_BYTES).hexdigest())
+            if first is not None:
+                reason = f"duplicate: the same samples as {first}"
+                rejected.append(Rejected(clip.where, clip.row, reason, len(sound.waveform)))
+                continue
             clipped += sound.clipped
             rates[sound.source_rate] = rates.get(sound.source_rate, 0) + len(sound.waveform)
             yield sound
@@ -177,7 +247,7 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
                 yield from ([sound] for sound in sounds(group))
 
     try:
-        with whole_file(records) as temporary:
+        with Containers(task.folders) as containers, whole_file(records) as temporary:
             writer = ArrayRecordWriter(str(temporary), WRITER_OPTIONS)
             for parts in utterances():
                 row, packed = _utterance(parts)
@@ -194,7 +264,8 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
         written = sum(row["samples"] for row in rows)
         left_out = sum(r.samples for r in rejected)
         tally = Tally(len(task.clips), len(rows), read, written, repeated, left_out, len(rejected), clipped)
-        head = {"bytes": size, "tally": tally, "rejected": rejected, "source_rates": dict(sorted(rates.items()))}
+        head = {"bytes": size, "tally": tally, "rejected": rejected, "hashes": hashes}
+        head["source_rates"] = dict(sorted(rates.items()))
         table = pa.Table.from_pylist(rows, schema=_TABLE.with_metadata({"shard": json.dumps(head, ensure_ascii=False)}))
         with whole_file(records.with_suffix(".arrow")) as temporary, pa.OSFile(str(temporary), "wb") as sink:
             with pa.ipc.new_file(sink, table.schema) as writer:
@@ -211,9 +282,8 @@ def read_shard(name: str, out: str | Path) -> Shard | None:
         with pa.OSFile(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
         head = json.loads(table.schema.metadata[b"shard"])
-        shard = Shard(
-            name, head["bytes"], table, Tally(*head["tally"]), tuple(Rejected(*entry) for entry in head["rejected"])
-        )
+        rejected = tuple(Rejected(*entry) for entry in head["rejected"])
+        shard = Shard(name, head["bytes"], table, Tally(*head["tally"]), rejected, tuple(head["hashes"]))
         records = path.with_suffix(".arrayrecord")
         found = records.stat().st_size if shard.bytes else 0
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
@@ -221,19 +291,22 @@ def read_shard(name: str, out: str | Path) -> Shard | None:
     return shard if found == shard.bytes and table.schema.equals(_TABLE) else None
 
 
-def _load(folder: str, clip: Clip) -> _Sound:
-    """Raises AudioError: undecodable, shorter than one frame, or not as long as the table says."""
-    sound = decode(Path(folder) / clip.path, name=clip.path)
+def _load(containers: Containers, clip: Clip, filters: Filters) -> _Sound:
+    """Raises AudioError: undecodable, shorter than one frame, not as long as the table says, left out by a filter."""
+    sound = containers.decode(clip)
     samples = len(sound.waveform)
     if samples < RECEPTIVE_FIELD:
         reason = f"too short: {samples} samples, one frame needs {RECEPTIVE_FIELD}"
-        raise AudioError(clip.path, reason, samples)
+        raise AudioError(clip.where, reason, samples)
     if clip.samples is not None:
         resampled = sound.source_rate != SAMPLE_RATE
         off = min(abs(clip.samples - samples), abs(clip.samples - sound.source_frames))
         if off > (LENGTH_TOLERANCE if resampled else 0):
-            raise AudioError(clip.path, f"n_samples is {clip.samples} in the table, {samples} in the file", samples)
+            raise AudioError(clip.where, f"n_samples is {clip.samples} in the table, {samples} in the file", samples)
     int16 = np.clip(np.rint(sound.waveform * np.float32(32768)), -32768, 32767).astype(np.int16)
+    reason = filters.reason(int16)
+    if reason is not None:
+        raise AudioError(clip.where, reason, samples)
     return _Sound(clip, int16, int((np.abs(sound.waveform) > 1.0).sum()), sound.source_rate)
 
 

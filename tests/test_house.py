@@ -29,7 +29,6 @@ LONG_FUNCTIONS: dict[str, str] = {}
 
 # Distributions that requirements.txt names though no module imports them, each with the reason.
 DECLARED_ON_PURPOSE = {
-    "tensorflow-datasets": "corpora in TFDS form; their reader is still to come",
     "librosa": "the reference that the feature tests compare with",
 }
 

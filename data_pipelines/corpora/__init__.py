@@ -26,6 +26,7 @@ class Clip(NamedTuple):
         size: bytes of the file, or of the member.
         member: which part of the container at `path` this is, as `containers` understands it; "" for a file.
         start, end: seconds of the file or member that are the clip; an `end` of None is its end.
+        root: which of a composition's corpora it belongs to, so which folder `path` lies in; readers leave it "".
     """
 
     id: str
@@ -42,6 +43,17 @@ class Clip(NamedTuple):
     member: str = ""
     start: float = 0.0
     end: float | None = None
+    root: str = ""
+
+    @property
+    def where(self) -> str:
+        """What to call its audio in messages: path, member and stretch, as far as it has them."""
+        name = "/".join(part for part in (self.root, self.path) if part)
+        if self.member:
+            name += f":{self.member}"
+        if self.start or self.end is not None:
+            name += f" [{self.start:g} to {'its end' if self.end is None else f'{self.end:g}'} s]"
+        return name
 
 
 class Rejected(NamedTuple):

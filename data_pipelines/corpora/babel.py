@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipelines.corpora import CorpusError, Listing
-from data_pipelines.corpora.listing import SPLITS, Collector, Span, audio_below, lines_of, wrong_layout
+from data_pipelines.corpora.collector import Collector, Span, audio_below, lines_of, wrong_layout
+from data_pipelines.corpora.listing import SPLITS
 
 LAYOUT = "…/conversational/{training,dev,eval}/audio/BABEL_BP_<number>_…"
 # The LDC's titles "IARPA Babel <language> Language Pack"; kmr is what the title calls Kurmanji Kurdish.

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.corpora import CorpusError, Listing
-from data_pipelines.corpora.listing import SPLITS, Collector, folders_in, table_of, wrong_layout
+from data_pipelines.corpora.collector import Collector, folders_in, table_of, wrong_layout
+from data_pipelines.corpora.listing import SPLITS
 from data_pipelines.manifest import Split
 
 LAYOUT = "<release>/<locale>/ or <locale>/, a locale with clips/ and train.tsv"

@@ -8,7 +8,8 @@ gender. Speakers are not told. The hub has the audio as audio/<split>.tar.gz, ea
 from pathlib import Path
 
 from data_pipelines.corpora import CorpusError, Listing
-from data_pipelines.corpora.listing import SPLITS, Collector, folders_in, lines_of, wrong_layout
+from data_pipelines.corpora.collector import Collector, folders_in, lines_of, wrong_layout
+from data_pipelines.corpora.listing import SPLITS
 
 LAYOUT = "data/<lang_region>/ with train.tsv and audio/train/*.wav"
 PARTS = ("train", "dev", "test")

@@ -6,15 +6,13 @@ Quotes mean nothing: a field ends at a tab, a row at the end of the line.
 """
 
 import os
-import posixpath
 import re
-import stat
 from pathlib import Path
 from typing import NamedTuple
 
 from data_pipelines.audio import AUDIO_SUFFIXES
 from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
-from data_pipelines.corpora.listing import SPLITS, dealt_split
+from data_pipelines.corpora.listing import Unusable, file_in, split_of
 from data_pipelines.languages import UnknownLanguage, normalise
 
 TABLE_NAME = "manifest.tsv"
@@ -57,17 +55,13 @@ def read(folder: str | Path, *, table: str | Path | None = None) -> Listing:
         try:
             clip = _clip(folder, number, row, codes)
             if clip.id in seen:
-                raise _Unusable(f"id {clip.id!r} was already given in row {seen[clip.id]}")
-        except _Unusable as error:
+                raise Unusable(f"id {clip.id!r} was already given in row {seen[clip.id]}")
+        except Unusable as error:
             rejected.append(Rejected(row["path"], number, str(error)))
             continue
         seen[clip.id] = number
         clips.append(clip)
     return Listing(clips, rejected)
-
-
-class _Unusable(Exception):
-    """Why one row is left out."""
 
 
 class _Listed(NamedTuple):
@@ -153,41 +147,24 @@ def _languages(
 
 
 def _clip(folder: Path, number: int, row: dict[str, str], codes: dict[str, str | UnknownLanguage]) -> Clip:
-    given = row["path"]
-    path = posixpath.normpath(given) if given else ""
-    if not path or path == "." or "\0" in path:
-        raise _Unusable("no path")
-    if posixpath.isabs(path) or path.split("/")[0] == "..":
-        raise _Unusable("the path leads out of the corpus folder")
-    try:
-        path.encode()
-        status = os.stat(os.path.join(folder, path))
-    except UnicodeEncodeError as error:
-        raise _Unusable("the file's name is not UTF-8: rename it") from error
-    except OSError as error:
-        raise _Unusable(f"no such file ({error.strerror})") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise _Unusable("not a file")
+    path, size = file_in(folder, row["path"])
     language, text = codes[row["language"]], row.get("text", "")
     if isinstance(language, UnknownLanguage):
-        raise _Unusable(str(language) if row["language"].strip() else "no language")
+        raise Unusable(str(language) if row["language"].strip() else "no language")
     name = row.get("id") or path
     declared = row.get("n_samples", "")
     if declared and not re.fullmatch("[0-9]{1,15}", declared):
-        raise _Unusable(f"n_samples is {declared!r}, not a number")
-    split = row.get("split", "")
-    if split and split.lower() not in SPLITS:
-        raise _Unusable(f"split is {split!r}; known: {', '.join(SPLITS)}")
+        raise Unusable(f"n_samples is {declared!r}, not a number")
     return Clip(
         id=name,
         path=path,
         language=language,
         corpus=row.get("source") or row.get("corpus") or folder.resolve().name,
         speaker=row.get("speaker", ""),
-        split=SPLITS[split.lower()] if split else dealt_split(language, text or name),
+        split=split_of(row.get("split", ""), language=language, sentence=text or name),
         text=text,
         licence=row.get("licence", ""),
         samples=int(declared) if declared else None,
         row=number,
-        size=status.st_size,
+        size=size,
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from data_pipelines.corpora import CorpusError, Listing
-from data_pipelines.corpora.listing import Collector, Span, audio_below, folders_in, wrong_layout
+from data_pipelines.corpora.collector import Collector, Span, audio_below, folders_in, wrong_layout
 from data_pipelines.manifest import Split
 
 SUBSETS = ("small", "medium", "large", "duplicate")

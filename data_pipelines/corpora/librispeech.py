@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.corpora import CorpusError, Listing
-from data_pipelines.corpora.listing import SPLITS, Collector, files_below, folders_in, lines_of, wrong_layout
+from data_pipelines.corpora.collector import Collector, files_below, folders_in, lines_of, wrong_layout
+from data_pipelines.corpora.listing import SPLITS
 
 LAYOUT = "LibriSpeech/<subset>/<speaker>/<chapter>/*.flac, with subsets such as train-clean-100 and dev-other"
 

@@ -1,13 +1,15 @@
-"""What the readers of named corpora share: finding files, reading tables, taking or rejecting one clip, splits."""
+"""What the readers of corpora share: paths that stay inside the folder, languages, splits, ids that are given once."""
 
 import hashlib
 import os
+import posixpath
+import re
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from data_pipelines.audio import AUDIO_SUFFIXES
 from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
 from data_pipelines.languages import UnknownLanguage, normalise
 from data_pipelines.manifest import Split
@@ -17,7 +19,45 @@ SPLITS = {
     **{name: Split.DEV for name in ("dev", "valid", "validation", "val")},
     **{name: Split.TEST for name in ("test", "eval")},
 }
-TRAIN_SHARE, DEV_SHARE = 80, 10  # percent, where a corpus has no splits of its own
+TRAIN_SHARE, DEV_SHARE = 80, 10  # percent, where the source has no split
+
+
+class Unusable(Exception):
+    """Why one row is left out."""
+
+
+class File(NamedTuple):
+    """A file of a corpus: its `path` relative to the folder, with "/", and its `size` in bytes."""
+
+    path: str
+    size: int
+
+
+def file_in(folder: str | Path, given: str) -> File:
+    """The file at `given`, relative to `folder`. Raises Unusable: no path, outside of the folder, no file."""
+    path = posixpath.normpath(given) if given else ""
+    if not path or path == "." or "\0" in path:
+        raise Unusable("no path")
+    if posixpath.isabs(path) or path.split("/")[0] == "..":
+        raise Unusable("the path leads out of the corpus folder")
+    try:
+        path.encode()
+        status = os.stat(os.path.join(folder, path))
+    except UnicodeEncodeError as error:
+        raise Unusable("the file's name is not UTF-8: rename it") from error
+    except OSError as error:
+        raise Unusable(f"no such file ({error.strerror})") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise Unusable("not a file")
+    return File(path, status.st_size)
+
+
+def inside(folder: str | Path, path: str) -> str:
+    """An absolute or relative `path` as one relative to `folder`, as far as it lies in it; else as it was given."""
+    if not posixpath.isabs(path):
+        return path
+    relative = os.path.relpath(path, os.path.abspath(folder))
+    return path if relative.split("/")[0] == ".." else relative
 
 
 def dealt_split(language: str, sentence: str) -> Split:
@@ -28,184 +68,171 @@ def dealt_split(language: str, sentence: str) -> Split:
     return Split.DEV if percent < TRAIN_SHARE + DEV_SHARE else Split.TEST
 
 
-class Span(NamedTuple):
-    """A stretch of a recording, in seconds; an `end` of None is its end."""
+def split_of(name: str, *, language: str, sentence: str) -> Split:
+    """The split of that `name`; where it is "", dealt out 80/10/10 by a hash of (language, sentence).
 
-    start: float = 0.0
-    end: float | None = None
-
-
-class Collector:
-    """Gathers the clips of one `corpus` under `folder`; what cannot be used is rejected with a reason, never raised.
-
-    Rows are numbered in the order in which they come. A clip's id is its path, with "#" and a number for the second and
-    further stretches of one file.
+    Raises Unusable for a name that is none of `SPLITS`.
     """
-
-    def __init__(self, folder: str | Path, *, corpus: str, licence: str = ""):
-        self.folder, self.corpus, self.licence = Path(folder), corpus, licence
-        if not self.folder.is_dir():
-            raise CorpusError(f"corpus folder {folder} does not exist")
-        self._clips: list[Clip] = []
-        self._rejected: list[Rejected] = []
-        self._pieces: dict[str, int] = {}  # path -> clips so far
-
-    def take(
-        self,
-        path: Path,
-        *,
-        language: str,
-        split: Split,
-        speaker: str = "",
-        text: str = "",
-        samples: int | None = None,
-        span: Span | None = None,
-    ) -> None:
-        """Adds the clip at `path` (in `folder`), or rejects it: no such file, empty, not a UTF-8 name, listed before.
-
-        `language` is an ISO 639-3 code (see `language_of`). `samples` as in `Clip`. With a `span`, one file
-        may give several clips.
-        """
-        name = self._name(path)
-        try:
-            name.encode()
-            status = os.stat(path)
-        except UnicodeEncodeError:
-            return self.reject(path, "the file's name is not UTF-8: rename it")
-        except (OSError, ValueError) as error:
-            return self.reject(path, f"no such file ({getattr(error, 'strerror', error)})")
-        if not stat.S_ISREG(status.st_mode):
-            return self.reject(path, "not a file")
-        piece = self._pieces.get(name, 0)
-        if piece and span is None:
-            return self.reject(path, "was listed before")
-        self._pieces[name] = piece + 1
-        start, end = span or Span()
-        self._clips.append(
-            Clip(
-                id=f"{name}#{piece}" if piece else name,
-                path=name,
-                language=language,
-                corpus=self.corpus,
-                speaker=speaker,
-                split=split,
-                text=one_line(text),
-                licence=self.licence,
-                samples=samples,
-                row=self._next_row(),
-                size=status.st_size,
-                start=start,
-                end=end,
-            )
-        )
-
-    def reject(self, path: Path, reason: str) -> None:
-        """Notes what was left out, and why."""
-        self._rejected.append(Rejected(self._name(path), self._next_row(), reason))
-
-    def language_of(self, given: str, *, where: Path) -> str:
-        """ISO 639-3. Raises CorpusError naming the folder or file that says so."""
-        try:
-            return normalise(given)
-        except UnknownLanguage as error:
-            raise CorpusError(
-                f"{where}: {error}; rename the folder, or give `language` where the reader takes one"
-            ) from error
-
-    def listing(self, layout: str) -> Listing:
-        """All of it. Raises CorpusError if there is nothing at all: `layout` is what was expected."""
-        if not self._clips and not self._rejected:
-            raise wrong_layout(self.folder, layout)
-        return Listing(self._clips, self._rejected)
-
-    def _name(self, path: Path) -> str:
-        return Path(os.path.relpath(path, self.folder)).as_posix()
-
-    def _next_row(self) -> int:
-        return len(self._clips) + len(self._rejected) + 1
+    if name:
+        if name.lower() not in SPLITS:
+            raise Unusable(f"split is {name!r}; known: {', '.join(SPLITS)}")
+        return SPLITS[name.lower()]
+    return dealt_split(language, sentence)
 
 
-def wrong_layout(folder: Path, layout: str) -> CorpusError:
-    """The error for a folder that is not what a reader reads: what was expected, and what is there."""
-    found = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-    shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
-    return CorpusError(f"{folder} is not laid out as {layout}; it holds {shown or 'nothing'}")
+def split_in(path: str) -> str:
+    """The split that a path's own name or, failing that, the folders above it speak of ("train-00001.tar"), or ""."""
+    for part in reversed(path.lower().split("/")):
+        for word in re.split("[^a-z]+", part):
+            if word in SPLITS:
+                return word
+    return ""
 
 
-def folders_in(folder: Path) -> list[Path]:
-    """The visible folders in `folder`, sorted by name; none where it is no folder."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+def folder_name(path: str, place: int | None) -> str:
+    """Part number `place` (from 0) of a path's folders; "" if it has not so many, or where `place` is None."""
+    folders = path.split("/")[:-1]
+    return folders[place] if place is not None and place < len(folders) else ""
 
 
-def audio_below(folder: Path, *, suffixes: Iterable[str] = AUDIO_SUFFIXES) -> Iterator[Path]:
-    """Visible files below `folder` whose suffix, in lower case, is one of `suffixes`; the same order every time."""
-    wanted = frozenset(suffixes)
-    for path in files_below(folder):
-        if path.suffix.lower() in wanted:
-            yield path
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """All visible files below `folder`; links are followed, but never into a folder that was visited before."""
-    visited = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
-
-
-def lines_of(path: Path, *, otherwise: str | None = None) -> Iterator[tuple[int, str]]:
-    """(number from 1, line without its end) of a text file in UTF-8, empty lines left out.
-
-    A line ends at "\\n" only: transcripts hold other separators of Unicode. With `otherwise`, a file that is not UTF-8
-    is read in that encoding; without, it raises CorpusError, as does a file that cannot be read.
-    """
+def lines_of(path: Path) -> Iterator[str]:
+    """A text file's lines without their ends, empty ones too. Raises CorpusError: no such file, not UTF-8."""
     try:
         with open(path, encoding="utf-8-sig", newline="\n") as lines:
-            if otherwise is not None:
-                lines = list(lines)
-            yield from _full(lines)
+            for line in lines:
+                yield line.rstrip("\r\n")
     except UnicodeDecodeError as error:
-        if otherwise is None:
-            raise CorpusError(f"{path} is not UTF-8: {error}") from error
-        with open(path, encoding=otherwise, errors="replace", newline="\n") as lines:
-            yield from _full(lines)
+        raise CorpusError(f"{path} is not UTF-8: {error}") from error
     except OSError as error:
         raise CorpusError(f"{path} cannot be read ({error.strerror})") from error
 
 
-def _full(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
-    for number, line in enumerate(lines, start=1):
-        line = line.rstrip("\r\n")
-        if line.strip():
-            yield number, line
+def existing_folder(folder: str | Path) -> Path:
+    """The folder as a path. Raises CorpusError if there is none."""
+    if not Path(folder).is_dir():
+        raise CorpusError(f"corpus folder {folder} does not exist")
+    return Path(folder)
 
 
-def table_of(path: Path, *, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, str] | None]]:
-    """(line, row by column name) of a tab-separated table with a header; None for a row of another number of fields.
+def found(folder: Path, pattern: str, *, what: str) -> list[str]:
+    """Paths of the files in `folder` that match the glob pattern, relative to it, sorted. Raises CorpusError: none."""
+    paths = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern) if path.is_file())
+    if not paths:
+        raise CorpusError(f"{folder} has no {what} ({pattern})")
+    return paths
 
-    Quotes mean nothing. Columns come and go between releases: only the `needed` ones are asked for.
 
-    Raises CorpusError: not UTF-8, no header, a needed column is missing.
+class Lister:
+    """Collects clips in their order; what cannot be used is rejected with its reason.
+
+    Strings that many clips share are kept once.
     """
-    lines = lines_of(path)
-    header = next(lines, (0, ""))[1].split("\t")
-    for column in needed:
-        if column not in header:
-            raise CorpusError(f"{path} has no column {column!r}; its header is: {', '.join(header) or 'empty'}")
-    for number, line in lines:
-        fields = line.split("\t")
-        if len(fields) == len(header) - 1:  # a last column that is empty, whose tab an editor took away
-            fields.append("")
-        yield number, dict(zip(header, fields, strict=True)) if len(fields) == len(header) else None
+
+    def __init__(self, folder: str | Path, *, corpus: str | None = None):
+        self.folder = existing_folder(folder)
+        self._corpus = sys.intern(corpus or self.folder.resolve().name)
+        self._clips: list[Clip] = []
+        self._rejected: list[Rejected] = []
+        self._rows: dict[str, int] = {}
+        self._codes: dict[str, str | UnknownLanguage] = {}
+        self._unknown: dict[str, str] = {}  # language -> the first place that has it
+        self._wrong = 0
+        self._last: tuple[str, File] | None = None
+
+    def __len__(self) -> int:
+        return len(self._clips) + len(self._rejected)
+
+    def reject(self, path: str, row: int, reason: str) -> None:
+        """Leaves one clip out."""
+        self._rejected.append(Rejected(path, row, reason))
+
+    def add(
+        self,
+        path: str,
+        *,
+        row: int,
+        language: str,
+        id: str = "",
+        speaker: str = "",
+        split: str = "",
+        text: str = "",
+        licence: str = "",
+        samples: int | None = None,
+        size: int | None = None,
+        member: str = "",
+        start: float = 0.0,
+        end: float | None = None,
+    ) -> None:
+        """Takes one clip in; fields are those of `Clip`, `language` and `split` as the source spells them.
+
+        The file must lie in the folder; its size is looked up where `size` is None. Without an id, the path is the id.
+        """
+        try:
+            if self._last is None or self._last[0] != path:  # the members of one container come one after another
+                self._last = (path, file_in(self.folder, path))
+            path = sys.intern(self._last[1].path) if member or end is not None else self._last[1].path
+            code = self._language(language, row)
+            if not 0 <= start < (float("inf") if end is None else end):
+                raise Unusable(f"the stretch from {start} to {end} s is none")
+            id = path if not id or id == path else id  # one string for both
+            if id in self._rows:
+                raise Unusable(f"id {id!r} was already given in row {self._rows[id]}")
+            clip = Clip(
+                id=id,
+                path=path,
+                language=code,
+                corpus=self._corpus,
+                speaker=sys.intern(speaker),
+                split=split_of(split, language=code, sentence=text or id),
+                text=text,
+                licence=sys.intern(licence),
+                samples=samples,
+                row=row,
+                size=self._last[1].size if size is None else size,
+                member=member,
+                start=start,
+                end=end,
+            )
+        except Unusable as error:
+            self.reject(path, row, str(error))
+            return
+        self._rows[id] = row
+        self._clips.append(clip)
+
+    def listing(self, *, source: str | Path) -> Listing:
+        """What was collected. Raises CorpusError naming `source`: nothing, or languages unknown in over half of it."""
+        if not len(self):
+            raise CorpusError(f"{source} lists no clips")
+        if 2 * self._wrong > len(self):
+            first = [f"{place}: {self._codes[given]}" for given, place in list(self._unknown.items())[:5]]
+            more = ["..."] if len(self._unknown) > 5 else []
+            raise CorpusError(
+                f"{self._wrong} of {len(self)} clips have no language that is known: {'; '.join(first + more)}"
+            )
+        return Listing(self._clips, self._rejected)
+
+    def _language(self, given: str, row: int) -> str:
+        if given not in self._codes:
+            try:
+                self._codes[given] = sys.intern(normalise(given))
+            except UnknownLanguage as error:
+                self._codes[given] = error
+                self._unknown[given] = f"row {row}"
+        code = self._codes[given]
+        if isinstance(code, UnknownLanguage):
+            self._wrong += 1
+            raise Unusable(str(code) if given.strip() else "no language")
+        return code
 
 
-def one_line(text: str) -> str:
-    """`text` with each run of white space as one space."""
-    return " ".join(text.split())
+def one_of(folder: Path, given: str | Path | None, *, what: str) -> Path:
+    """`given` relative to the folder, or else as it stands; the folder itself for None. Raises CorpusError: no such."""
+    for path in (folder / (given or "."), Path(given or folder)):
+        if path.exists():
+            return path
+    raise CorpusError(f"{what} {given} does not exist, neither in {folder} nor as given")
+
+
+def needs_language(source: str | Path, ways: Iterable[str]) -> CorpusError:
+    """The error of a corpus that does not say which language it is in; `ways` name the options that tell."""
+    return CorpusError(f"{source} does not say which language it is: give {' or '.join(ways)}")

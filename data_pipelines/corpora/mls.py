@@ -9,7 +9,8 @@ is not needed. Language models lie in mls_lm_<language>.
 from pathlib import Path
 
 from data_pipelines.corpora import Listing
-from data_pipelines.corpora.listing import SPLITS, Collector, audio_below, folders_in, lines_of, wrong_layout
+from data_pipelines.corpora.collector import Collector, audio_below, folders_in, lines_of, wrong_layout
+from data_pipelines.corpora.listing import SPLITS
 
 LAYOUT = "mls_<language>/{train,dev,test}/audio/<speaker>/<book>/, or a folder of several mls_<language>/"
 PARTS = ("train", "dev", "test")

@@ -9,7 +9,8 @@ finds). Languages are named by code (en, de) or in English (Dutch, Russian).
 from pathlib import Path
 
 from data_pipelines.corpora import Listing
-from data_pipelines.corpora.listing import Collector, audio_below, dealt_split, folders_in, lines_of, wrong_layout
+from data_pipelines.corpora.collector import Collector, audio_below, folders_in, lines_of, wrong_layout
+from data_pipelines.corpora.listing import dealt_split
 
 LAYOUT = "<language>/<contributor>-<date>-<code>/{wav,flac}/ with etc/PROMPTS or etc/prompts-original"
 _BETWEEN = ("extracted", "Trunk", "Audio", "Main", "16kHz_16bit")  # folders that a download or a recipe leaves

@@ -7,7 +7,7 @@ into train/ and dev/. A file is <YouTube id>__U__S<number>---<start>-<end>.wav, 
 from pathlib import Path
 
 from data_pipelines.corpora import Listing
-from data_pipelines.corpora.listing import Collector, audio_below, folders_in, wrong_layout
+from data_pipelines.corpora.collector import Collector, audio_below, folders_in, wrong_layout
 from data_pipelines.languages import UnknownLanguage, normalise
 from data_pipelines.manifest import Split
 

@@ -9,15 +9,8 @@ accent), its audio is <lang>/<year>/<id>.ogg with the year in the id's first fou
 from pathlib import Path
 
 from data_pipelines.corpora import CorpusError, Listing
-from data_pipelines.corpora.listing import (
-    SPLITS,
-    Collector,
-    audio_below,
-    dealt_split,
-    folders_in,
-    table_of,
-    wrong_layout,
-)
+from data_pipelines.corpora.collector import Collector, audio_below, folders_in, table_of, wrong_layout
+from data_pipelines.corpora.listing import SPLITS, dealt_split
 
 UNLABELLED, TRANSCRIBED = "unlabelled_data", "transcribed_data"
 LAYOUT = f"{UNLABELLED}/<lang>/<year>/*.ogg or {TRANSCRIBED}/<lang>/asr_train.tsv"

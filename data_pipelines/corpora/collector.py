@@ -1,0 +1,195 @@
+"""What the readers of named corpora share: finding files, reading tables, taking or rejecting one clip, splits."""
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from data_pipelines.audio import AUDIO_SUFFIXES
+from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
+from data_pipelines.languages import UnknownLanguage, normalise
+from data_pipelines.manifest import Split
+
+
+class Span(NamedTuple):
+    """A stretch of a recording, in seconds; an `end` of None is its end."""
+
+    start: float = 0.0
+    end: float | None = None
+
+
+class Collector:
+    """Gathers the clips of one `corpus` under `folder`; what cannot be used is rejected with a reason, never raised.
+
+    Rows are numbered in the order in which they come. A clip's id is its path, with "#" and a number for the second and
+    further stretches of one file.
+    """
+
+    def __init__(self, folder: str | Path, *, corpus: str, licence: str = ""):
+        self.folder, self.corpus, self.licence = Path(folder), corpus, licence
+        if not self.folder.is_dir():
+            raise CorpusError(f"corpus folder {folder} does not exist")
+        self._clips: list[Clip] = []
+        self._rejected: list[Rejected] = []
+        self._pieces: dict[str, int] = {}  # path -> clips so far
+
+    def take(
+        self,
+        path: Path,
+        *,
+        language: str,
+        split: Split,
+        speaker: str = "",
+        text: str = "",
+        samples: int | None = None,
+        span: Span | None = None,
+    ) -> None:
+        """Adds the clip at `path` (in `folder`), or rejects it: no such file, empty, not a UTF-8 name, listed before.
+
+        `language` is an ISO 639-3 code (see `language_of`). `samples` as in `Clip`. With a `span`, one file
+        may give several clips.
+        """
+        name = self._name(path)
+        try:
+            name.encode()
+            status = os.stat(path)
+        except UnicodeEncodeError:
+            return self.reject(path, "the file's name is not UTF-8: rename it")
+        except (OSError, ValueError) as error:
+            return self.reject(path, f"no such file ({getattr(error, 'strerror', error)})")
+        if not stat.S_ISREG(status.st_mode):
+            return self.reject(path, "not a file")
+        piece = self._pieces.get(name, 0)
+        if piece and span is None:
+            return self.reject(path, "was listed before")
+        self._pieces[name] = piece + 1
+        start, end = span or Span()
+        self._clips.append(
+            Clip(
+                id=f"{name}#{piece}" if piece else name,
+                path=name,
+                language=language,
+                corpus=self.corpus,
+                speaker=speaker,
+                split=split,
+                text=one_line(text),
+                licence=self.licence,
+                samples=samples,
+                row=self._next_row(),
+                size=status.st_size,
+                start=start,
+                end=end,
+            )
+        )
+
+    def reject(self, path: Path, reason: str) -> None:
+        """Notes what was left out, and why."""
+        self._rejected.append(Rejected(self._name(path), self._next_row(), reason))
+
+    def language_of(self, given: str, *, where: Path) -> str:
+        """ISO 639-3. Raises CorpusError naming the folder or file that says so."""
+        try:
+            return normalise(given)
+        except UnknownLanguage as error:
+            raise CorpusError(
+                f"{where}: {error}; rename the folder, or give `language` where the reader takes one"
+            ) from error
+
+    def listing(self, layout: str) -> Listing:
+        """All of it. Raises CorpusError if there is nothing at all: `layout` is what was expected."""
+        if not self._clips and not self._rejected:
+            raise wrong_layout(self.folder, layout)
+        return Listing(self._clips, self._rejected)
+
+    def _name(self, path: Path) -> str:
+        return Path(os.path.relpath(path, self.folder)).as_posix()
+
+    def _next_row(self) -> int:
+        return len(self._clips) + len(self._rejected) + 1
+
+
+def wrong_layout(folder: Path, layout: str) -> CorpusError:
+    """The error for a folder that is not what a reader reads: what was expected, and what is there."""
+    found = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
+    shown = ", ".join(found[:8]) + (f" and {len(found) - 8} more" if len(found) > 8 else "")
+    return CorpusError(f"{folder} is not laid out as {layout}; it holds {shown or 'nothing'}")
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The visible folders in `folder`, sorted by name; none where it is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def audio_below(folder: Path, *, suffixes: Iterable[str] = AUDIO_SUFFIXES) -> Iterator[Path]:
+    """Visible files below `folder` whose suffix, in lower case, is one of `suffixes`; the same order every time."""
+    wanted = frozenset(suffixes)
+    for path in files_below(folder):
+        if path.suffix.lower() in wanted:
+            yield path
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All visible files below `folder`; links are followed, but never into a folder that was visited before."""
+    visited = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
+
+
+def lines_of(path: Path, *, otherwise: str | None = None) -> Iterator[tuple[int, str]]:
+    """(number from 1, line without its end) of a text file in UTF-8, empty lines left out.
+
+    A line ends at "\\n" only: transcripts hold other separators of Unicode. With `otherwise`, a file that is not UTF-8
+    is read in that encoding; without, it raises CorpusError, as does a file that cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as lines:
+            if otherwise is not None:
+                lines = list(lines)
+            yield from _full(lines)
+    except UnicodeDecodeError as error:
+        if otherwise is None:
+            raise CorpusError(f"{path} is not UTF-8: {error}") from error
+        with open(path, encoding=otherwise, errors="replace", newline="\n") as lines:
+            yield from _full(lines)
+    except OSError as error:
+        raise CorpusError(f"{path} cannot be read ({error.strerror})") from error
+
+
+def _full(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+    for number, line in enumerate(lines, start=1):
+        line = line.rstrip("\r\n")
+        if line.strip():
+            yield number, line
+
+
+def table_of(path: Path, *, needed: Iterable[str]) -> Iterator[tuple[int, dict[str, str] | None]]:
+    """(line, row by column name) of a tab-separated table with a header; None for a row of another number of fields.
+
+    Quotes mean nothing. Columns come and go between releases: only the `needed` ones are asked for.
+
+    Raises CorpusError: not UTF-8, no header, a needed column is missing.
+    """
+    lines = lines_of(path)
+    header = next(lines, (0, ""))[1].split("\t")
+    for column in needed:
+        if column not in header:
+            raise CorpusError(f"{path} has no column {column!r}; its header is: {', '.join(header) or 'empty'}")
+    for number, line in lines:
+        fields = line.split("\t")
+        if len(fields) == len(header) - 1:  # a last column that is empty, whose tab an editor took away
+            fields.append("")
+        yield number, dict(zip(header, fields, strict=True)) if len(fields) == len(header) else None
+
+
+def one_line(text: str) -> str:
+    """`text` with each run of white space as one space."""
+    return " ".join(text.split())

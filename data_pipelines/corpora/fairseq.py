@@ -1,0 +1,82 @@
+"""fairseq's manifests: a line with the audio's root, then `path<TAB>frames` a clip (wav2vec_manifest.py).
+
+Beside NAME.tsv may lie, line by line, NAME.lang (languages) and NAME.wrd (transcripts).
+"""
+
+from pathlib import Path
+
+from data_pipelines.corpora import CorpusError, Listing
+from data_pipelines.corpora.listing import (
+    Lister,
+    existing_folder,
+    folder_name,
+    found,
+    inside,
+    lines_of,
+    needs_language,
+    one_of,
+    split_in,
+)
+
+
+def read(
+    folder: str | Path,
+    *,
+    manifests: str | None = None,
+    language: str | None = None,
+    language_folder: int | None = None,
+    ignore_root: bool = False,
+) -> Listing:
+    """Lists the clips of every *.tsv in `manifests` (a folder or one file; default: `folder`, where the audio lies).
+
+    The language is `language`, or a line of NAME.lang, or part number `language_folder` (from 0) of a clip's folders.
+    The split is what the manifest's name speaks of (train, valid, dev, test), else dealt out. `ignore_root`: paths are
+    relative to `folder`, whatever the first line says (the audio was moved).
+
+    Raises CorpusError: no manifests, a root outside of `folder`, no language, files of different lengths.
+    """
+    folder = existing_folder(folder)
+    place = one_of(folder, manifests, what="manifests")
+    names = [place.name] if place.is_file() else found(place, "*.tsv", what="fairseq manifests")
+    place = place.parent if place.is_file() else place
+    lister = Lister(folder)
+    row = 0
+    for name in names:
+        lines = list(lines_of(place / name))
+        if not lines or "\t" in lines[0]:
+            raise CorpusError(f"{place / name} is no fairseq manifest: its first line is the audio's root")
+        root = "" if ignore_root else inside(folder, str((place / lines[0]).resolve()))
+        if root.startswith("/"):
+            raise CorpusError(
+                f"{place / name} has the root {lines[0]}, outside of {folder}: give that as the folder, with the option "
+                f"manifests={place}; or ignore_root=true where the audio was moved to {folder}"
+            )
+        languages = _beside(place / name, ".lang", len(lines) - 1)
+        texts = _beside(place / name, ".wrd", len(lines) - 1)
+        if language is None and languages is None and language_folder is None:
+            raise needs_language(place / name, ("language", "language_folder", f"{Path(name).stem}.lang beside it"))
+        for number, line in enumerate(lines[1:]):
+            row += 1
+            path, _, frames = line.partition("\t")
+            if not frames.isdigit():
+                lister.reject(path, row, f"no number of frames in {name}: {line!r}")
+                continue
+            lister.add(
+                f"{root}/{path}" if root and root != "." else path,
+                row=row,
+                language=languages[number] if languages else language or folder_name(path, language_folder),
+                split=split_in(Path(name).stem),
+                text=texts[number] if texts else "",
+                samples=int(frames),
+            )
+    return lister.listing(source=place)
+
+
+def _beside(manifest: Path, suffix: str, count: int) -> list[str] | None:
+    path = manifest.with_suffix(suffix)
+    if not path.is_file():
+        return None
+    lines = list(lines_of(path))
+    if len(lines) != count:
+        raise CorpusError(f"{path} has {len(lines)} lines for {count} clips of {manifest.name}")
+    return lines

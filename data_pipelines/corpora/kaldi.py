@@ -1,0 +1,84 @@
+"""Kaldi's data folders: wav.scp, and perhaps segments, utt2spk, utt2lang and text.
+
+Entries of wav.scp that are commands ("... |") are never run.
+"""
+
+from pathlib import Path
+
+from data_pipelines.corpora import CorpusError, Listing
+from data_pipelines.corpora.listing import Lister, existing_folder, inside, lines_of, needs_language, one_of, split_in
+
+
+def read(folder: str | Path, *, data: str | None = None, language: str | None = None) -> Listing:
+    """Lists the utterances of a data folder, or of those in it (data/train, data/dev, ...), without decoding any.
+
+    `folder` holds the audio, and paths in wav.scp are relative to it, or absolute and in it. `data` holds the tables
+    (default: `folder`). The language is that of utt2lang, else `language`. The split is what the data folder's name
+    speaks of, else dealt out. A segment's end of -1 is the recording's.
+
+    Raises CorpusError: no wav.scp, no language.
+    """
+    folder = existing_folder(folder)
+    place = one_of(folder, data, what="data folder")
+    tables = [place] if (place / "wav.scp").is_file() else sorted(path.parent for path in place.glob("*/wav.scp"))
+    if not tables:
+        raise CorpusError(f"{place} has no wav.scp, nor has a folder in it")
+    lister = Lister(folder)
+    row = 0
+    for table in tables:
+        recordings = _table(table / "wav.scp")
+        speakers, languages, texts = (_table(table / name) for name in ("utt2spk", "utt2lang", "text"))
+        if language is None and not languages:
+            raise needs_language(table, ("language", "utt2lang"))
+        if (table / "segments").is_file():
+            utterances = _table(table / "segments").items()
+        else:
+            utterances = ((name, None) for name in recordings)
+        for name, segment in utterances:
+            row += 1
+            fields = segment.split() if segment is not None else [name, "0", "-1"]
+            given = recordings.get(fields[0]) if fields else None
+            path = inside(folder, given) if given else ""
+            try:
+                start, end = float(fields[1]), float(fields[2])
+            except (IndexError, ValueError):
+                lister.reject(path or name, row, f"segments: {name} {segment!r} is not: recording start end")
+                continue
+            reason = _unusable(fields[0], given, path)
+            if reason:
+                lister.reject(path or name, row, reason)
+                continue
+            lister.add(
+                path,
+                row=row,
+                id=name,
+                language=languages.get(name) or language or "",
+                speaker=speakers.get(name, ""),
+                split=split_in(table.name),
+                text=texts.get(name, ""),
+                start=start,
+                end=None if end == -1 else end,
+            )
+    return lister.listing(source=place)
+
+
+def _unusable(recording: str, given: str | None, path: str) -> str | None:
+    if given is None:
+        return f"recording {recording!r} is not in wav.scp"
+    if given.endswith("|"):
+        return f"a command in wav.scp, which is never run: write its output to a file (wav-copy) and list that: {given}"
+    if path.startswith("/"):
+        return f"outside of the corpus folder: give a folder that holds {given}"
+    return None
+
+
+def _table(path: Path) -> dict[str, str]:
+    """First field -> the rest of the line; empty if there is no such file."""
+    if not path.is_file():
+        return {}
+    table = {}
+    for line in lines_of(path):
+        key, *rest = line.split(maxsplit=1) if line.strip() else ("",)
+        if key:
+            table[key] = rest[0].strip() if rest else ""
+    return table

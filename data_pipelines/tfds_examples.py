@@ -1,0 +1,47 @@
+"""Random access to the examples of a TFDS data set (ArrayRecord or Parquet), without TensorFlow."""
+
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+
+@functools.cache
+def _tfds():
+    """tensorflow_datasets, with an audio feature that can be made without TensorFlow.
+
+    In 4.9.10 its decoder asks TensorFlow for a dtype that only lazily decoded audio needs (tensorflow/datasets#11233),
+    so no data set with audio can be opened where TensorFlow is not installed.
+    """
+    import tensorflow_datasets
+    from tensorflow_datasets.core.features import audio_feature
+
+    def remember(self, file_format, np_dtype, shape):
+        self._file_format, self._np_dtype, self._shape = file_format, np_dtype, shape
+        self._channels = shape[1] if len(shape) > 1 else 1
+
+    audio_feature._AudioDecoder.__init__ = remember
+    return tensorflow_datasets
+
+
+def open_builder(directory: str | Path):
+    """The `tfds.core.DatasetBuilder` of a prepared data set. Raises what TFDS raises: OSError, ValueError, ..."""
+    return _tfds().builder_from_directory(str(directory))
+
+
+def open_examples(directory: str | Path, split: str, *, features: Iterable[str]) -> Sequence[dict]:
+    """The examples of a split, as nested dicts of these features alone ("outer/inner" for nested ones)."""
+    wanted: dict = {}
+    for feature in features:
+        place = wanted
+        *outer, name = feature.split("/")
+        for part in outer:
+            place = place.setdefault(part, {})
+        place[name] = True
+    tfds = _tfds()
+    return open_builder(directory).as_data_source(split, decoders=tfds.decode.PartialDecoding(wanted))
+
+
+def needs_tensorflow(error: Exception) -> bool:
+    """Whether an error of TFDS says that TensorFlow is missing (lazily decoded audio, TFRecord files)."""
+    return bool(re.search(r"tensorflow|\btf\b", str(error), re.IGNORECASE))
