@@ -38,7 +38,7 @@ def table(count: int = 50_000) -> str:
         "after four, nothing is left out). *Padding*: of the samples computed, when batches of 1.4 M samples are",
         "padded to the longest. *Cropped*: of the audio, when batches are cut to the shortest, as fairseq does.",
         "Each for batches in random order, and of neighbours in length (fairseq's order: hardly any waste, but as many",
-        "shapes as batches, so no static ones, and batches mostly of one corpus). Rows over 15.6 s are cropped to that.",
+        "shapes as batches, so no static ones, and batches mostly of one corpus). Rows over 15.6 s are cropped.",
         "`python -m benchmarks.lengths --write`.",
         "",
         "| lengths | static lengths (s) | left off | padding | sorted | cropped | sorted |",
