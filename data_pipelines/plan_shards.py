@@ -11,7 +11,16 @@ import numpy as np
 from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.corpora import Clip, Listing
 from data_pipelines.manifest import Split
-from data_pipelines.shards import Duplicate, Filters, Joining, Shard, ShardTask, make_task, without_duplicates
+from data_pipelines.shards import (
+    NO_FILTERS,
+    Duplicate,
+    Filters,
+    Joining,
+    Shard,
+    ShardTask,
+    make_task,
+    without_duplicates,
+)
 
 
 class PrepareError(RuntimeError):
@@ -41,7 +50,7 @@ def make_plan(
     clips_per_shard: int,
     join_seconds: float,
     min_seconds: float,
-    filters: Filters = Filters(),
+    filters: Filters = NO_FILTERS,
     drop_duplicates: bool = False,
 ) -> Plan:
     """Deals the clips out to shards, sorted by (split, language, corpus, speaker, root, path).
@@ -150,7 +159,7 @@ def difference(old: dict, new: dict) -> str:
         before, value = old.get("options", {}).get(key), new["options"].get(key)
         if before != value:
             changes.append(f"{key} was {before}, is {value}")
-    for key in ("clips", "rejected"):
+    for key in ("corpora", "clips", "rejected"):
         if old.get(key) != new[key]:
             changes.append(f"{key} were {old.get(key)}, are {new[key]}")
     before, after = old.get("languages", {}), new["languages"]

@@ -33,7 +33,7 @@ from data_pipelines.compositions import Listed, list_corpora
 from data_pipelines.corpora import CorpusError, Listing, Rejected
 from data_pipelines.manifest import MANIFEST_NAME, SHARD_FOLDER, Manifest, ManifestError, Split, write_manifest
 from data_pipelines.plan_shards import OtherPlan, Plan, PrepareError, difference, drop_duplicates, make_plan
-from data_pipelines.shards import Filters, Shard, ShardTask, Tally, read_shard, write_shard
+from data_pipelines.shards import NO_FILTERS, Filters, Shard, ShardTask, Tally, read_shard, write_shard
 from data_pipelines.worker_processes import die_of_interrupts, follow_parent, interrupts_blocked
 
 PLAN_NAME = "plan.json"
@@ -80,7 +80,7 @@ def prepare(
     clips_per_shard: int = 1000,
     join_seconds: float = 4.0,
     min_seconds: float = 2.0,
-    filters: Filters = Filters(),
+    filters: Filters = NO_FILTERS,
     duplicates: bool = True,
     part: Part | None = None,
     overwrite: bool = False,
@@ -139,7 +139,7 @@ def prepare(
         count = workers or os.cpu_count() or 1
         if part is not None:
             return _run_part(plan, listed, out, part, count, progress=progress)
-        _run(plan.tasks, out, count, progress=progress)
+        _run(plan.tasks, out, count, first=not duplicates, progress=progress)
         tasks = plan.tasks
         if not duplicates:
             tasks = drop_duplicates(tasks, _hashed(tasks, out), order=list(listed.folders))
@@ -154,26 +154,34 @@ def _share(items: Sequence, part: Part) -> Sequence:
 def _run_part(plan: Plan, listed: Listed, out: Path, part: Part, workers: int, *, progress: bool) -> PartDone:
     """Writes a share of the plan's shards; where all are there, its share of those that lose duplicates."""
     tasks = plan.tasks
-    _run(_share(tasks, part), out, workers, progress=progress)
-    missing = sum(_first_shard(task, out) is None for task in tasks)
-    if plan.summary["options"]["drop_duplicates"] and not missing:
+    dropping = plan.summary["options"]["drop_duplicates"]
+    _run(_share(tasks, part), out, workers, first=dropping, progress=progress)
+    missing = sum(shard is None for shard in (_first_shards if dropping else _shards)(tasks, out))
+    if dropping and not missing:
         tasks = drop_duplicates(tasks, _hashed(tasks, out), order=list(listed.folders))
         _run(_share(tasks, part), out, workers, progress=progress)
-        missing = sum(read_shard(task.name, out) is None for task in tasks)
+        missing = sum(shard is None for shard in _shards(tasks, out))
     return PartDone(len(_share(tasks, part)), missing)
 
 
-def _first_shard(task: ShardTask, out: Path) -> Shard | None:
-    """The task's shard, or the same less duplicates, which has the same hashes."""
-    shard = read_shard(task.name, out)
-    if shard is None:
-        for path in sorted((out / SHARD_FOLDER).glob(f"{task.name}-*.arrow")):
-            shard = shard or read_shard(path.stem, out)
-    return shard
+def _shards(tasks: Sequence[ShardTask], out: Path) -> list[Shard | None]:
+    return [read_shard(task.name, out) for task in tasks]
+
+
+def _first_shards(tasks: Sequence[ShardTask], out: Path) -> list[Shard | None]:
+    """Each task's shard, or the same less duplicates, which has the same hashes."""
+    less: dict[str, list[str]] = {}
+    for name in sorted(os.listdir(out / SHARD_FOLDER)):
+        if name.endswith(".arrow"):
+            less.setdefault(name.rpartition("-")[0], []).append(name.removesuffix(".arrow"))
+    return [
+        next(filter(None, (read_shard(name, out) for name in (task.name, *less.get(task.name, ())))), None)
+        for task in tasks
+    ]
 
 
 def _hashed(tasks: Sequence[ShardTask], out: Path) -> list[Shard]:
-    shards = [_first_shard(task, out) for task in tasks]
+    shards = _first_shards(tasks, out)
     for task, shard in zip(tasks, shards, strict=True):
         if shard is None:
             raise PrepareError(f"shard {task.name} in {out} is not whole after it was written: is the disk sound?")
@@ -221,11 +229,10 @@ def _finished(out: Path, plan: Plan, *, overwrite: bool) -> Prepared | None:
     return None
 
 
-def _run(tasks: Sequence[ShardTask], out: Path, workers: int, *, progress: bool) -> None:
-    """Writes every shard that is not there yet."""
+def _run(tasks: Sequence[ShardTask], out: Path, workers: int, *, progress: bool, first: bool = False) -> None:
+    """Writes every shard that is not there yet; `first`: only its clips' hashes are needed, see `_first_shards`."""
     left, read = [], 0
-    for task in tasks:
-        shard = read_shard(task.name, out) if task.duplicates else _first_shard(task, out)
+    for task, shard in zip(tasks, (_first_shards if first else _shards)(tasks, out), strict=True):
         if shard is None:
             left.append(task)
         else:

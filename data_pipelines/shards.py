@@ -85,6 +85,9 @@ class Filters(NamedTuple):
         return None
 
 
+NO_FILTERS = Filters()
+
+
 class Duplicate(NamedTuple):
     """Clip number `place` of a task has the same samples as the clip called `first`, which is kept."""
 
@@ -105,7 +108,7 @@ class ShardTask(NamedTuple):
     folders: Mapping[str, str]
     clips: tuple[Clip, ...]
     joining: Joining
-    filters: Filters = Filters()
+    filters: Filters = NO_FILTERS
     duplicates: tuple[Duplicate, ...] = ()
 
 

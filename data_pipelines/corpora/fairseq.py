@@ -48,8 +48,8 @@ def read(
         root = "" if ignore_root else inside(folder, str((place / lines[0]).resolve()))
         if root.startswith("/"):
             raise CorpusError(
-                f"{place / name} has the root {lines[0]}, outside of {folder}: give that as the folder, with the option "
-                f"manifests={place}; or ignore_root=true where the audio was moved to {folder}"
+                f"{place / name} has the root {lines[0]}, outside of {folder}: give that as the folder, with "
+                f"the option manifests={place}; or ignore_root=true where the audio was moved to {folder}"
             )
         languages = _beside(place / name, ".lang", len(lines) - 1)
         texts = _beside(place / name, ".wrd", len(lines) - 1)

@@ -55,7 +55,7 @@ def _lines(path: Path) -> Iterator[dict]:
     number = 0
     try:
         with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(lines, start=1):  # noqa: B007
                 if line.strip():
                     entry = json.loads(line)
                     if not isinstance(entry, dict):
