@@ -32,7 +32,7 @@ def open_builder(directory: str | Path):
 class Examples:
     """The examples of a split, each a nested dict of some features alone; `examples[k]` reads and decodes one.
 
-    TFDS's own data source decodes all features or none (its `decoders` take no PartialDecoding in 4.9.10), and audio
+    TFDS's own data source decodes all features or none (its PartialDecoding needs TensorFlow in 4.9.10), and audio
     is by far the largest.
     """
 
@@ -47,16 +47,11 @@ class Examples:
 
 
 def open_examples(directory: str | Path, split: str, *, features: Iterable[str]) -> Examples:
-    """The examples of a split with these features alone ("outer/inner" for nested ones)."""
-    wanted: dict = {}
-    for feature in features:
-        place = wanted
-        *outer, name = feature.split("/")
-        for part in outer:
-            place = place.setdefault(part, {})
-        place[name] = True
+    """The examples of a split with these features alone; of nested ones ("outer/inner"), the outermost as a whole."""
     builder = open_builder(directory)
-    subset = _tfds().decode.PartialDecoding(wanted).extract_features(builder.info.features)
+    every = builder.info.features
+    names = dict.fromkeys(feature.split("/")[0] for feature in features)
+    subset = _tfds().features.FeaturesDict({name: every[name] for name in names})
     return Examples(builder.as_data_source(split).data_source, subset)
 
 
