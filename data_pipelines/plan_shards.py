@@ -69,16 +69,17 @@ def make_plan(
         )
     if all(clip.split is not Split.TRAIN for clip in listing.clips):
         raise PrepareError(f"{named} has no clip of the split 'train', only {', '.join(_splits(listing.clips))}")
-    clips = sorted(
-        listing.clips,
-        key=lambda c: (c.split, c.language, c.corpus, c.speaker, c.root, c.path, c.start, c.id),
-    )
+    groups: dict[tuple[Split, str], list[Clip]] = {}  # sorted one by one: the keys of all clips would take gigabytes
+    for clip in listing.clips:
+        groups.setdefault((clip.split, clip.language), []).append(clip)
     joining = Joining(round(join_seconds * SAMPLE_RATE), round(min_seconds * SAMPLE_RATE))
     tasks = []
     languages: dict[str, list] = {}
-    for (_, language), kin in itertools.groupby(clips, key=lambda c: (c.split, c.language)):
+    for split, language in sorted(groups):
+        kin = groups.pop((split, language))
+        kin.sort(key=lambda c: (c.corpus, c.speaker, c.root, c.path, c.start, c.id))
         tally = languages.setdefault(language, [0, hashlib.sha256()])
-        for number, dealt in enumerate(_deal(list(kin), clips_per_shard)):
+        for number, dealt in enumerate(_deal(kin, clips_per_shard)):
             tasks.append(make_task(number, folders, dealt, joining, filters))
             tally[0] += len(dealt)
             for clip in dealt:  # one after another: a language of millions would be gigabytes of text at once
@@ -96,7 +97,7 @@ def make_plan(
     summary = {
         "options": options,
         "corpora": order,
-        "clips": len(clips),
+        "clips": len(listing.clips),
         "rejected": len(rejected),
         "languages": {name: [count, digest.hexdigest()[:16]] for name, (count, digest) in sorted(languages.items())},
     }

@@ -29,17 +29,30 @@ def open_builder(directory: str | Path):
     return _tfds().builder_from_directory(str(directory))
 
 
-def open_examples(directory: str | Path, split: str, *, features: Iterable[str]) -> Sequence[dict]:
-    """The examples of a split, as nested dicts of these features alone ("outer/inner" for nested ones)."""
-    wanted: dict = {}
-    for feature in features:
-        place = wanted
-        *outer, name = feature.split("/")
-        for part in outer:
-            place = place.setdefault(part, {})
-        place[name] = True
-    tfds = _tfds()
-    return open_builder(directory).as_data_source(split, decoders=tfds.decode.PartialDecoding(wanted))
+class Examples:
+    """The examples of a split, each a nested dict of some features alone; `examples[k]` reads and decodes one.
+
+    TFDS's own data source decodes all features or none (its PartialDecoding needs TensorFlow in 4.9.10), and audio
+    is by far the largest.
+    """
+
+    def __init__(self, records: Sequence, features):
+        self._records, self._features = records, features
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, example: int) -> dict:
+        return self._features.deserialize_example_np(self._records[example])
+
+
+def open_examples(directory: str | Path, split: str, *, features: Iterable[str]) -> Examples:
+    """The examples of a split with these features alone; of nested ones ("outer/inner"), the outermost as a whole."""
+    builder = open_builder(directory)
+    every = builder.info.features
+    names = dict.fromkeys(feature.split("/")[0] for feature in features)
+    subset = _tfds().features.FeaturesDict({name: every[name] for name in names})
+    return Examples(builder.as_data_source(split).data_source, subset)
 
 
 def needs_tensorflow(error: Exception) -> bool:
