@@ -1,9 +1,10 @@
-"""`python -m data_pipelines`: prepare, describe, inspect, lengths.
+"""`python -m data_pipelines`: prepare, describe, inspect, lengths, sample.
 
-prepare FOLDER --out DIR    make a corpus ready for training
+prepare PATH --out DIR      make a corpus, or those of a composition file, ready for training
 describe DIR                minutes by language and split of what was prepared
 inspect DIR                 the same in depth: what any balance would draw, suspicious rows; --html PAGE makes a page
 lengths DIR                 propose static lengths
+sample DIR                  make some training batches, and compare what was drawn with what was declared
 """
 
 import os
@@ -24,15 +25,21 @@ with interrupts_end_at_once():
     from data_pipelines.balance import DrawConfig, SamplingError
     from data_pipelines.batch import SAMPLE_RATE
     from data_pipelines.corpora import CorpusError
+    from data_pipelines.crops import CropError
     from data_pipelines.inspection import AUDIO_MEGABYTES, inspect
     from data_pipelines.inspection_page import render, table_text
     from data_pipelines.languages import name_of
     from data_pipelines.lengths import LengthsError, declaration, propose, report
     from data_pipelines.manifest import Manifest, ManifestError, Split
+    from data_pipelines.pipeline import DataConfig, PipelineError
     from data_pipelines.prepare import QUARANTINE_NAME, Part, PartDone, PrepareError, prepare
     from data_pipelines.shards import Filters
     from data_pipelines.sources import ShardSource, SourceError, check_records
+    from data_pipelines.stalls import StallError
     from data_pipelines.storage import StorageError
+    from data_pipelines.trial import try_steps
+
+LONGEST = 15 * SAMPLE_RATE  # samples of the longest row that `sample` proposes
 
 
 @dataclass(frozen=True)
@@ -215,6 +222,48 @@ class Inspect:
             print(f"{self.html}: {len(page.encode()) / 1e6:.1f} MB")
 
 
+@dataclass(frozen=True)
+class Sample:
+    """Make some training batches for real, and compare what of each language was in them with what was declared."""
+
+    root: tyro.conf.Positional[Path]
+    """The prepared folder."""
+    steps: int = 100
+    """How many batches."""
+    alpha: float = 1.0
+    """Exponent over languages: 1 is as found, 0 is all languages alike."""
+    beta: float = 1.0
+    """Exponent over the corpora of a language."""
+    seconds_per_step: float = 64.0
+    """Seconds of audio in a step, over all hosts."""
+    lengths: tuple[int, ...] | None = None
+    """Static lengths in samples; without them, three that `lengths` proposes."""
+
+    def run(self) -> None:
+        """Prints hours, shares and epochs by language, and how fast the batches came."""
+        manifest = Manifest.load(self.root)
+        lengths = self.lengths
+        if lengths is None:
+            samples = manifest.samples[manifest.rows(Split.TRAIN)]
+            lengths = propose(samples, count=3, seconds_per_step=self.seconds_per_step, longest=LONGEST).lengths
+        draw = DrawConfig(language_exponent=self.alpha, corpus_exponent=self.beta)
+        cfg = DataConfig(lengths=lengths, seconds_per_step=self.seconds_per_step, draw=draw)
+        found = try_steps(cfg, manifest, steps=self.steps)
+        print(f"{'':<4} {'language':<24} {'train h':>9} {'declared':>9} {'drawn':>9} {'epochs':>8} {'utterances':>11}")
+        for row in found.languages:
+            print(
+                f"{row.language:<4} {name_of(row.language)[:24]:<24} {row.hours:>9.3f} {row.declared:>9.2%} "
+                f"{row.drawn:>9.2%} {row.epochs:>8.2f} {row.utterances:>11,}"
+            )
+        furthest = max(found.languages, key=lambda row: abs(row.drawn - row.declared))
+        heard = sum(row.utterances > 0 for row in found.languages)
+        print(
+            f"{heard} of {len(found.languages)} languages heard in {found.audio_hours:.3f} h of audio; furthest from "
+            f"what is declared: {furthest.language}, by {abs(furthest.drawn - furthest.declared):.2%}; made at "
+            f"{found.audio_hours * 3600 / found.seconds:,.0f} times real time"
+        )
+
+
 def _options(given: tuple[str, ...]) -> dict[str, str]:
     options = {}
     for entry in given:
@@ -242,6 +291,7 @@ Verb = (
     Annotated[Prepare, tyro.conf.subcommand("prepare", prefix_name=False)]
     | Annotated[Describe, tyro.conf.subcommand("describe", prefix_name=False)]
     | Annotated[Lengths, tyro.conf.subcommand("lengths", prefix_name=False)]
+    | Annotated[Sample, tyro.conf.subcommand("sample", prefix_name=False)]
     | Annotated[Inspect, tyro.conf.subcommand("inspect", prefix_name=False)]
 )
 
@@ -262,6 +312,9 @@ def main() -> int:
         StorageError,
         AudioError,
         LengthsError,
+        PipelineError,
+        CropError,
+        StallError,
         OSError,
     ) as error:
         print(f"error: {error}", file=sys.stderr)

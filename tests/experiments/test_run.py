@@ -179,7 +179,7 @@ def test_a_finished_stage_refuses_another_corpus(trained, heard, corpus, tmp_pat
         assert "training utterances: " in str(told.value)
 
 
-def test_other_rules_of_the_draw_are_refused_in_the_middle_of_a_run(trained, corpus, tmp_path):
+def test_other_rules_of_the_draw_are_refused_in_the_middle_of_a_run(trained, heard, tmp_path):
     cfg, files = small("hubert_base_it1"), StageFiles(tmp_path, "hubert_base_it1")
     shutil.copytree(trained / "units", tmp_path / "units")
     shutil.copytree(StageFiles(trained, cfg.name).folder, files.folder)
@@ -187,7 +187,7 @@ def test_other_rules_of_the_draw_are_refused_in_the_middle_of_a_run(trained, cor
     before = json.loads(files.data.read_text())
     files.data.write_text(json.dumps({**before, "draw rules": 1}))
     with pytest.raises(StageError, match=f"draw rules: 1 then, {before['draw rules']} now\ngive another --workdir"):
-        train_stage(cfg, workdir=tmp_path, corpus=corpus)
+        train_stage(cfg, workdir=tmp_path, corpus=heard)
 
 
 def test_a_finished_stage_without_its_last_checkpoint_is_not_finished(trained, heard, tmp_path, monkeypatch):
