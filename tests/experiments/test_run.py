@@ -176,7 +176,7 @@ def test_a_finished_stage_refuses_another_corpus(trained, heard, corpus, tmp_pat
             CorpusChanged, match=f"{now[0]} then, {now[1]} now; give --corpus .* or another --workdir"
         ) as told:
             act(cfg, workdir=trained, corpus=other.root)
-        assert "training utterances: " in str(told.value)
+        assert "hours of swa: " in str(told.value)
 
 
 def test_other_rules_of_the_draw_are_refused_in_the_middle_of_a_run(trained, heard, tmp_path):
