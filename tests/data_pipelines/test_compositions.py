@@ -84,6 +84,7 @@ def test_one_manifest_of_all_corpora_and_the_duplicates_of_them_listed(composed,
     assert len(everything.manifest) and not go(composed / "corpora.toml", everything.root).rejected
 
 
+@pytest.mark.once
 def test_killed_while_shards_lose_their_duplicates_it_ends_the_same(composed, made, tmp_path):
     out = tmp_path / "out"
     process = prepare_in_a_process(composed / "corpora.toml", out, *OPTIONS, "--workers", "2")

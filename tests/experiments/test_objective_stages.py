@@ -55,6 +55,7 @@ def online():
     )
 
 
+@pytest.mark.once
 def test_a_contrastive_stage_trains_is_judged_and_exported(corpus, tmp_path):
     workdir = tmp_path / "work"
     cfg = contrastive()

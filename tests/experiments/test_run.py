@@ -28,6 +28,8 @@ from wavlab_jax.checkpoint import CheckpointError
 from wavlab_jax.objectives import objective_of
 from wavlab_jax.sharding import MeshConfig, make_mesh
 
+pytestmark = pytest.mark.once
+
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.soak) if n in TWINS else n for n in STAGES])
 def test_every_stage_trains(trained, heard, name):

@@ -36,6 +36,7 @@ def several_sets():
     )
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("make", "passes"),
     [

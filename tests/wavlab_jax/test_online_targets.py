@@ -102,6 +102,7 @@ def test_sets_come_in_order_and_are_of_the_clean_waveform():
     assert make_targets([None, None], one_device()) is None
 
 
+@pytest.mark.once
 def test_a_step_labels_its_own_batch():
     """The update is that of the same units in the batch, in any number of passes; so are evaluation's answers."""
     cfg = tiny.learner()

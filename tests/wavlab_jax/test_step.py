@@ -51,6 +51,7 @@ def test_devices_shards_and_passes_do_not_change_the_update(reference, mesh, dev
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+@pytest.mark.once
 def test_filler_rows_weigh_nothing():
     """Six rows on eight devices: two fillers are added, and the update is that of six rows on one device."""
     cfg = tiny.learner()
@@ -88,6 +89,7 @@ def test_training_lowers_the_loss_on_a_batch_it_sees_again():
     assert np.mean(losses[-5:]) < losses[0] - 0.3
 
 
+@pytest.mark.once
 def test_masks_change_from_step_to_step_and_return_with_the_seed():
     cfg = tiny.learner()
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
