@@ -183,7 +183,12 @@ def _remember(
             f"{files.inputs.read_text()}, now {json.dumps(inputs)}; give another --workdir"
         )
     identity, heard = data_identity(manifest, cfg.data), files.data
-    changed = what_changed(json.loads(heard.read_text()), identity) if heard.exists() else []
+    then = identity
+    if heard.exists():
+        then = json.loads(heard.read_text())
+    elif files.checkpoints.exists():
+        then = identity | {"draw rules": "those before they were noted"}
+    changed = what_changed(then, identity)
     if changed:
         raise StageError(
             f"{files.folder} would go on with other batches:\n  " + "\n  ".join(changed) + "\ngive another --workdir"

@@ -190,6 +190,9 @@ def test_other_rules_of_the_draw_are_refused_in_the_middle_of_a_run(trained, hea
     files.data.write_text(json.dumps({**before, "draw rules": 1}))
     with pytest.raises(StageError, match=f"draw rules: 1 then, {before['draw rules']} now\ngive another --workdir"):
         train_stage(cfg, workdir=tmp_path, corpus=heard)
+    files.data.unlink()
+    with pytest.raises(StageError, match="draw rules: those before they were noted then"):
+        train_stage(cfg, workdir=tmp_path, corpus=heard)
 
 
 def test_a_finished_stage_without_its_last_checkpoint_is_not_finished(trained, heard, tmp_path, monkeypatch):
