@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wavlab_jax.evaluation.error_rates import NO_ERRORS, Errors, ErrorRateError, count_errors, pooled
+from wavlab_jax.evaluation.error_rates import NO_ERRORS, ErrorRateError, Errors, count_errors, pooled
 
 # sclite 2.10, `-i rm -o pralign`, one letter a word: substitutions, deletions, insertions
 SCLITE = [
