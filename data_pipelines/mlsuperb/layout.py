@@ -32,6 +32,7 @@ SOURCES = (
 )
 # Twenty languages of which only five utterances are trained on: `few_shot.txt` names them.
 FEW_SHOT = frozenset("dan lit tur srp vie kaz zul tsn epo frr tok umb bos ful ceb luo kea sun tso tos".split())
+PHONES_MARK = "TEXTS_ARE_PHONES"  # a file in a language's folder whose texts are phones already: the miniature has such
 LONGEST_SECONDS, SHORTEST_SECONDS = 20.0, 0.1  # of training and dev utterances
 
 
@@ -50,6 +51,7 @@ class Utterance(NamedTuple):
         path: of the recording.
         seconds: its length.
         text: as written in the transcript.
+        phones: whether that is phones already (`PHONES_MARK`).
     """
 
     id: str
@@ -59,6 +61,7 @@ class Utterance(NamedTuple):
     path: Path
     seconds: float
     text: str
+    phones: bool = False
 
     @property
     def few_shot(self) -> bool:
@@ -108,7 +111,7 @@ def read_split(
     """
     root = Path(root)
     split = Split([], [])
-    skipped, few_shot = _listed("silent.txt"), _listed("few_shot.txt")
+    skipped, few_shot = _listed("silent.txt"), few_shot_utterances()
     for folder in _language_folders(root, languages, sources):
         name = f"transcript_{duration if part == 'train' else '10min'}_{part}.txt"
         transcript = folder / name
@@ -153,7 +156,18 @@ def _take(split: Split, folder: Path, fields: list[str], place: str, *, part: Pa
         split.left_out.append(LeftOut(place, reason))
         return
     group = fields[0].split("_")[-2]
-    split.utterances.append(Utterance(fields[0], folder.parent.name, folder.name, group, path, seconds, fields[2]))
+    split.utterances.append(
+        Utterance(
+            fields[0],
+            folder.parent.name,
+            folder.name,
+            group,
+            path,
+            seconds,
+            fields[2].rstrip(),
+            (folder / PHONES_MARK).exists(),
+        )
+    )
 
 
 def untold_recordings(root: Path) -> Iterator[Path]:
@@ -181,6 +195,11 @@ def _language_folders(root: Path, languages: Collection[str] | None, sources: Co
         for folder in sorted((root / source).iterdir())
         if folder.is_dir() and (languages is None or folder.name in languages)
     ]
+
+
+def few_shot_utterances() -> frozenset[str]:
+    """The utterances that few-shot languages are trained on, five of each."""
+    return _listed("few_shot.txt")
 
 
 def _listed(name: str) -> frozenset[str]:

@@ -67,8 +67,8 @@ def said_language(text: str) -> str:
 def scored_characters(text: str, *, symbols: Iterable[str] = ()) -> list[str]:
     """Tokens that the character error rate counts: symbols gone, a space is a character.
 
-    A line is split into words and joined again before symbols are taken out (`espnet2/bin/tokenize_text.py`), so that the
-    space after a symbol stays and counts, in reference and hypothesis alike.
+    A line is split into words and joined again before symbols are taken out (`espnet2/bin/tokenize_text.py`), so that
+    the space after a symbol stays and counts, in reference and hypothesis alike.
     """
     return characters(" ".join(text.split()), symbols=symbols, keep_symbols=False)
 
