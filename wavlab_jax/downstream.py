@@ -1,12 +1,13 @@
 """ML-SUPERB's downstream model: what a frozen encoder's layers are worth to a small CTC recogniser (2305.10615, 2.3).
 
-    hidden states ─ weighted sum ▶ SpecAugment ▶ minus the utterance's mean ▶ Linear(width -> 80)
-        ▶ two 3x3 convolutions (256 channels, strides 2 and 1) ▶ 2 pre-norm Transformer layers ▶ Linear(256 -> tokens), CTC
+    hidden states ─ weighted sum ▶ SpecAugment ▶ less the utterance's mean ▶ Linear(width -> 80)
+        ▶ two 3x3 convolutions (256 channels, strides 2 and 1) ▶ 2 pre-norm Transformer layers ▶ Linear, CTC
 
 Constants and order are those of ESPnet `egs2/ml_superb/asr1/conf/tuning/train_asr_s3prl_10min.yaml` and of the
-classes that it names (`espnet2/asr/espnet_model.py` encode, `espnet2/asr/encoder/transformer_encoder.py`); the weighted sum is
-s3prl's `nn/upstream.py` Featurizer. What follows from ESPnet's padding is kept: a row's mean is taken off its padding
-as well, and the last frames of a row that is shorter than its batch's longest hear that in the convolutions.
+classes that it names (`espnet2/asr/espnet_model.py` encode, `espnet2/asr/encoder/transformer_encoder.py`); the
+weighted sum is s3prl's `nn/upstream.py` Featurizer. What follows from ESPnet's padding is kept: a row's mean is taken
+off its padding as well, and the last frames of a row that is shorter than its batch's longest hear that in the
+convolutions.
 """
 
 import math
