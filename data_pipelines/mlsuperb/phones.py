@@ -1,10 +1,11 @@
 """Phones of Mandarin and Japanese texts, as ML-SUPERB's two phone tracks are trained and scored.
 
 ESPnet `espnet2/text/phoneme_tokenizer.py`: `pypinyin_g2p_phone` and `pyopenjtalk`. The two packages are needed for
-these two of the thirteen monolingual sets only, and are no part of the requirements: pip install pypinyin pyopenjtalk.
+these two of the thirteen monolingual sets only, and are an extra: pip install pypinyin pyopenjtalk.
 """
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 from data_pipelines.mlsuperb.layout import MlSuperbError
 
@@ -14,12 +15,10 @@ Phonemizer = Callable[[str], list[str]]
 def phonemizer_for(language: str) -> Phonemizer:
     """The function from text to phones for "cmn" or "jpn". Raises MlSuperbError naming the package that is missing."""
     package, function = {"cmn": ("pypinyin", mandarin_phones), "jpn": ("pyopenjtalk", japanese_phones)}[language]
-    try:
-        __import__(package)
-    except ImportError as error:
+    if find_spec(package) is None:
         raise MlSuperbError(
             f"the phones of {language} are made by {package}, which is not installed: pip install {package}"
-        ) from error
+        )
     return function
 
 
