@@ -1,4 +1,4 @@
-"""The table: published rows with their points, ours where they belong, and nothing beside what it cannot stand beside."""
+"""The table: published rows with their points, ours where it belongs, nothing beside what it cannot stand beside."""
 
 import math
 import re
