@@ -16,11 +16,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -32,11 +31,10 @@ from data_pipelines.sources import ShardSource
 from data_pipelines.unit_pieces import PIECE_FRAMES, UnitPieces
 from data_pipelines.units import UnitStore
 from experiments.fit_spool import FitSpool
+from experiments.hosts import first_process_first, is_first, wait_for_all
 from experiments.trained import lineage, load_encoder
 from experiments.unit_features import FrameExtractor
 from wavlab_jax.targets import kmeans
-
-T = TypeVar("T")
 
 
 class UnitMakingError(ValueError):
@@ -120,7 +118,7 @@ def make_units(
         return store
     extractor = _extractor(cfg, workdir, mesh)
     centers = _fitted(cfg, files, source, manifest, extractor, mesh)
-    pieces = _first_process_first(
+    pieces = first_process_first(
         lambda: UnitPieces(files.store, manifest, units=cfg.units, source=source, piece_frames=piece_frames)
     )
     read = ShardSource(manifest).read
@@ -130,10 +128,10 @@ def make_units(
             rows = pieces.rows(piece)
             labels = extractor.units(rows, manifest.samples, read, centers=centers, progress=advance)
             pieces.write(piece, labels)
-    _wait_for_all("units labelled")
-    if jax.process_index() == 0:
+    wait_for_all("units labelled")
+    if is_first():
         pieces.join()
-    _wait_for_all("units joined")
+    wait_for_all("units joined")
     return UnitStore.load(files.store, manifest)
 
 
@@ -237,7 +235,7 @@ def _fitted(
         languages=cfg.fit_languages,
         corpora=cfg.fit_corpora,
     )
-    spool = _first_process_first(
+    spool = first_process_first(
         lambda: FitSpool(
             files.features,
             frames=num_frames(manifest.samples[rows]),
@@ -257,7 +255,7 @@ def _fitted(
                 rows[piece.first : piece.last], manifest.samples, read, chosen=piece.chosen, progress=advance
             )
             spool.write(number, features)
-    _wait_for_all("features extracted")
+    wait_for_all("features extracted")
     fitted = kmeans.fit(
         spool,
         units=cfg.units,
@@ -270,8 +268,8 @@ def _fitted(
         source=source,
         title=f"k-means for {cfg.name}",
     )
-    _wait_for_all("centroids fitted")
-    if jax.process_index() == 0:
+    wait_for_all("centroids fitted")
+    if is_first():
         with whole_file(files.centroids) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
@@ -285,19 +283,6 @@ def _fitted(
         files.fit.unlink(missing_ok=True)
         spool.delete()
     return fitted.centers
-
-
-def _first_process_first(make: Callable[[], T]) -> T:
-    """`make()` in every process, in the first before the others: it may create or clear a folder that they share."""
-    made = make() if jax.process_index() == 0 else None
-    _wait_for_all("folder made")
-    return make() if made is None else made
-
-
-def _wait_for_all(point: str) -> None:
-    """Until every process has come to this point."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(point)
 
 
 class _progress:
