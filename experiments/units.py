@@ -31,7 +31,7 @@ from data_pipelines.sources import ShardSource
 from data_pipelines.unit_pieces import PIECE_FRAMES, UnitPieces
 from data_pipelines.units import UnitStore
 from experiments.fit_spool import FitSpool
-from experiments.hosts import first_process_first, is_first, wait_for_all
+from experiments.hosts import agree, first_process_first, is_first, wait_for_all
 from experiments.trained import lineage, load_encoder
 from experiments.unit_features import FrameExtractor
 from wavlab_jax.targets import kmeans
@@ -108,7 +108,9 @@ def make_units(
     """
     files = UnitFiles(workdir, cfg.name)
     source = made_from(cfg, workdir, manifest)
-    if files.store.exists():
+    made = files.store.exists()
+    agree(f"whether {files.store} is there", str(made))
+    if made:
         store = UnitStore.load(files.store, manifest)
         if store.source != source:
             raise UnitMakingError(
@@ -266,7 +268,7 @@ def _fitted(
         mesh=mesh,
         kept=files.fit,
         source=source,
-        title=f"k-means for {cfg.name}",
+        title=f"k-means for {cfg.name}" if is_first() else None,
     )
     wait_for_all("centroids fitted")
     if is_first():
@@ -290,7 +292,8 @@ class _progress:
 
     def __init__(self, title: str, frames: int):
         hours = round(float(frames) / 50 / 3600, 3)
-        self.bar, self.samples = tqdm(total=hours, desc=title, unit="audio-h", dynamic_ncols=True, mininterval=1.0), 0
+        shown = {"unit": "audio-h", "dynamic_ncols": True, "mininterval": 1.0, "disable": not is_first()}
+        self.bar, self.samples = tqdm(total=hours, desc=title, **shown), 0
 
     def __enter__(self) -> Callable[[int], None]:
         return self._advance
