@@ -235,15 +235,14 @@ def _line(window: Window, result: StepResult, clock: Clock) -> dict[str, float]:
 def stop_signals():
     """A list of the numbers of the signals that came: SIGINT, SIGTERM, and SIGUSR1, by which Slurm warns.
 
-    After the first of them, SIGINT and SIGTERM end the process as usual. A warning may come again, and does not.
+    A second Ctrl-C ends the process as usual. The others may come again, by way of whoever passes them on, and do not.
     """
     caught: list[int] = []
     before = {}
 
     def handle(number, frame):
         caught.append(number)
-        for each in (signal.SIGINT, signal.SIGTERM) if number != signal.SIGUSR1 else ():
-            signal.signal(each, before[each])
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         before[number] = signal.signal(number, handle)
