@@ -48,6 +48,8 @@ run() {
 told= # whether this shell itself was asked to stop
 
 if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then
+  # srun does not take this over from sbatch by itself
+  [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}"
   run srun --kill-on-bad-exit=0 "$here/experiments/launch.sh" "$@"
   status=$?
   if stopped "$status"; then

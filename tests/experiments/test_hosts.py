@@ -127,7 +127,7 @@ def test_launch(launch):
 class Pair:
     """The small launcher twice, as two hosts of two devices each."""
 
-    def __init__(self, *arguments, hosts=2, devices=2, heartbeat=None):
+    def __init__(self, *arguments, hosts=2, devices=2, heartbeat=None, differing=()):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -138,6 +138,7 @@ class Pair:
             env |= {"WAVLAB_CONNECT_SECONDS": "120"} | ({"WAVLAB_HEARTBEAT_SECONDS": heartbeat} if heartbeat else {})
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
             self.processes.append(subprocess.Popen(command, cwd=ROOT, env=env, **pipes))
+            command += differing  # of the others
 
     def when(self, condition):
         deadline = time.monotonic() + 240
@@ -195,3 +196,60 @@ def test_two_processes_stop_at_the_same_step_and_one_goes_on(corpus, tmp_path):
     shutil.copytree(workdir / "units", whole / "units")
     train_stage(cfg, workdir=whole, corpus=corpus)
     assert_close(workdir, whole)
+
+
+@pytest.mark.soak
+def test_kill_9_of_one_process_ends_the_others_and_other_numbers_go_on(corpus, tmp_path):
+    """Of two processes the second is killed, then of four the first, which the others meet at; one finishes."""
+    workdir, whole = tmp_path / "work", tmp_path / "whole"
+    command, seconds = ("train", STAGE, "--workdir", str(workdir), "--corpus", str(corpus)), 20
+    for hosts, victim, after in ((2, 1, 3), (4, 0, 9)):
+        pair = Pair(*command, hosts=hosts, devices=4 // hosts, heartbeat=str(seconds))
+        pair.when(lambda after=after: count_lines(workdir) >= after).processes[victim].kill()
+        began = time.monotonic()
+        statuses, said = pair.ended()
+        assert time.monotonic() - began < seconds + 10, said
+        assert statuses.pop(victim) == -9 and set(statuses) <= {69, -signal.SIGABRT}, said
+        said.pop(victim)
+        for status, text in zip(statuses, said, strict=True):
+            assert status != 69 or "another process ended, or cannot be reached" in text.splitlines()[-1], text
+    train_stage(small(STAGE, steps=STEPS), workdir=workdir, corpus=corpus)
+    shutil.copytree(workdir / "units", whole / "units")
+    train_stage(small(STAGE, steps=STEPS), workdir=whole, corpus=corpus)
+    assert_close(workdir, whole)
+
+
+@pytest.mark.soak
+def test_two_processes_make_units_of_a_teacher_and_train_on_them(trained, heard, tmp_path):
+    """By the verb `units`, then by `train`, which finds them."""
+    name, workdir = "hubert_base_it2", tmp_path / "work"
+    shutil.copytree(StageFiles(trained, STAGE).folder, StageFiles(workdir, STAGE).folder)
+    for verb, said_at_the_end in (("units", "perplexity"), ("train", "trained: ")):
+        statuses, said = Pair(verb, name, "--workdir", str(workdir), "--corpus", str(heard)).ended()
+        assert statuses == [0, 0] and said_at_the_end in said[0] and said_at_the_end not in said[1], said
+    whole = tmp_path / "whole"
+    shutil.copytree(workdir / "units", whole / "units")
+    shutil.copytree(StageFiles(trained, STAGE).folder, StageFiles(whole, STAGE).folder)
+    train_stage(small(name, steps=STEPS), workdir=whole, corpus=heard)
+    for one, other in zip(lines(workdir, name), lines(whole, name), strict=True):
+        assert one["masked_loss"] == pytest.approx(other["masked_loss"], rel=1e-4)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (["--learner.seed", "9"], "the configuration is not the same in all processes: of 2, number 1 differs"),
+        (
+            ["--workdir", "{}/unshared"],
+            "config.txt, which process 0 wrote, is not the same in all processes: of 2, numb",
+        ),
+    ],
+)
+def test_processes_that_were_not_started_alike_say_so(heard, trained, tmp_path, other, told):
+    for name in ("work", "unshared"):
+        shutil.copytree(trained / "units", tmp_path / name / "units")
+    command = ["train", STAGE, "--corpus", str(heard), "--workdir", str(tmp_path / "work")]
+    other = [argument.format(tmp_path) for argument in other]
+    statuses, said = Pair(*command, differing=other).ended()
+    assert statuses == [1, 1] and all(told in text for text in said), said
