@@ -9,7 +9,8 @@
 #   in a Slurm task (srun)    runs the command; jax asks Slurm for the other tasks
 #   on a TPU machine          runs the command; jax asks the cloud for the other hosts of a pod
 #   elsewhere                 runs the command, alone, or as WAVLAB_COORDINATOR, WAVLAB_PROCESSES, WAVLAB_PROCESS say
-#   --again                   runs it again here, in a loop, after it was stopped or lost another host
+#   --again                   runs it again here, in a loop, after it was stopped or lost another host; five runs of less
+#                             than a minute in a row are the last
 #
 # Statuses after which it is worth running again: 75, stopped by a signal and saved; 69, another process is gone; 134,
 # jax ended the process because another is gone; 137, 138 and 143, killed by SIGKILL, SIGUSR1 or SIGTERM before training
@@ -67,10 +68,14 @@ fi
 
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" # from any folder; paths on the command line are relative to it
 [ -n "$again" ] || exec "$python" -m experiments "$@"
+short=0
 while :; do
+  began=$SECONDS
   run "$python" -m experiments "$@"
   status=$?
   if [ -n "$told" ] || ! { stopped "$status" || lost "$status"; }; then exit "$status"; fi
+  if [ $((SECONDS - began)) -lt 60 ]; then short=$((short + 1)); else short=0; fi
+  [ "$short" -lt 5 ] || exit "$status"
   echo "ended with status $status; again in $pause s" >&2
   sleep "$pause"
 done

@@ -180,10 +180,14 @@ def fork_of(cfg: StageConfig, workdir: Path) -> Fork | None:
     source, inputs = StageFiles(workdir, stage), StageFiles(workdir, cfg.name).inputs
     if inputs.exists():  # the source may have gone on since
         return Fork(stage, json.loads(inputs.read_text()).get("continue_from", {}).get("step"), source.checkpoints)
-    newest = int(step) if step else max(steps_of(source.checkpoints), default=None)
-    if newest is None or newest >= cfg.loop.steps:
-        raise StageError(f"continue_from {cfg.continue_from}: step {newest}, of {cfg.loop.steps} that this stage makes")
-    return Fork(stage, newest, source.checkpoints)
+    kept = steps_of(source.checkpoints)
+    taken = int(step) if step else max(kept, default=0)
+    if taken not in kept or taken >= cfg.loop.steps:
+        raise StageError(
+            f"continue_from {cfg.continue_from}: step {taken}; {stage} keeps {', '.join(map(str, kept)) or 'none'}, "
+            f"and this stage makes {cfg.loop.steps} steps"
+        )
+    return Fork(stage, taken, source.checkpoints)
 
 
 def inherit(cfg: StageConfig, workdir: Path, mesh: Mesh) -> Callable[[Parameters], Parameters]:

@@ -111,7 +111,8 @@ def test_a_fork_takes_a_whole_state_and_goes_on_from_there(averaged, corpus):
     assert f"| fork | the whole state of {NAME}@3 |" in sections(averaged, "fork", None)["Training"]
     for wrong, told in (
         (MEAN, "of an average there is no optimizer"),
-        (f"{NAME}@6", "step 6, of 6 that this stage makes"),
+        (f"{NAME}@6", "step 6; hubert_base_it1 keeps 3, 6, and this stage makes 6 steps"),
+        (f"{NAME}@4", "step 4; hubert_base_it1 keeps 3, 6"),
         ("new", "is this stage itself"),
     ):
         with pytest.raises(StageError, match=told):

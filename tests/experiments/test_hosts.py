@@ -116,6 +116,7 @@ def test_launch(launch):
     # in a loop: stopped, lost another host, killed; then a mistake, which would only be made again
     assert launch("--again", *command, statuses="75 69 137 1") == (1, [ran] * 4)
     assert launch("--again", *command, statuses="134 0") == (0, [ran] * 2)
+    assert launch("--again", *command, statuses="75 75 75 75 75 75 75") == (75, [ran] * 5)
     srun = "srun --kill-on-bad-exit=0 experiments/launch.sh train wavlab_mk"
     for status, requeued in ((0, []), (75, ["scontrol requeue 7"]), (138, ["scontrol requeue 7"]), (1, []), (69, [])):
         assert launch(*command, statuses=str(status), SLURM_JOB_ID="7") == (status, [srun, *requeued])
