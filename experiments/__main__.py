@@ -301,7 +301,10 @@ def main() -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
+        from experiments.hosts import leave
+
         print(f"\n{SAID}", file=sys.stderr)
+        leave(130)
         return 130
     except (ValueError, RuntimeError, OSError) as error:
         return _told(error)

@@ -176,10 +176,18 @@ def check_shared(path: Path, text: str) -> None:
     if jax.process_count() == 1:
         return
     wait_for_all("file written")
-    deadline = time.monotonic() + SEEN_SECONDS
-    while not (found := path.exists() and path.read_text() == text) and time.monotonic() < deadline:
-        time.sleep(0.5)
+    found = wait_to_see(path) and path.read_text() == text
     agree(f"{path}, which process 0 wrote,", "there" if found else "not there, or another")
+
+
+def wait_to_see(path: Path) -> bool:
+    """Whether this host sees what another one made at `path`, after `SEEN_SECONDS` at most."""
+    deadline = time.monotonic() + SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def refuse_several(verb: str, environment: Mapping[str, str] = os.environ) -> None:

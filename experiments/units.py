@@ -31,7 +31,7 @@ from data_pipelines.sources import ShardSource
 from data_pipelines.unit_pieces import PIECE_FRAMES, UnitPieces
 from data_pipelines.units import UnitStore
 from experiments.fit_spool import FitSpool
-from experiments.hosts import agree, first_process_first, is_first, wait_for_all
+from experiments.hosts import agree, first_process_first, is_first, wait_for_all, wait_to_see
 from experiments.trained import lineage, load_encoder
 from experiments.unit_features import FrameExtractor
 from wavlab_jax.targets import kmeans
@@ -134,6 +134,7 @@ def make_units(
     if is_first():
         pieces.join()
     wait_for_all("units joined")
+    wait_to_see(files.store)
     return UnitStore.load(files.store, manifest)
 
 
