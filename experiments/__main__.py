@@ -1,4 +1,4 @@
-"""`python -m experiments`: list, show, train, units, quality, evaluate, import, export, features, recipe.
+"""`python -m experiments`: list, show, train, units, quality, evaluate, average, import, export, features, recipe.
 
     list                           every stage and every architecture, in a line each
     show STAGE [--size demo]       a stage's configuration, and what follows from it
@@ -7,6 +7,7 @@
     units STAGE                    make the units that a stage trains on
     quality STAGE                  how evenly they are used, and what they say of language and phone
     evaluate STAGE                 masked accuracy of a trained stage on held-out clips
+    average STAGE --last N         the mean of its checkpoints, as the stage STAGE@average
     import PATH --out DIR          a published model of any layout as a Hugging Face folder
     export MODEL --out DIR         a trained stage, or such a model, in any layout for PyTorch
     features MODEL AUDIO...        hidden states of audio files, as an .npz
@@ -14,6 +15,8 @@
 
 Stages come in --size paper (the default) and --size demo. Any value that `show` prints can be given anew:
 `--learner.optimizer.peak-learning-rate 1e-3`. `units` and `evaluate` take a stage that was begun as it was begun.
+
+`train` and `units` run on several hosts, the same command on each: experiments/launch.sh, docs/scaling.md.
 """
 
 import contextlib
@@ -21,6 +24,8 @@ import difflib
 import io
 import os
 import sys
+import traceback
+from dataclasses import replace
 
 from data_pipelines.interrupts import SAID, interrupts_end_at_once
 
@@ -29,6 +34,7 @@ with interrupts_end_at_once():  # these take seconds
 
     from experiments.commands import (
         RECIPE_NAMES,
+        AverageCommand,
         ExportCommand,
         FeaturesCommand,
         ImportCommand,
@@ -55,6 +61,10 @@ def parse_stage(
     """
     name, arguments = _take_name(verb, "STAGE", arguments)
     size, arguments = _take_size(arguments)
+    base, _, mean = name.partition("@")
+    if mean and not as_it_was:
+        raise StageError(f"{name} is a mean of checkpoints, which is not trained: {verb} {base}")
+    default = replace(stage_function(base, size=size)(), name=name)
 
     def parsed(config: StageConfig) -> StageCommand | QualityCommand:
         said = io.StringIO()
@@ -76,10 +86,10 @@ def parse_stage(
             sys.stderr.write(said.getvalue())
             raise
 
-    command = parsed(stage_function(name, size=size)())
+    command = parsed(default)
     if not as_it_was:
         return command
-    return parsed(as_started(stage_function(name, size=size)(), StageFiles(command.places.workdir, name)))
+    return parsed(as_started(default, StageFiles(command.places.workdir, command.config.name)))
 
 
 def list_stages() -> None:
@@ -123,23 +133,27 @@ def show(arguments: list[str]) -> None:
 def train(arguments: list[str]) -> None:
     """Trains or continues a stage."""
     command = parse_stage("train", arguments)
-    from experiments.run import configure_jax, train_stage
+    from experiments.hosts import connect
+    from experiments.run import configure_jax, say, train_stage
 
+    connect()
     configure_jax(command.places.workdir)
     train_stage(command.config, workdir=command.places.workdir, corpus=command.places.corpus_folder())
-    print(f"trained: {StageFiles(command.places.workdir, command.config.name).folder}")
+    say(f"trained: {StageFiles(command.places.workdir, command.config.name).folder}")
 
 
 def units(arguments: list[str]) -> None:
     """Makes a stage's units."""
     command = parse_stage("units", arguments, as_it_was=True)
     from experiments import steps
-    from experiments.run import configure_jax
+    from experiments.hosts import connect
+    from experiments.run import configure_jax, say
 
+    connect()
     configure_jax(command.places.workdir)
     workdir, corpus = command.places.workdir, command.places.corpus_folder()
     for sort in command.config.unit_sets:
-        print(f"{sort.name}: {steps.units(command.config, sort, workdir, corpus)}")
+        say(f"{sort.name}: {steps.units(command.config, sort, workdir, corpus)}")
 
 
 def quality(arguments: list[str]) -> None:
@@ -164,6 +178,17 @@ def evaluate(arguments: list[str]) -> None:
     print(table(evaluate_stage(command.config, workdir=command.places.workdir, corpus=command.places.corpus_folder())))
 
 
+def average(arguments: list[str]) -> None:
+    """Averages a stage's checkpoints."""
+    command = tyro.cli(AverageCommand, args=arguments, prog="python -m experiments average")
+    from experiments.average import average_stage
+
+    stage, workdir = command.stage, command.workdir
+    made = average_stage(stage, workdir=workdir, last=command.last, best=command.best, name=command.name)
+    steps = ", ".join(f"{step:,}" for step in made.steps)
+    print(f"{made.name}: the mean of {len(made.steps)} checkpoints of {stage}, steps {steps}")
+
+
 def import_(arguments: list[str]) -> None:
     """Takes over a published model."""
     command = tyro.cli(ImportCommand, args=arguments, prog="python -m experiments import")
@@ -181,7 +206,7 @@ def export(arguments: list[str]) -> None:
     from experiments.verify import table
 
     workdir, corpus = command.places.workdir, command.places.corpus_folder()
-    if imported_model(workdir, command.model) is None:
+    if imported_model(workdir, command.model) is None and not StageFiles(workdir, command.model).folder.exists():
         stage_function(command.model)
     corpus = corpus if command.places.corpus is not None or corpus.exists() else None
     exported = export_model(
@@ -236,6 +261,7 @@ def recipe(arguments: list[str]) -> None:
         print(f"\nreport: {report.absolute()}")
 
 
+ON_ONE_HOST = ("quality", "evaluate", "average", "import", "export", "features", "recipe")
 VERBS = {
     "list": lambda arguments: list_stages(),
     "show": show,
@@ -243,6 +269,7 @@ VERBS = {
     "units": units,
     "quality": quality,
     "evaluate": evaluate,
+    "average": average,
     "import": import_,
     "export": export,
     "features": features,
@@ -251,7 +278,10 @@ VERBS = {
 
 
 def main() -> int:
-    """Runs a verb; errors that name what to do become one line and exit status 1, Ctrl-C 130."""
+    """Runs a verb; errors that name what to do become one line and exit status 1, Ctrl-C 130.
+
+    75: stopped by a scheduler's signal; 69: another process is gone. `experiments/launch.sh` runs the command again.
+    """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(__doc__)
@@ -262,21 +292,45 @@ def main() -> int:
         print(f"error: no verb is called {verb!r}; the nearest: {', '.join(near)}", file=sys.stderr)
         return 2
     try:
+        if verb in ON_ONE_HOST:
+            from experiments.hosts import refuse_several
+
+            refuse_several(verb)
         VERBS[verb](arguments[1:])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
+        from experiments.hosts import leave
+
         print(f"\n{SAID}", file=sys.stderr)
+        leave(130)
         return 130
     except (ValueError, RuntimeError, OSError) as error:
-        from wavlab_jax.train import Interrupted
-
-        if not _is_ours(error) and not isinstance(error, OSError):
-            raise  # not one of ours: the traceback is worth more than the line
-        print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
-        return 130 if isinstance(error, Interrupted) else 1
+        return _told(error)
     return 0
+
+
+def _told(error: Exception) -> int:
+    """Prints an error; returns the exit status. What does not concern all of several processes ends this one here."""
+    from experiments.hosts import LOST, HostsError, PeerLost, is_first, leave, peer_lost
+    from wavlab_jax.train import Interrupted, NonFinite
+
+    error = peer_lost(error) or error
+    together = isinstance(error, Interrupted | NonFinite | HostsError)  # in all processes at once
+    if not _is_ours(error) and not isinstance(error, OSError):
+        traceback.print_exception(error)  # not one of ours: the traceback is worth more than a line
+        status = 1
+    elif isinstance(error, Interrupted):
+        status = error.status
+        if is_first():
+            print(error, file=sys.stderr)
+    else:
+        status = LOST if isinstance(error, PeerLost) else 1
+        print(f"error: {error}", file=sys.stderr)
+    if not together:
+        leave(status)
+    return status
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -69,6 +69,22 @@ class QualityCommand:
 
 
 @dataclass(frozen=True)
+class AverageCommand:
+    """The mean of a stage's checkpoints, as the stage STAGE@NAME."""
+
+    stage: tyro.conf.Positional[str]
+    """A stage of the workdir; it need not be finished."""
+    last: int | None = None
+    """So many of the newest checkpoints."""
+    best: int | None = None
+    """So many of those with the lowest training loss."""
+    name: str = "average"
+    """Of the mean, after the @."""
+    workdir: Path = WORKDIR
+    """Of the stage."""
+
+
+@dataclass(frozen=True)
 class ImportCommand:
     """A published model as a Hugging Face folder; prints what was found in it."""
 

@@ -160,6 +160,12 @@ def place_batch(batch: Batch, *, mesh: Mesh, passes: int) -> Batch:
     return Batch(*(place(np.asarray(field)) for field in batch))
 
 
+def place_flag(value: int, *, mesh: Mesh) -> jax.Array:
+    """This process' `value` on each of its devices: int32 [devices of all processes]."""
+    local = np.full(mesh.local_mesh.size, value, np.int32)
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, P(BATCH_AXES)), local)
+
+
 def _fill(name: str, field: np.ndarray, rows: int) -> np.ndarray:
     value = {"units": NO_UNIT, "utterance": NO_UTTERANCE, "partner": NO_UTTERANCE}.get(name, 0)
     return np.concatenate([field, np.full((rows, *field.shape[1:]), value, field.dtype)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from wavlab_jax.metrics import Sums
 from wavlab_jax.model import assemble, make_model, parameters
 from wavlab_jax.objectives import AnyObjectiveConfig, Judged, Keys, check_head, draw_masks, loss_of, objective_of
 from wavlab_jax.optim import OptimizerConfig, learning_rate, make_optimizer
-from wavlab_jax.sharding import BATCH_AXES, state_shardings
+from wavlab_jax.sharding import BATCH_AXES, place_flag, state_shardings
 from wavlab_jax.state import TrainState, fresh_state
 from wavlab_jax.targets.online import Targets
 
@@ -49,6 +50,7 @@ class StepResult(NamedTuple):
         gradient_norm: [] float32, before clipping.
         learning_rate: [] float32.
         finite: [] bool; where False the parameters and the optimizer were left as they were.
+        wish: [] int32, the largest `wish` that any process gave with this step.
     """
 
     sums: Sums
@@ -56,6 +58,7 @@ class StepResult(NamedTuple):
     gradient_norm: jax.Array
     learning_rate: jax.Array
     finite: jax.Array
+    wish: jax.Array
 
 
 def abstract_state(cfg: LearnerConfig, mesh: Mesh) -> TrainState:
@@ -82,8 +85,10 @@ def _initial_state(cfg: LearnerConfig, optimizer: optax.GradientTransformation) 
 
 def make_train_step(
     cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepResult]]:
-    """The jitted update. Takes a placed batch [passes, rows, ...] (`sharding.place_batch`); donates the state.
+) -> Callable[..., tuple[TrainState, StepResult]]:
+    """The jitted update: (state, batch, wish=0). Takes a placed batch [passes, rows, ...] (`sharding.place_batch`);
+    donates the state. Of several processes' wishes, which mean nothing here, each learns the largest: agreement
+    for the price of a scalar that travels with the step.
 
     Gradients of the passes add up to those of the whole step, because every term is divided by the whole step's count.
     `targets` fill in the units that are computed in the step; their arrays are arguments of the compiled program.
@@ -95,7 +100,7 @@ def make_train_step(
     formulation = formulation_for(mesh.devices.flat[0].platform)
     channels = cfg.encoder.extractor_channels[-1]
 
-    def train_step(state: TrainState, batch: Batch, frozen) -> tuple[TrainState, StepResult]:
+    def train_step(state: TrainState, batch: Batch, wishes, frozen) -> tuple[TrainState, StepResult]:
         if targets is not None:  # one pass after the other, as they are trained on
             batch = batch._replace(units=lax.map(lambda rows: targets.label(frozen, rows).units, batch))
         # a stream of its own: the first key of the seed made the initial values
@@ -139,18 +144,19 @@ def make_train_step(
         updated = TrainState(state.step + 1, optax.apply_updates(state.params, updates), new_optimizer)
         new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
         rate = jnp.asarray(schedule(state.step), jnp.float32)
-        return new_state, StepResult(sums, value, norm, rate, finite)
+        return new_state, StepResult(sums, value, norm, rate, finite, jnp.max(wishes))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(cfg, mesh))
     everywhere, rows = _places(mesh)
     compiled = jax.jit(
         train_step,
-        in_shardings=(shardings, rows, everywhere),
+        in_shardings=(shardings, rows, NamedSharding(mesh, P(BATCH_AXES)), everywhere),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
     frozen = None if targets is None else targets.frozen
-    return lambda state, batch: compiled(state, batch, frozen)
+    wishes = lru_cache(partial(place_flag, mesh=mesh))  # a handful of values, placed once each
+    return lambda state, batch, wish=0: compiled(state, batch, wishes(wish), frozen)
 
 
 def make_predict_step(cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None) -> Callable[..., Judged]:
