@@ -312,3 +312,14 @@ def test_splits_are_dealt_by_sentence_where_the_table_has_none(tmp_path):
     for clip in clips[:2400]:
         homes.setdefault(clip.text, set()).add(clip.split)
     assert len(homes) == 800 and all(len(home) == 1 for home in homes.values())
+
+
+def test_a_name_that_is_not_utf8_stops_nothing(tmp_path):
+    folder = tmp_path / "corpus"
+    (folder / "fra/one").mkdir(parents=True)
+    soundfile.write(folder / "fra/one/good.wav", noise(40000, 1), 16000)
+    shutil.copy(folder / "fra/one/good.wav", os.fsencode(folder / "fra/one") + b"/caf\xe9.wav")
+    for out in (tmp_path / "out", tmp_path / "out"):  # the second time, it is read back
+        prepared = go(folder, out)
+        assert [r.reason for r in prepared.rejected] == ["the file's name is not UTF-8: rename it"]
+        assert prepared.manifest.clip_names(0) == ["fra/one/good.wav"]
