@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.corpora import CorpusError
+from data_pipelines.compositions import list_corpora
+from data_pipelines.corpora import CorpusError, listing
 from data_pipelines.corpora import folder as folder_corpus
 from data_pipelines.manifest import MANIFEST_NAME, Split
 from data_pipelines.prepare import PrepareError
@@ -323,3 +324,13 @@ def test_a_name_that_is_not_utf8_stops_nothing(tmp_path):
         prepared = go(folder, out)
         assert [r.reason for r in prepared.rejected] == ["the file's name is not UTF-8: rename it"]
         assert prepared.manifest.clip_names(0) == ["fra/one/good.wav"]
+
+
+@pytest.mark.parametrize("reader", ["folder", "kaldi"])
+def test_a_listing_that_takes_long_shows_that_it_goes_on(raw, tmp_path, monkeypatch, capsys, reader):
+    monkeypatch.setattr(listing, "BAR_AFTER", 0.0)
+    (tmp_path / "wav.scp").write_text("a fr/one/00.wav\n")
+    options = {"data": str(tmp_path), "language": "fra"} if reader == "kaldi" else {}
+    for progress in (True, False):
+        list_corpora(raw[0], reader=reader, options=options, progress=progress)
+        assert (f"listing {raw[0].name}" in capsys.readouterr().err) == progress
