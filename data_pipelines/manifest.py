@@ -249,8 +249,8 @@ def write_manifest(
 
     Names (language, corpus, speaker) are given as strings, and become indices here. What is left out gets the plainest
     value: everything in TRAIN, ids "0", "1", ..., one clip an utterance, one shard in row order. Columns of millions
-    are best given as Arrow arrays (names as a DictionaryArray of strings): nothing then passes through Python. `content`
-    is a hash of the audio. (Without shards, load it with `check_shards=False`: enough to plan and to test sampling.)
+    are best given as Arrow arrays (names as a DictionaryArray of strings): nothing then passes through Python. The hash
+    of the audio is `content`. (Without shards, load it with `check_shards=False`: enough to plan and test sampling.)
 
     Raises ManifestError: columns of different lengths, duplicate ids, counts that contradict the columns.
     """

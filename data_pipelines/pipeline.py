@@ -132,7 +132,7 @@ class LoadBatch(grain.transforms.Map):
 
     def _empty(self, place: int) -> Batch:
         rows, samples = self.rows[place] // self.hosts, self.cfg.lengths[place]
-        return _empty_batch(rows, samples, sets=len(self.units), clean=self.cfg.keep_clean)
+        return _empty_batch(rows, samples, sets=len(self.units), clean=self.cfg.keep_clean, silent=False)
 
     def map(self, element: int) -> Batch:
         """Batch `element`: waveform [rows of this host, samples], the rest to match."""
@@ -308,12 +308,12 @@ def describe_rows(batch: Batch, manifest: Manifest) -> list[str]:
     return lines
 
 
-def _empty_batch(rows: int, samples: int, *, sets: int, clean: bool = False) -> Batch:
-    """A batch of filler rows: silence, no units, nothing valid."""
-    frames = num_frames(samples)
+def _empty_batch(rows: int, samples: int, *, sets: int, clean: bool = False, silent: bool = True) -> Batch:
+    """A batch of filler rows: silence (or, not `silent`, whatever the memory holds), no units, nothing valid."""
+    frames, audio = num_frames(samples), np.zeros if silent else np.empty
     return Batch(
-        waveform=np.zeros((rows, samples), np.float32),
-        clean=np.zeros((rows, samples if clean else 0), np.float32),
+        waveform=audio((rows, samples), np.float32),
+        clean=audio((rows, samples if clean else 0), np.float32),
         units=np.full((rows, frames, sets), NO_UNIT, np.int32),
         valid=np.zeros((rows, frames), np.bool_),
         samples=np.zeros(rows, np.int32),
