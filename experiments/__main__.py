@@ -154,18 +154,26 @@ def units(arguments: list[str]) -> None:
     workdir, corpus = command.places.workdir, command.places.corpus_folder()
     for sort in command.config.unit_sets:
         say(f"{sort.name}: {steps.units(command.config, sort, workdir, corpus)}")
+    if not command.config.unit_sets:
+        say(f"{command.config.name} learns its own targets: no units to make")
 
 
 def quality(arguments: list[str]) -> None:
     """Measures a stage's units."""
     command = parse_stage("quality", arguments, QualityCommand, as_it_was=True)
+    from experiments.targets import is_online
     from experiments.unit_quality import measure_units, table
 
-    places = command.places
-    result = measure_units(
-        command.config.units.name, workdir=places.workdir, corpus=places.corpus_folder(), alignments=command.alignments
-    )
-    print(table(result))
+    stored = [sort.name for sort in command.config.unit_sets if not is_online(sort)]
+    if not stored:
+        raise StageError(
+            f"{command.config.name} has no label store: its units are learned, or computed in the step; `quality` "
+            "measures stores"
+        )
+    workdir, corpus = command.places.workdir, command.places.corpus_folder()
+    for name in stored:
+        result = measure_units(name, workdir=workdir, corpus=corpus, alignments=command.alignments)
+        print(f"{name}:\n{table(result)}" if stored[1:] else table(result))
 
 
 def evaluate(arguments: list[str]) -> None:

@@ -13,6 +13,7 @@ each computes its contiguous share of pieces on its own devices; k-means runs ov
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from data_pipelines.batch import SAMPLE_RATE, num_frames
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.sources import ShardSource
 from data_pipelines.unit_pieces import PIECE_FRAMES, UnitPieces
-from data_pipelines.units import UnitStore
+from data_pipelines.units import MAX_UNITS, UnitStore
 from experiments.fit_spool import FitSpool
 from experiments.hosts import agree, first_process_first, is_first, wait_for_all, wait_to_see
 from experiments.trained import lineage, load_encoder
@@ -83,6 +84,18 @@ class UnitsConfig:
     iterations: int = 100
     seed: int = 0
     online: bool = False
+
+    def __post_init__(self):
+        if not self.name or Path(self.name).name != self.name:
+            raise UnitMakingError(f"units.name is {self.name!r}; it names a folder below units/ of the workdir")
+        if not 1 <= self.units <= MAX_UNITS:
+            raise UnitMakingError(f"units {self.name}: units.units is {self.units}; a label store has 1 to {MAX_UNITS}")
+        for field in ("layer", "seed", "language_exponent"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise UnitMakingError(f"units {self.name}: {field} is {getattr(self, field)}; it must be at least 0")
+        for field in ("batch_frames", "iterations", "fit_hours", "fit_gigabytes"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise UnitMakingError(f"units {self.name}: {field} is {getattr(self, field)}; it must be positive")
 
 
 class UnitFiles:

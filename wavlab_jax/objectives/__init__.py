@@ -27,7 +27,7 @@ from types import ModuleType
 from wavlab_jax.heads import AnyHeadConfig, ContrastiveHeadConfig, HeadConfig, HeadError
 from wavlab_jax.objectives import contrastive, prediction
 from wavlab_jax.objectives.contrastive import ContrastiveConfig
-from wavlab_jax.objectives.hiding import Judged, Keys, draw_masks, loss_of
+from wavlab_jax.objectives.hiding import Judged, Keys, ObjectiveError, draw_masks, loss_of
 from wavlab_jax.objectives.prediction import PredictionConfig
 
 AnyObjectiveConfig = PredictionConfig | ContrastiveConfig
@@ -37,6 +37,7 @@ __all__ = [
     "ContrastiveConfig",
     "Judged",
     "Keys",
+    "ObjectiveError",
     "PredictionConfig",
     "check_head",
     "draw_masks",
