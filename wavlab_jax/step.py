@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,26 @@ class LearnerConfig:
 
     def __post_init__(self):
         check_head(self.objective, self.head)
+
+
+class TrainStep(NamedTuple):
+    """The jitted update: call it with a state, which it takes over (donates), and a placed batch.
+
+    Attributes:
+        jitted: (state, batch, frozen arrays of the targets) -> (state, StepResult).
+        frozen: those arrays, or their shapes where the step is only to be lowered.
+    """
+
+    jitted: Callable
+    frozen: Any
+
+    def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, "StepResult"]:
+        """One update."""
+        return self.jitted(state, batch, self.frozen)
+
+    def lower(self, state: TrainState, batch: Batch):
+        """The very program that a call would run, for shapes that say where they lie: nothing is allocated."""
+        return self.jitted.lower(state, batch, self.frozen)
 
 
 class StepResult(NamedTuple):
@@ -80,9 +100,7 @@ def _initial_state(cfg: LearnerConfig, optimizer: optax.GradientTransformation) 
     return fresh_state(parameters(model), optimizer)
 
 
-def make_train_step(
-    cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepResult]]:
+def make_train_step(cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None) -> TrainStep:
     """The jitted update. Takes a placed batch [passes, rows, ...] (`sharding.place_batch`); donates the state.
 
     Gradients of the passes add up to those of the whole step, because every term is divided by the whole step's count.
@@ -149,8 +167,7 @@ def make_train_step(
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
-    frozen = None if targets is None else targets.frozen
-    return lambda state, batch: compiled(state, batch, frozen)
+    return TrainStep(compiled, None if targets is None else targets.frozen)
 
 
 def make_predict_step(cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None) -> Callable[..., Judged]:
