@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from experiments.plan import PlanConfig
 from experiments.stage import StageConfig
 
 WORKDIR = Path("work")
@@ -66,6 +67,16 @@ class QualityCommand:
     alignments: Path | None = None
     """A folder of .phn files, named as the clips: `start<TAB>end<TAB>phone` in seconds, a line a phone."""
     places: Annotated[Places, tyro.conf.arg(name="")] = field(default_factory=Places)
+
+
+@dataclass(frozen=True)
+class PlanCommand:
+    """A stage's configuration, value by value, and the devices that it is planned for."""
+
+    config: Annotated[StageConfig, tyro.conf.arg(name="")]
+    devices: Annotated[PlanConfig, tyro.conf.arg(name="")] = field(default_factory=PlanConfig)
+    corpus: Path | None = None
+    """Prepared by `python -m data_pipelines prepare`: hours and epochs of each language are worked out for it."""
 
 
 @dataclass(frozen=True)

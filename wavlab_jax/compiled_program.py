@@ -1,9 +1,9 @@
 """What a compiled program does, read from its text (optimised HLO, `compiled.as_text()`): products and collectives.
 
-XLA's own count (`cost_analysis`) takes the body of a loop once; here it is taken as often as the loop turns. Counted are
-products and convolutions, a multiply-add as two and only where a kernel meets data: padding and the holes of dilated
-inputs cost nothing. That is the convention of XLA's `HloCostAnalysis` and of `flops.row_flops`. The text is the program
-of one device.
+XLA's own count (`cost_analysis`) takes the body of a loop once; here it is taken as often as the loop turns. Counted
+are products and convolutions, a multiply-add as two and only where a kernel meets data: padding and the holes of
+dilated inputs cost nothing. That is the convention of XLA's `HloCostAnalysis` and of `flops.row_flops`. The text is the
+program of one device.
 """
 
 import math

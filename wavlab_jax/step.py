@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipelines.batch import Batch
-from wavlab_jax.encoder import EncoderConfig, formulation_for
+from wavlab_jax.encoder import EncoderConfig, Formulation, formulation_for
 from wavlab_jax.heads import AnyHeadConfig
 from wavlab_jax.metrics import Sums
 from wavlab_jax.model import assemble, make_model, parameters
@@ -100,17 +100,20 @@ def _initial_state(cfg: LearnerConfig, optimizer: optax.GradientTransformation) 
     return fresh_state(parameters(model), optimizer)
 
 
-def make_train_step(cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None) -> TrainStep:
+def make_train_step(
+    cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None, *, formulation: Formulation | None = None
+) -> TrainStep:
     """The jitted update. Takes a placed batch [passes, rows, ...] (`sharding.place_batch`); donates the state.
 
     Gradients of the passes add up to those of the whole step, because every term is divided by the whole step's count.
     `targets` fill in the units that are computed in the step; their arrays are arguments of the compiled program.
+    `formulation` is by default that of the mesh's platform.
     """
     objective = objective_of(cfg.objective)
     coefficients = objective.coefficients(cfg.objective, cfg.head)
     optimizer = make_optimizer(cfg.optimizer)
     schedule = learning_rate(cfg.optimizer)
-    formulation = formulation_for(mesh.devices.flat[0].platform)
+    formulation = formulation or formulation_for(mesh.devices.flat[0].platform)
     channels = cfg.encoder.extractor_channels[-1]
 
     def train_step(state: TrainState, batch: Batch, frozen) -> tuple[TrainState, StepResult]:
@@ -140,15 +143,31 @@ def make_train_step(cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = No
             return loss_of(sums, denominators, coefficients), sums
 
         gradient_of = jax.grad(loss, has_aux=True)
-        first = jax.tree.map(lambda x: x[0], (batch, masks))
-        gradient, sums = gradient_of(state.params, *first)
-        if batch.waveform.shape[0] > 1:
 
-            def accumulate(total, rows_and_mask):
-                return jax.tree.map(jnp.add, total, gradient_of(state.params, *rows_and_mask)), None
+        def accumulated(params, rows_and_masks):
+            total = gradient_of(params, *jax.tree.map(lambda x: x[0], rows_and_masks))
 
-            rest = jax.tree.map(lambda x: x[1:], (batch, masks))
-            (gradient, sums), _ = lax.scan(accumulate, (gradient, sums), rest)
+            def accumulate(total, one_pass):
+                return jax.tree.map(jnp.add, total, gradient_of(params, *one_pass)), None
+
+            return lax.scan(accumulate, total, jax.tree.map(lambda x: x[1:], rows_and_masks))[0]
+
+        def per_copy(params, rows_and_masks):
+            return jax.tree.map(lambda x: lax.psum(x, "data"), accumulated(params, rows_and_masks))
+
+        if batch.waveform.shape[0] == 1:
+            gradient, sums = gradient_of(state.params, *jax.tree.map(lambda x: x[0], (batch, masks)))
+        elif objective.ADDITIVE:
+            gradient, sums = jax.shard_map(
+                per_copy,
+                mesh=mesh,
+                in_specs=(P(), P(None, "data")),
+                out_specs=P(),
+                axis_names={"data"},
+                check_vma=False,
+            )(state.params, (batch, masks))
+        else:
+            gradient, sums = accumulated(state.params, (batch, masks))
 
         value = loss_of(sums, denominators, coefficients)
         norm = optax.tree.norm(gradient)

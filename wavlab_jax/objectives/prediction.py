@@ -25,6 +25,7 @@ from wavlab_jax.model import Model
 from wavlab_jax.objectives.hiding import Judged, Keys, hear
 
 SHOWN = ("masked_loss", "masked_accuracy")
+ADDITIVE = True
 
 
 @dataclass(frozen=True)
