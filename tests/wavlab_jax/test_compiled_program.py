@@ -92,7 +92,7 @@ def test_what_the_tpu_compiler_writes():
 }
 %all-reduce-scatter (input: f32[64,32]) -> f32[16,32] {
   %input = f32[64,32]{1,0:T(8,128)} parameter(0)
-  ROOT %all-reduce.1 = f32[64,32]{1,0:T(8,128)} all-reduce(%input), channel_id=3, replica_groups=[1,4]<=[4], to_apply=%add
+  ROOT %all-reduce.1 = f32[64,32] all-reduce(%input), channel_id=3, replica_groups=[1,4]<=[4], to_apply=%add
 }
 %body (p: (s32[], f32[64,32])) -> (s32[], f32[64,32]) {
   %p = (s32[], f32[64,32]{1,0:T(8,128)(2,1)}) parameter(0)
