@@ -1,8 +1,9 @@
-"""`python -m experiments`: list, show, train, units, quality, evaluate, average, import, export, features, recipe.
+"""The command line: `python -m experiments VERB ...`.
 
     list                           every stage and every architecture, in a line each
     show STAGE [--size demo]       a stage's configuration, and what follows from it
     show ARCHITECTURE              a published encoder's configuration and parameter counts
+    plan STAGE --topology T        what training it takes on devices that are not at hand: memory, exchanges, time, cost
     train STAGE                    train a stage, or continue it
     units STAGE                    make the units that a stage trains on
     quality STAGE                  how evenly they are used, and what they say of language and phone
@@ -38,6 +39,7 @@ with interrupts_end_at_once():  # these take seconds
         ExportCommand,
         FeaturesCommand,
         ImportCommand,
+        PlanCommand,
         QualityCommand,
         RecipeCommand,
         StageCommand,
@@ -50,10 +52,10 @@ with interrupts_end_at_once():  # these take seconds
 def parse_stage(
     verb: str,
     arguments: list[str],
-    kind: type[StageCommand | QualityCommand] = StageCommand,
+    kind: type[StageCommand | QualityCommand | PlanCommand] = StageCommand,
     *,
     as_it_was: bool = False,
-) -> StageCommand | QualityCommand:
+) -> StageCommand | QualityCommand | PlanCommand:
     """`STAGE [--size S] [--workdir W] [--corpus C] [overrides]`; tyro ends the process on a value it cannot read.
 
     `as_it_was`: values that are not given are those that the stage in the workdir was started with, if it was.
@@ -66,7 +68,7 @@ def parse_stage(
         raise StageError(f"{name} is a mean of checkpoints, which is not trained: {verb} {base}")
     default = replace(stage_function(base, size=size)(), name=name)
 
-    def parsed(config: StageConfig) -> StageCommand | QualityCommand:
+    def parsed(config: StageConfig) -> StageCommand | QualityCommand | PlanCommand:
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
@@ -97,7 +99,7 @@ def list_stages() -> None:
     from experiments.architectures import list_architectures
 
     width = max(map(len, STAGES))
-    print("Stages, for show, train, units, quality, evaluate, export:")
+    print("Stages, for show, plan, train, units, quality, evaluate, export:")
     for name, module in STAGES.items():
         print(f"{name:<{width}}  {module.__doc__.splitlines()[0]}")
     print(f"\nArchitectures, for show and --architecture:\n{list_architectures()}")
@@ -128,6 +130,19 @@ def show(arguments: list[str]) -> None:
         f"\n{models.count(abstract['encoder']):,} parameters in the encoder, {models.count(abstract['head']):,} in the "
         f"head; {hours:,.2f} h of audio in {config.loop.steps:,} steps"
     )
+
+
+def plan(arguments: list[str]) -> None:
+    """Plans a run; `--json` prints it for programs. What is being compiled is said on standard error."""
+    as_json = "--json" in arguments
+    command = parse_stage("plan", [each for each in arguments if each != "--json"], PlanCommand)
+    from experiments import plan as plans
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    found = plans.plan_stage(command.config, command.devices, corpus=command.corpus, say=say)
+    print(plans.as_json(found) if as_json else plans.table(found))
 
 
 def train(arguments: list[str]) -> None:
@@ -273,6 +288,7 @@ ON_ONE_HOST = ("quality", "evaluate", "average", "import", "export", "features",
 VERBS = {
     "list": lambda arguments: list_stages(),
     "show": show,
+    "plan": plan,
     "train": train,
     "units": units,
     "quality": quality,

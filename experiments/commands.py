@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from experiments.plan import PlanConfig
 from experiments.stage import StageConfig
 
 WORKDIR = Path("work")
@@ -82,6 +83,16 @@ class AverageCommand:
     """Of the mean, after the @."""
     workdir: Path = WORKDIR
     """Of the stage."""
+
+
+@dataclass(frozen=True)
+class PlanCommand:
+    """A stage's configuration, value by value, and the devices that it is planned for."""
+
+    config: Annotated[StageConfig, tyro.conf.arg(name="")]
+    devices: Annotated[PlanConfig, tyro.conf.arg(name="")] = field(default_factory=PlanConfig)
+    corpus: Path | None = None
+    """Prepared by `python -m data_pipelines prepare`: hours and epochs of each language are worked out for it."""
 
 
 @dataclass(frozen=True)

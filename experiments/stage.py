@@ -109,7 +109,7 @@ def as_text(config: StageConfig) -> str:
 
 # A run may be continued with other values of these; everything else would make it another run.
 FREE_TO_CHANGE = ("loop.log_every", "loop.keep", "mesh.", "seconds_per_device", "evaluation_rows", "data.workers",
-                  "data.threads", "data.prefetch")  # fmt: skip
+                  "data.threads", "data.prefetch", "learner.encoder.rematerialize")  # fmt: skip
 
 
 def _by_default(config: Any, prefix: str = "") -> dict[str, str]:

@@ -2,8 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +12,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipelines.batch import Batch
-from wavlab_jax.encoder import EncoderConfig, formulation_for
+from wavlab_jax.encoder import EncoderConfig, Formulation, formulation_for
 from wavlab_jax.heads import AnyHeadConfig
 from wavlab_jax.metrics import Sums
 from wavlab_jax.model import assemble, make_model, parameters
 from wavlab_jax.objectives import AnyObjectiveConfig, Judged, Keys, check_head, draw_masks, loss_of, objective_of
 from wavlab_jax.optim import OptimizerConfig, learning_rate, make_optimizer
-from wavlab_jax.sharding import BATCH_AXES, place_flag, state_shardings
+from wavlab_jax.sharding import BATCH_AXES, abstract_flag, place_flag, state_shardings
 from wavlab_jax.state import TrainState, fresh_state
 from wavlab_jax.targets.online import Targets
 
@@ -39,6 +38,28 @@ class LearnerConfig:
 
     def __post_init__(self):
         check_head(self.objective, self.head)
+
+
+class TrainStep(NamedTuple):
+    """The jitted update: call it with a state, which it takes over (donates), a placed batch and a wish.
+
+    Attributes:
+        jitted: (state, batch, wishes, frozen arrays of the targets) -> (state, StepResult).
+        frozen: those arrays, or their shapes where the step is only to be lowered.
+        mesh: that it runs on.
+    """
+
+    jitted: Callable
+    frozen: Any
+    mesh: Mesh
+
+    def __call__(self, state: TrainState, batch: Batch, wish: int = 0) -> tuple[TrainState, "StepResult"]:
+        """One update."""
+        return self.jitted(state, batch, place_flag(wish, mesh=self.mesh), self.frozen)
+
+    def lower(self, state: TrainState, batch: Batch):
+        """The very program that a call would run, for shapes that say where they lie: nothing is allocated."""
+        return self.jitted.lower(state, batch, abstract_flag(self.mesh), self.frozen)
 
 
 class StepResult(NamedTuple):
@@ -84,20 +105,21 @@ def _initial_state(cfg: LearnerConfig, optimizer: optax.GradientTransformation) 
 
 
 def make_train_step(
-    cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None
-) -> Callable[..., tuple[TrainState, StepResult]]:
-    """The jitted update: (state, batch, wish=0). Takes a placed batch [passes, rows, ...] (`sharding.place_batch`);
-    donates the state. Of several processes' wishes, which mean nothing here, each learns the largest: agreement
-    for the price of a scalar that travels with the step.
+    cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None, *, formulation: Formulation | None = None
+) -> TrainStep:
+    """The jitted update. Takes a placed batch [passes, rows, ...] (`sharding.place_batch`); donates the state.
+    Of several processes' wishes, which mean nothing here, each learns the largest: agreement for the price of a scalar
+    that travels with the step.
 
     Gradients of the passes add up to those of the whole step, because every term is divided by the whole step's count.
     `targets` fill in the units that are computed in the step; their arrays are arguments of the compiled program.
+    `formulation` is by default that of the mesh's platform.
     """
     objective = objective_of(cfg.objective)
     coefficients = objective.coefficients(cfg.objective, cfg.head)
     optimizer = make_optimizer(cfg.optimizer)
     schedule = learning_rate(cfg.optimizer)
-    formulation = formulation_for(mesh.devices.flat[0].platform)
+    formulation = formulation or formulation_for(mesh.devices.flat[0].platform)
     channels = cfg.encoder.extractor_channels[-1]
 
     def train_step(state: TrainState, batch: Batch, wishes, frozen) -> tuple[TrainState, StepResult]:
@@ -127,15 +149,31 @@ def make_train_step(
             return loss_of(sums, denominators, coefficients), sums
 
         gradient_of = jax.grad(loss, has_aux=True)
-        first = jax.tree.map(lambda x: x[0], (batch, masks))
-        gradient, sums = gradient_of(state.params, *first)
-        if batch.waveform.shape[0] > 1:
 
-            def accumulate(total, rows_and_mask):
-                return jax.tree.map(jnp.add, total, gradient_of(state.params, *rows_and_mask)), None
+        def accumulated(params, rows_and_masks):
+            total = gradient_of(params, *jax.tree.map(lambda x: x[0], rows_and_masks))
 
-            rest = jax.tree.map(lambda x: x[1:], (batch, masks))
-            (gradient, sums), _ = lax.scan(accumulate, (gradient, sums), rest)
+            def accumulate(total, one_pass):
+                return jax.tree.map(jnp.add, total, gradient_of(params, *one_pass)), None
+
+            return lax.scan(accumulate, total, jax.tree.map(lambda x: x[1:], rows_and_masks))[0]
+
+        def per_copy(params, rows_and_masks):
+            return jax.tree.map(lambda x: lax.psum(x, "data"), accumulated(params, rows_and_masks))
+
+        if batch.waveform.shape[0] == 1:
+            gradient, sums = gradient_of(state.params, *jax.tree.map(lambda x: x[0], (batch, masks)))
+        elif objective.ADDITIVE:
+            gradient, sums = jax.shard_map(
+                per_copy,
+                mesh=mesh,
+                in_specs=(P(), P(None, "data")),
+                out_specs=P(),
+                axis_names={"data"},
+                check_vma=False,
+            )(state.params, (batch, masks))
+        else:
+            gradient, sums = accumulated(state.params, (batch, masks))
 
         value = loss_of(sums, denominators, coefficients)
         norm = optax.tree.norm(gradient)
@@ -154,9 +192,7 @@ def make_train_step(
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
-    frozen = None if targets is None else targets.frozen
-    wishes = lru_cache(partial(place_flag, mesh=mesh))  # a handful of values, placed once each
-    return lambda state, batch, wish=0: compiled(state, batch, wishes(wish), frozen)
+    return TrainStep(compiled, None if targets is None else targets.frozen, mesh)
 
 
 def make_predict_step(cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None) -> Callable[..., Judged]:

@@ -16,6 +16,7 @@ of one pass, [rows, ...]; `mask` [rows, frames] bool is True where a frame is hi
     module.judge(model, batch, mask, keys=, cfg=, head=, formulation=)
                                                           `Judged`, on padded rows, without dropout or noise
     module.SHOWN                                          names of the sums that a progress line shows, loss first
+    module.ADDITIVE                                       whether every sum over rows is that of two halves, added up
 
 Terms that are nonlinear in a batch's statistics (code diversity, perplexities) are of one pass, over all devices: a
 weighted mean over passes, not the value of the whole step; each says so. All other terms do not depend on how rows are

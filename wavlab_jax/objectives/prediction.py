@@ -26,6 +26,7 @@ from wavlab_jax.model import Model
 from wavlab_jax.objectives.hiding import Judged, Keys, hear, require
 
 SHOWN = ("masked_loss", "masked_accuracy")
+ADDITIVE = True
 
 
 @dataclass(frozen=True)
