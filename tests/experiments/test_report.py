@@ -83,7 +83,22 @@ def make_results(languages=31):
         losses = loss + (4.6 - loss if start is None else start) * fall + 0.04 * rng.standard_normal(at.size)
         right = accuracy - (accuracy if start is None else 0.02) * fall + 0.004 * rng.standard_normal(at.size)
         return [
-            {"step": int(s), "loss": float(a), "accuracy": float(b), "learning_rate": 1e-3, "hours": float(s * 0.02)}
+            {
+                "step": int(s),
+                "loss": float(a),
+                "accuracy": float(b),
+                "learning_rate": 1e-3,
+                "hours": float(s * 0.02),
+                "accuracy_of_languages": float(b) - 0.03,
+                "accuracy_of_low_resource": float(b) - 0.1,
+                "input_wait": 0.031 + 0.001 * (s % 3),
+                "step_seconds": 1.25,
+                "update_to_weight": 1.7e-4,
+                "largest_hidden": 10.0 + s,
+                "target_perplexity": 88.4,
+                "predicted_perplexity": 61.2,
+                "skipped": 7,
+            }
             for s, a, b in zip(at, losses, right, strict=True)
         ]
 
@@ -295,7 +310,7 @@ def full(tmp_path_factory):
 
 def test_page_is_whole_and_asks_for_nothing(full):
     _, page = full
-    assert page.tags.count("section") == 9 and page.tags.count("svg") > 10
+    assert page.tags.count("section") == 10 and page.tags.count("svg") > 10
     assert not {"script", "link", "iframe", "img", "object", "embed"} & set(page.tags)
     references = [value for _, key, value in page.attributes if key in ("src", "href", "xlink:href", "srcset", "data")]
     ids = [value for _, key, value in page.attributes if key == "id"]
@@ -317,6 +332,7 @@ def test_every_section_shows_its_figures(full):
             "audio-hours", "6.00", "stage 2 and the control continue stage 1 with the same units",
             "second iteration continues first iteration with other units and a fresh head",
         ],
+        "health": ["mean over low-resource languages", LOW_RESOURCE, "3.2%", "1.25", "310.0", "1.7e-04", "88", "61", "7"],
         "units": ["hubert_base_it1-layer3", "perplexity", "11", f"{results['units'][0]['perplexity']:.1f}"],
         "accuracy": ["1.56×", "32.0%", "22.5%", "no held-out data", "compare only rows with the same units"],
         "balance": ["+2.1", "[−0.8, 1.4]", "27.2%", LOW_RESOURCE,
@@ -430,7 +446,7 @@ def test_continued_stages_start_where_their_parent_ended(tmp_path, monkeypatch):
     np.testing.assert_allclose(options["branches"], [4.0, 8.0, 14.0])
     for line, entry, start in zip(lines, results["curves"], (0.0, 4.0, 8.0, 14.0, 14.0), strict=True):
         np.testing.assert_allclose(line.x, [start + point["hours"] for point in entry["points"]])
-        assert line.loss == [point["loss"] for point in entry["points"]]
+        assert line.panels[0] == [point["loss"] for point in entry["points"]]
 
     drawn.clear()
     for entry, parent in zip(results["curves"], ("wavlab_ms", None, "wavlab_mk", "nowhere", "wavlab_mk"), strict=True):
