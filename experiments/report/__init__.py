@@ -1,7 +1,7 @@
 """The page that a finished recipe leaves behind: results.json as one HTML file that needs nothing else to be read.
 
-`results` reads and writes numbers and decides what counts as better; `findings` says it in sentences; `done`,
-`health` and `scores` make the sections; `charts` draws; `page` is how it looks. What a run did not produce is said to
+`results` reads and writes numbers and decides what counts as better; `findings` says it in sentences; `done` (with
+`health`) and `scores` make the sections; `charts` draws; `page` is how it looks. What a run did not produce is said to
 be missing.
 """
 
@@ -18,7 +18,6 @@ def write_report(results: dict, path: Path) -> Path:
     # Here and not above: matplotlib takes a second to import, and most commands draw nothing.
     from experiments.report import done, scores
     from experiments.report.findings import findings
-    from experiments.report.health import health_section
     from experiments.report.page import render
     from experiments.report.results import Results
 
@@ -30,7 +29,6 @@ def write_report(results: dict, path: Path) -> Path:
         sections=[
             done.data_section(run),
             done.training_section(run),
-            health_section(run),
             done.units_section(run),
             scores.accuracy_section(run),
             scores.balance_section(run),

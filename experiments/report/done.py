@@ -3,6 +3,7 @@
 import math
 
 from experiments.report import charts
+from experiments.report.health import health_blocks
 from experiments.report.page import Chart, Figure, Look, Note, Section, Table, swatch
 from experiments.report.results import (
     Results,
@@ -148,7 +149,7 @@ def training_section(run: Results) -> Section:
                 rows,
             ),
         ]  # fmt: skip
-    return Section("training", "Training", "What the optimizer saw.", blocks)
+    return Section("training", "Training", "What the optimizer saw.", [*blocks, *health_blocks(run)])
 
 
 def continued_stages(run: Results, stages: list[str]) -> str:

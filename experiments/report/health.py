@@ -1,10 +1,10 @@
-"""The section on how the runs went: every language's part in the accuracy, waiting for data, sizes, skipped steps."""
+"""How the runs went: every language's part in the accuracy, waiting for data, sizes, skipped steps."""
 
 import math
 import statistics
 
 from experiments.report import charts
-from experiments.report.page import Chart, Figure, Section, Table, swatch
+from experiments.report.page import Chart, Figure, Table, swatch
 from experiments.report.results import Results, count, largest, number, percent
 
 # Of a point of a curve, in the order of the panels.
@@ -15,8 +15,8 @@ PANELS = (
 )
 
 
-def health_section(run: Results) -> Section:
-    """Curves by language group and of waiting, and a table with a row a stage."""
+def health_blocks(run: Results) -> list[Figure | Table]:
+    """Of the section on training: curves by language group and of waiting, and a table with a row a stage."""
     lines, rows, marks = [], [], []
     for stage, points in run.curves.items():
         columns = [[number(point.get(key)) for point in points] for key, _ in PANELS]
@@ -38,7 +38,7 @@ def health_section(run: Results) -> Section:
                 count(last.get("skipped")),
             ]
         )
-    blocks: list = []
+    blocks: list[Figure | Table] = []
     kept = [
         place
         for place in range(len(PANELS))
@@ -67,8 +67,8 @@ def health_section(run: Results) -> Section:
     if rows:
         columns = ["stage", ">waiting for data", ">seconds a step", ">utilisation (MFU)", ">update / weight, at last"]
         columns += [">largest hidden value", ">target perplexity", ">predicted perplexity", ">steps skipped"]
-        blocks.append(Table(columns, rows))
-    return Section("health", "Health", "How the runs went; docs/health.md says what each number means.", blocks)
+        blocks.append(Table(columns, rows, "How the runs went; docs/health.md says what each number means."))
+    return blocks
 
 
 def middle(points: list[dict], key: str) -> float:
