@@ -57,10 +57,11 @@ class Curve(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """What one of several charts above each other shows: its title, and the text of a value (None: the number)."""
+    """One of several charts above each other: `show` is the text of a value on its axis (None: the number)."""
 
     title: str
     show: Callable[[float], str] | None = None
+    zero: bool = False
 
 
 def as_percent(value: float) -> str:
@@ -294,7 +295,7 @@ def curves(
     left, right, top, last = 46.0, 14.0, 24.0, len(panels) - 1
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width / 72, (len(panels) * (height + top + 10) + 32) / 72))
-        for place, (title, show) in enumerate(panels):
+        for place, (title, show, zero) in enumerate(panels):
             offset = top + place * (height + top + 10)
             axes = new_axes(figure, left=left, top=offset, width=width - left - right, height=height)
             axes.grid(axis="y", color=colour("line"), linewidth=0.8)
@@ -315,6 +316,8 @@ def curves(
             for branch in filter(math.isfinite, branches):
                 axes.axvline(branch, color=colour("muted"), linewidth=1, linestyle=(0, (3, 2)))
             axes.set_xlim(left=0)
+            if zero:
+                axes.set_ylim(0, max(axes.get_ylim()[1], 1e-3))
             axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6 if width > 350 else 4, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")

@@ -48,7 +48,7 @@ def health_blocks(run: Results) -> list[Figure | Table]:
         svg = charts.curves(
             [line._replace(panels=[line.panels[place] for place in kept]) for line in lines],
             x_title="audio-hours of the stage" if run.curve_unit == "hours" else "step", name="health", width=640,
-            panels=[charts.Panel(PANELS[place][1], charts.as_percent) for place in kept], height=84,
+            panels=[charts.Panel(PANELS[place][1], charts.as_percent, zero=True) for place in kept], height=84,
             alt="Masked accuracy averaged over languages and over low-resource ones, and the share of the time spent "
             "waiting for data, of every stage.",
         )  # fmt: skip
