@@ -73,8 +73,7 @@ def encoders(out: Path, *, small: bool) -> dict:
     from wavlab_jax.encoder import EncoderConfig, encode, formulation_for, make_encoder
 
     jax.config.update("jax_default_matmul_precision", "highest")
-    size = dict(width=64, layers=2, heads=4, feed_forward=128, extractor_channels=(32,) * 7) if small else dict(
-        width=256, layers=4, heads=4, feed_forward=1024, extractor_channels=(128,) * 7)  # fmt: skip
+    size = _size(small)
     kinds = {
         "HuBERT Base": {},
         "HuBERT Large": dict(extractor_norm="layer", pre_norm=True, normalize_waveform=True),
@@ -120,7 +119,7 @@ def meshes(out: Path, *, small: bool) -> dict:
     from wavlab_jax.step import initial_state, make_train_step
 
     jax.config.update("jax_default_matmul_precision", "highest")
-    cfg = _small_learner()
+    cfg = _small_learner(small=small)
     count = jax.device_count()
     layouts = [(1, 1, 1), (1, 1, 2), *((count, fsdp, 1) for fsdp in (1, 2, 4, 8) if count > 1 and count % fsdp == 0)]
     rows, failed, expected = [], [], None
@@ -251,7 +250,7 @@ def speed(out: Path, *, small: bool) -> dict:
     stage = stage_function("hubert_base_it1")()
     chip, rows_out, failed = chip_of(jax.devices()[0]), [], []
     for dtype in ("float32",) if small else ("bfloat16", "float32"):
-        learner = _small_learner() if small else stage.learner
+        learner = _small_learner(small=True) if small else stage.learner
         learner = dataclasses.replace(learner, encoder=dataclasses.replace(learner.encoder, compute_dtype=dtype))
         mesh = make_mesh(stage.mesh)
         samples, rows = (16_000, 2 * mesh.size) if small else (240_000, 6 * mesh.size)  # 90 s a device
@@ -301,12 +300,20 @@ def random_batch(rows: int, samples: int, *, seed: int):
     )  # fmt: skip
 
 
-def _small_learner():
+def _size(small: bool) -> dict:
+    """Of encoders that compile in seconds; the small ones have two convolutions that make the same frames."""
+    if small:
+        extractor = dict(extractor_channels=(32, 32), extractor_kernels=(16, 25), extractor_strides=(16, 20))
+        return dict(width=64, layers=2, heads=4, feed_forward=128, position_kernel=16, position_groups=4, **extractor)
+    return dict(width=256, layers=4, heads=4, feed_forward=1024, extractor_channels=(128,) * 7)
+
+
+def _small_learner(*, small: bool):
     from experiments.stages import stage_function
 
     learner = stage_function("hubert_base_it1", size="demo")().learner
-    narrow = dict(width=64, layers=2, heads=4, feed_forward=128, extractor_channels=(32,) * 7, layerdrop=0.2)
-    return dataclasses.replace(learner, encoder=dataclasses.replace(learner.encoder, **narrow, compute_dtype="float32"))
+    encoder = dataclasses.replace(learner.encoder, **_size(small), layerdrop=0.2, compute_dtype="float32")
+    return dataclasses.replace(learner, encoder=encoder)
 
 
 def _stage(small: bool) -> str:
