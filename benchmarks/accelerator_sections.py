@@ -1,7 +1,6 @@
-"""The parts of benchmarks/accelerator_check.py; each returns what it measured and what of it did not hold.
+"""The parts of benchmarks/accelerator_check.py; each returns what it measured and, as "failed", what did not hold.
 
 Each runs in a process of its own: a GPU's memory is then free for the next one, and an XLA that aborts ends one part.
-Bounds are relative: the norm of a difference over the norm of what it is compared with, unless it says otherwise.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# float32 in another order of summation over a few layers; bfloat16 has 8 bits, 2 ** -8 = 0.004 a rounding.
+# Norm of a difference over that of what is compared with: another order of summation; 2 ** -8 a rounding of bfloat16.
 FLOAT32, FLOAT32_GRADIENT, BFLOAT16, BFLOAT16_GRADIENT = 1e-4, 1e-3, 0.03, 0.15
 STEP_LOSS, STEP_NORM, STEP_WEIGHTS = 1e-5, 1e-3, 2e-4  # as tests/wavlab_jax/test_step.py; the last one is absolute
 # openxla/xla docs/determinism.md: deterministic kernels, and no autotuning, which may choose another one each time.
