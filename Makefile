@@ -6,16 +6,18 @@ PYTHON ?=
 # What JAX should run on: empty for the CPU, or tpu, cuda12, cuda13.
 ACCELERATOR ?=
 PYTEST_ARGS ?=
+# Of accelerator-check: --small, --only PART...
+CHECK_ARGS ?=
 
 PY = $(VENV)/bin/python
 # Huge pages make memory-bound operations faster on Linux CPUs; other systems ignore the variable.
 FAST_MALLOC = GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 .DEFAULT_GOAL := help
-.PHONY: help venv test-venv pretrain test test-subset soak lint clean
+.PHONY: help venv test-venv pretrain accelerator-check test test-subset soak lint clean
 
 help:  ## This list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 	@echo "  Variables: PYTHON=python3.12  VENV=.venv-3.12  ACCELERATOR=tpu|cuda12|cuda13  PYTEST_ARGS='-k name'"
 
 # install(stamp, requirement files, download size, packages, file installed with --no-deps, file installed so aside):
@@ -63,6 +65,9 @@ test-venv: venv  ## The same with what the tests need
 
 pretrain: venv  ## Pre-train a small model on the demo corpus, from raw audio to a report in work/demo
 	$(FAST_MALLOC) $(PY) -m experiments recipe demo --workdir work/demo
+
+accelerator-check: venv  ## Everything that a GPU or TPU at hand can show, into work/accelerator (CHECK_ARGS=--small: on any CPU)
+	PYTHONPATH=. $(FAST_MALLOC) $(PY) benchmarks/accelerator_check.py --out work/accelerator $(CHECK_ARGS)
 
 test: lint  ## Ruff and every test but the long ones (those that compare with torch: on Python 3.11 only)
 	@if $(PY) -c 'import sys; sys.exit(sys.version_info >= (3, 12))'; then marks="not soak"; else \

@@ -57,7 +57,7 @@ def collect_results(title: str, workdir: Path, times: list[dict], *, corpus: Pat
             "label": LABELS[name],
             "continues": _continues(workdir, name),
             "unit_set": _unit_set(workdir, name),
-            "points": _curve(workdir, name),
+            "points": _curve(workdir, name, low=set(low_resource(manifest))),
         }
         for name in stages
     ]
@@ -157,9 +157,23 @@ def _evaluation(workdir: Path, stage: str) -> dict:
     return {**result, **judged}
 
 
-def _curve(workdir: Path, stage: str) -> list[dict]:
+def _curve(workdir: Path, stage: str, *, low: set[str]) -> list[dict]:
+    """A point a line of metrics. Of languages only means, each counting alike: metrics.jsonl has them all."""
+
+    def mean(line: dict, *, of: set[str] | None = None) -> float | None:
+        heard = line.get("languages", {}).items()
+        each = [
+            row.get("masked_accuracy", row.get("contrastive_accuracy")) for name, row in heard if not of or name in of
+        ]
+        return float(np.mean(each)) if each else None
+
+    same = ("input_wait", "step_seconds", "mfu", "update_to_weight", "largest_hidden", "target_perplexity",
+            "predicted_perplexity", "skipped")  # fmt: skip
     return [
         {
+            **{key: line[key] for key in same if key in line},
+            "accuracy_of_languages": mean(line),
+            "accuracy_of_low_resource": mean(line, of=low) if low else None,
             "step": line["step"],
             "loss": line.get("masked_loss", line.get("contrastive_loss")),
             "accuracy": line.get("masked_accuracy", line.get("contrastive_accuracy")),

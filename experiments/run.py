@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,20 +20,24 @@ from data_pipelines.sampling import Draw
 from data_pipelines.units import UnitStore
 from experiments.hosts import agree, check_shared, is_first, peer_lost, wait_for_all
 from experiments.machine import git_commit, versions
-from experiments.stage import StageConfig, StageError, as_text, check_unchanged
+from experiments.stage import StageConfig, StageError, as_text, check_unchanged, flatten
 from experiments.stage_files import StageFiles
 from experiments.targets import Labels, make_labels
 from experiments.trained import beginning, check_corpus, imported_model, is_finished, lineage, load_model
 from wavlab_jax.checkpoint import Checkpoints, restore_state, start, steps_of
+from wavlab_jax.chips import chip_of
+from wavlab_jax.clock import Work
 from wavlab_jax.convert.continuing import continued
 from wavlab_jax.convert.heads import head_parameters
 from wavlab_jax.convert.layouts import read_checkpoint
+from wavlab_jax.flops import row_flops
 from wavlab_jax.metrics import MetricsWriter
 from wavlab_jax.model import Parameters, count, parameters, read_description, write_description
 from wavlab_jax.objectives import objective_of
 from wavlab_jax.sharding import make_mesh, micro_batches, place_batch
 from wavlab_jax.step import abstract_state, initial_state, make_train_step
 from wavlab_jax.train import train
+from wavlab_jax.weights_and_biases import WandbTracker
 
 
 def configure_jax(workdir: Path) -> None:
@@ -69,7 +74,7 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
     _remember(cfg, workdir, manifest, labels, shares, fork)
 
     like = abstract_state(cfg.learner, mesh)
-    train_step = make_train_step(cfg.learner, mesh, labels.targets)
+    train_step = make_train_step(cfg.learner, mesh, labels.targets, languages=len(manifest.languages))
 
     def place(batch):
         rows, samples = batch.waveform.shape
@@ -106,7 +111,12 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
             f"{mesh.size} device(s){f' of {hosts} processes' if hosts > 1 else ''}, "
             + (f"from step {first}" if own is not None else f"from {fork or cfg.init_from or 'scratch'}")
         )
-        writer = opened.enter_context(closing(MetricsWriter(files.metrics, resume_step=first, active=is_first())))
+        tracker = None
+        if cfg.loop.wandb and is_first():
+            tracker = WandbTracker(files.folder, project=cfg.loop.wandb, name=cfg.name, config=flatten(cfg))
+        writer = opened.enter_context(
+            closing(MetricsWriter(files.metrics, resume_step=first, active=is_first(), tracker=tracker))
+        )
         batches = opened.enter_context(
             train_batches(cfg.data, manifest, labels.stores, start=first, host=host, hosts=hosts)
         )
@@ -118,9 +128,12 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
             describe=lambda batch: describe_rows(batch, manifest),
             checkpoints=checkpoints,
             writer=writer,
+            folder=files.folder,
             cfg=cfg.loop,
             record=restored.record,
             title=cfg.name,
+            languages=manifest.languages,
+            work=work_of(cfg, mesh),
             shown=objective_of(cfg.learner.objective).SHOWN,
         )
     if is_first():
@@ -188,6 +201,18 @@ def fork_of(cfg: StageConfig, workdir: Path) -> Fork | None:
             f"and this stage makes {cfg.loop.steps} steps"
         )
     return Fork(stage, taken, source.checkpoints)
+
+
+def work_of(cfg: StageConfig, mesh: Mesh) -> Work:
+    """What utilisation is measured with: operations by formula, and what the devices can do if they are known."""
+    negatives = getattr(cfg.learner.objective, "negatives", 0)
+
+    @cache
+    def operations(samples: int) -> float:
+        return row_flops(cfg.learner.encoder, cfg.learner.head, samples=samples, negatives=negatives).training
+
+    chip = chip_of(mesh.devices.flat[0])
+    return Work(operations, mesh.size, None if chip is None else chip.peak_flops)
 
 
 def inherit(cfg: StageConfig, workdir: Path, mesh: Mesh) -> Callable[[Parameters], Parameters]:

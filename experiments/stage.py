@@ -108,8 +108,10 @@ def as_text(config: StageConfig) -> str:
 
 
 # A run may be continued with other values of these; everything else would make it another run.
-FREE_TO_CHANGE = ("loop.log_every", "loop.keep", "mesh.", "seconds_per_device", "evaluation_rows", "data.workers",
-                  "data.threads", "data.prefetch", "learner.encoder.rematerialize")  # fmt: skip
+# (Steps that are not finite change no parameters, whether they are skipped or stop the run.)
+FREE_TO_CHANGE = ("loop.log_every", "loop.keep", "loop.non_finite", "loop.skip_", "loop.profile_steps", "loop.wandb",
+                  "mesh.", "seconds_per_device", "evaluation_rows", "data.workers", "data.threads",
+                  "data.prefetch", "learner.encoder.rematerialize")  # fmt: skip
 
 
 def _by_default(config: Any, prefix: str = "") -> dict[str, str]:

@@ -53,7 +53,7 @@ def train(cfg: StageConfig, workdir: Path, corpus: Path) -> str:
     train_stage(cfg, workdir=workdir, corpus=corpus)
     last = list(read_lines(StageFiles(workdir, cfg.name).metrics / JSON_LINES))[-1]
     _, *shown = objective_of(cfg.learner.objective).SHOWN
-    said = ", ".join(f"{name.replace('_', ' ')} {last[name]:.3f}" for name in shown)
+    said = ", ".join(f"{name.replace('_', ' ')} {last[name]:.3f}" for name in shown if last.get(name) is not None)
     return f"{last['step']} steps, {last['audio_hours']:.2f} h of audio, {said} on training rows"
 
 

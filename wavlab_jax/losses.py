@@ -35,20 +35,20 @@ def _unit_length(x: jax.Array) -> jax.Array:
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, scored: jax.Array) -> tuple[Sum, Sum]:
-    """Cross-entropy in nats and number correct over scored frames, each with the number of scored frames.
+    """Of each row, cross-entropy in nats and number correct over its scored frames, with their number; all [batch].
 
     Args:
         logits: [batch, frames, units] float32.
         targets: [batch, frames] int; values outside [0, units) only where not scored.
         scored: [batch, frames] bool.
     """
-    weight = jnp.sum(scored, dtype=jnp.float32)
+    weight = jnp.sum(scored, axis=1, dtype=jnp.float32)
     safe = jnp.where(scored, targets, 0)
     log_likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), safe[..., None], axis=-1)[..., 0]
     correct = jnp.argmax(logits, axis=-1) == targets
     return (
-        Sum(-jnp.sum(jnp.where(scored, log_likelihood, 0.0)), weight),
-        Sum(jnp.sum(scored & correct, dtype=jnp.float32), weight),
+        Sum(-jnp.sum(jnp.where(scored, log_likelihood, 0.0), axis=1), weight),
+        Sum(jnp.sum(scored & correct, axis=1, dtype=jnp.float32), weight),
     )
 
 

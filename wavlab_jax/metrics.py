@@ -9,7 +9,7 @@ import struct
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -19,6 +19,9 @@ from tensorboardX.record_writer import masked_crc32c
 from data_pipelines.atomic import cannot_write, whole_file
 
 JSON_LINES = "metrics.jsonl"
+# A line's objects, and what TensorBoard calls each of their entries: {"languages": {"eng": {"masked_loss": 2.0}}} in
+# JSON is language/eng/masked_loss there.
+OBJECTS = {"languages": "language", "layers": "layer", "modules": "module"}
 
 
 class Sum(NamedTuple):
@@ -31,13 +34,19 @@ class Sum(NamedTuple):
 Sums = dict[str, Sum]  # adds across micro-batches, devices, hosts and steps; each term has its own denominator
 
 
-def ratios(sums: Mapping[str, Sum]) -> dict[str, float]:
-    """total / weight of each term; NaN where nothing was counted."""
-    return {name: float(total) / float(weight) if weight else math.nan for name, (total, weight) in sums.items()}
+class Tracker(Protocol):
+    """Another place that lines of metrics go to: flat names, finite numbers."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """One line."""
+
+    def close(self) -> None:
+        """No more lines."""
 
 
 class MetricsWriter:
-    """Appends one JSON line a record and the same numbers to TensorBoard; a step is never written twice.
+    """Appends one JSON line a record and the same numbers to TensorBoard, and to a tracker if there is one; a step is
+    never written twice.
 
     Opening with `resume_step` drops every line after that step, so that a run killed between a metric and the next
     checkpoint does not leave lines that the resumed run will write again. Of several hosts one is `active`; the others'
@@ -47,9 +56,9 @@ class MetricsWriter:
     whole records only; the JSON line comes first, and stays when TensorBoard's file fails.
     """
 
-    def __init__(self, folder: Path, *, resume_step: int = 0, active: bool = True):
+    def __init__(self, folder: Path, *, resume_step: int = 0, active: bool = True, tracker: Tracker | None = None):
         self._files = contextlib.ExitStack()
-        self._active = active
+        self._active, self._tracker = active, tracker
         if not active:
             return
         path, board = folder / JSON_LINES, folder / "tensorboard"
@@ -71,10 +80,14 @@ class MetricsWriter:
         """One line {"step": step, **values}; non-finite floats become null, so that the line stays JSON."""
         if not self._active:
             return
-        clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+        clean = _clean(values)
         self._lines.append((json.dumps({"step": step, **clean}) + "\n").encode())
-        scalars = [Summary.Value(tag=k, simple_value=v) for k, v in clean.items() if isinstance(v, int | float)]
-        self._event(step=step, summary=Summary(value=scalars))
+        scalars = flat(clean)
+        self._event(
+            step=step, summary=Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()])
+        )
+        if self._tracker is not None:
+            self._tracker.log(step, scalars)
 
     def sync(self) -> None:
         """Returns when all lines are on the disk: before a checkpoint, whose run will not write them again."""
@@ -82,8 +95,11 @@ class MetricsWriter:
             self._lines.sync()
 
     def close(self) -> None:
-        """Brings both files to the disk and closes them; a second time does nothing."""
+        """Brings both files to the disk and closes them, and the tracker; a second time does nothing."""
         self._files.close()
+        tracker, self._tracker = self._tracker, None
+        if tracker is not None:
+            tracker.close()
 
     def _event(self, **fields) -> None:
         """Appends a TFRecord: length and content, each followed by its checksum.
@@ -95,6 +111,23 @@ class MetricsWriter:
         length = struct.pack("<Q", len(content))
         checked = [part + struct.pack("<I", masked_crc32c(part)) for part in (length, content)]
         self._board.append(b"".join(checked))
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers of a line under the names that TensorBoard knows them by."""
+    found = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= {f"{OBJECTS.get(name, name)}/{entry}": number for entry, number in flat(value).items()}
+        elif isinstance(value, int | float):
+            found[name] = value
+    return found
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _clean(part) for name, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class _Appended:

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import jax
 import optax
 
 
@@ -69,6 +70,16 @@ def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
     else:
         down = optax.constant_schedule(cfg.peak_learning_rate)
     return optax.join_schedules([up, down], [warmup - 1])
+
+
+def at_step(optimizer_state, step):
+    """An optimizer's state whose schedule goes on from `step`. Nothing else changes: Adam counts its own updates."""
+    schedules = optax.ScaleByScheduleState
+    return jax.tree.map(
+        lambda part: part._replace(count=step) if isinstance(part, schedules) else part,
+        optimizer_state,
+        is_leaf=lambda part: isinstance(part, schedules),
+    )
 
 
 def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:

@@ -14,10 +14,11 @@ from jax.sharding import PartitionSpec as P
 from data_pipelines.batch import Batch
 from wavlab_jax.encoder import EncoderConfig, Formulation, formulation_for
 from wavlab_jax.heads import AnyHeadConfig
+from wavlab_jax.health import combine, combine_copies, mask_coverage, observe, update_sums
 from wavlab_jax.metrics import Sums
 from wavlab_jax.model import assemble, make_model, parameters
 from wavlab_jax.objectives import AnyObjectiveConfig, Judged, Keys, check_head, draw_masks, loss_of, objective_of
-from wavlab_jax.optim import OptimizerConfig, learning_rate, make_optimizer
+from wavlab_jax.optim import OptimizerConfig, at_step, learning_rate, make_optimizer
 from wavlab_jax.sharding import BATCH_AXES, abstract_flag, place_flag, state_shardings
 from wavlab_jax.state import TrainState, fresh_state
 from wavlab_jax.targets.online import Targets
@@ -70,7 +71,9 @@ class StepResult(NamedTuple):
         loss: [] float32, the scalar that was minimised.
         gradient_norm: [] float32, before clipping.
         learning_rate: [] float32.
-        finite: [] bool; where False the parameters and the optimizer were left as they were.
+        finite: [] bool; where False the parameters and the moments were left as they were, and the step was counted.
+        languages, counts, layers, extremes: as `health.Observed` has them.
+        updates: squares of updates and weights by group of modules: `health.update_sums`.
         wish: [] int32, the largest `wish` that any process gave with this step.
     """
 
@@ -79,6 +82,11 @@ class StepResult(NamedTuple):
     gradient_norm: jax.Array
     learning_rate: jax.Array
     finite: jax.Array
+    languages: Sums
+    counts: dict[str, jax.Array]
+    layers: Sums
+    extremes: dict[str, jax.Array]
+    updates: Sums
     wish: jax.Array
 
 
@@ -105,7 +113,12 @@ def _initial_state(cfg: LearnerConfig, optimizer: optax.GradientTransformation) 
 
 
 def make_train_step(
-    cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None, *, formulation: Formulation | None = None
+    cfg: LearnerConfig,
+    mesh: Mesh,
+    targets: Targets | None = None,
+    *,
+    languages: int = 0,
+    formulation: Formulation | None = None,
 ) -> TrainStep:
     """The jitted update. Takes a placed batch [passes, rows, ...] (`sharding.place_batch`); donates the state.
     Of several processes' wishes, which mean nothing here, each learns the largest: agreement for the price of a scalar
@@ -113,6 +126,7 @@ def make_train_step(
 
     Gradients of the passes add up to those of the whole step, because every term is divided by the whole step's count.
     `targets` fill in the units that are computed in the step; their arrays are arguments of the compiled program.
+    `languages`: how many the manifest has; the first ones are told apart, none by default.
     `formulation` is by default that of the mesh's platform.
     """
     objective = objective_of(cfg.objective)
@@ -135,7 +149,7 @@ def make_train_step(
         )
 
         def loss(params, rows, mask):
-            sums = objective.sums_of(
+            measured = objective.measure(
                 assemble(params, cfg.encoder, cfg.head),
                 rows,
                 mask,
@@ -146,25 +160,28 @@ def make_train_step(
                 padded=False,
                 formulation=formulation,
             )
-            return loss_of(sums, denominators, coefficients), sums
+            observed = observe(measured, rows, languages=languages, width=cfg.encoder.width)
+            return loss_of(observed.sums, denominators, coefficients), observed
 
         gradient_of = jax.grad(loss, has_aux=True)
 
         def accumulated(params, rows_and_masks):
-            total = gradient_of(params, *jax.tree.map(lambda x: x[0], rows_and_masks))
+            first = gradient_of(params, *jax.tree.map(lambda x: x[0], rows_and_masks))
 
             def accumulate(total, one_pass):
-                return jax.tree.map(jnp.add, total, gradient_of(params, *one_pass)), None
+                gradient, observed = gradient_of(params, *one_pass)
+                return (jax.tree.map(jnp.add, total[0], gradient), combine(total[1], observed)), None
 
-            return lax.scan(accumulate, total, jax.tree.map(lambda x: x[1:], rows_and_masks))[0]
+            return lax.scan(accumulate, first, jax.tree.map(lambda x: x[1:], rows_and_masks))[0]
 
         def per_copy(params, rows_and_masks):
-            return jax.tree.map(lambda x: lax.psum(x, "data"), accumulated(params, rows_and_masks))
+            gradient, observed = accumulated(params, rows_and_masks)
+            return lax.psum(gradient, "data"), combine_copies(observed, "data")
 
         if batch.waveform.shape[0] == 1:
-            gradient, sums = gradient_of(state.params, *jax.tree.map(lambda x: x[0], (batch, masks)))
+            gradient, observed = gradient_of(state.params, *jax.tree.map(lambda x: x[0], (batch, masks)))
         elif objective.ADDITIVE:
-            gradient, sums = jax.shard_map(
+            gradient, observed = jax.shard_map(
                 per_copy,
                 mesh=mesh,
                 in_specs=(P(), P(None, "data")),
@@ -173,16 +190,29 @@ def make_train_step(
                 check_vma=False,
             )(state.params, (batch, masks))
         else:
-            gradient, sums = accumulated(state.params, (batch, masks))
+            gradient, observed = accumulated(state.params, (batch, masks))
 
-        value = loss_of(sums, denominators, coefficients)
+        value = loss_of(observed.sums, denominators, coefficients)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         updates, new_optimizer = optimizer.update(gradient, state.optimizer, state.params)
-        updated = TrainState(state.step + 1, optax.apply_updates(state.params, updates), new_optimizer)
-        new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
-        rate = jnp.asarray(schedule(state.step), jnp.float32)
-        return new_state, StepResult(sums, value, norm, rate, finite, jnp.max(wishes))
+        new = (optax.apply_updates(state.params, updates), new_optimizer)
+        params, kept = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, (state.params, state.optimizer))
+        # the step counts either way: it is the data position, and the schedule goes by it
+        new_state = TrainState(state.step + 1, params, at_step(kept, state.step + 1))
+        return new_state, StepResult(
+            sums={**observed.sums, "mask_coverage": mask_coverage(batch, masks)},
+            loss=value,
+            gradient_norm=norm,
+            learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
+            finite=finite,
+            languages=observed.languages,
+            counts=observed.counts,
+            layers=observed.layers,
+            extremes=observed.extremes,
+            updates=update_sums(updates, state.params),
+            wish=jnp.max(wishes),
+        )
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(cfg, mesh))
     everywhere, rows = _places(mesh)

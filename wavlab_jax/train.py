@@ -2,7 +2,8 @@
 
 1. The step on batch k is dispatched.            4. Every `log_every` steps, one line of metrics is written.
 2. The metrics of step k - 1 are read.           5. Every `save_every` steps, and at the end or when interrupted, the
-3. A step that was not finite stops the run.        state is saved - after its own metrics were read.
+3. A step that was not finite changes nothing;      state is saved - after its own metrics were read.
+   it stops the run, or is skipped and named.
 
 A signal to stop may reach one process of several. Its number travels with the next step, whose result tells it to all;
 they read that in 2., and so stop after the same step. Alone, a process stops after the step at hand.
@@ -10,24 +11,29 @@ they read that in 2., and so stop after the same step. Alone, a process stops af
 
 import math
 import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Literal
 
 import jax
 from tqdm import tqdm
 
 from data_pipelines.batch import Batch
 from wavlab_jax.checkpoint import Checkpoints
-from wavlab_jax.metrics import MetricsWriter, Sum, Sums, ratios
+from wavlab_jax.clock import Clock, Work
+from wavlab_jax.metrics import MetricsWriter
+from wavlab_jax.profile import Profile
+from wavlab_jax.skipped import NonFinite, Skips
 from wavlab_jax.state import TrainState
 from wavlab_jax.step import StepResult
+from wavlab_jax.window import Window
+
+__all__ = ["Interrupted", "LoopConfig", "LoopError", "NonFinite", "train"]
 
 
-class NonFinite(RuntimeError):
-    """Loss or gradient of a step was not finite. The parameters are those before it; the message names its rows."""
+NONE_SKIPPED = {"in_row": 0, "in_all": 0}
 
 
 class LoopError(ValueError):
@@ -58,6 +64,13 @@ class LoopConfig:
         keep_every: beside them, those whose step this divides; a multiple of `save_every`; 0: none.
         keep_best: beside them, so many with the lowest training loss, taken over the steps since the checkpoint before;
             0: none.
+        non_finite: what a step does whose loss or gradient is not finite; it changes no parameters either way. "stop"
+            the run, or "skip" it: the next batch follows, and the learning rate goes on as if it had counted.
+        skip_in_row, skip_in_all: how many such steps are borne, one after the other and in the whole run, before it
+            stops all the same.
+        profile_steps: that are traced, once a process, into the stage's folder `profile`; 0 for none.
+        wandb: project of Weights & Biases that the metrics go to as well; empty for none. The run is called as the
+            stage is, and stays one run however often it is continued.
     """
 
     steps: int = 400_000
@@ -66,9 +79,14 @@ class LoopConfig:
     keep: int = 2
     keep_every: int = 0
     keep_best: int = 0
+    non_finite: Literal["stop", "skip"] = "stop"
+    skip_in_row: int = 5
+    skip_in_all: int = 100
+    profile_steps: int = 0
+    wandb: str = ""
 
     def __post_init__(self):
-        for name in ("steps", "log_every", "save_every", "keep"):
+        for name in ("steps", "log_every", "save_every", "keep", "skip_in_row", "skip_in_all"):
             if getattr(self, name) < 1:
                 raise LoopError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
         if self.keep_best < 0 or self.keep_every < 0 or self.keep_every % self.save_every:
@@ -76,24 +94,6 @@ class LoopConfig:
                 f"loop.keep_every is {self.keep_every}, loop.keep_best {self.keep_best}: neither may be negative, and "
                 f"the first must be a multiple of loop.save_every, {self.save_every}"
             )
-
-
-class Window(NamedTuple):
-    """What has been summed since the last line of metrics; plain floats, so that a checkpoint can carry it exactly."""
-
-    sums: dict[str, tuple[float, float]]
-    gradient_norm: float
-    steps: int
-
-    @classmethod
-    def empty(cls) -> "Window":
-        """Nothing summed yet."""
-        return cls({}, 0.0, 0)
-
-    def plus(self, sums: dict[str, tuple[float, float]], gradient_norm: float) -> "Window":
-        """This window and one more step."""
-        added = {name: (t + sums[name][0], w + sums[name][1]) for name, (t, w) in self.sums.items()} or sums
-        return Window(added, self.gradient_norm + gradient_norm, self.steps + 1)
 
 
 def train(
@@ -105,9 +105,12 @@ def train(
     describe: Callable[[Batch], list[str]],
     checkpoints: Checkpoints,
     writer: MetricsWriter,
+    folder: Path,
     cfg: LoopConfig,
     record: dict,
     title: str,
+    languages: Sequence[str] = (),
+    work: Work | None = None,
     shown: tuple[str, ...] = ("masked_loss", "masked_accuracy"),
 ) -> TrainState:
     """Runs until `cfg.steps` updates have been made and saved; returns the final state.
@@ -118,18 +121,21 @@ def train(
         batches: this host's rows of each batch, in order.
         place: host rows -> global arrays.
         describe: names of a batch's rows, for messages.
-        checkpoints, writer: opened at `state.step`.
+        checkpoints, writer: opened at `state.step`. folder: for what else the run leaves: skipped.jsonl, profile.
         cfg: lengths and intervals.
         record: what was saved beside `state`: the open window of metrics and the time spent so far.
+        languages: names of those that the step tells apart. work: what utilisation is measured with.
         title: of the progress bar. shown: the sums that it shows beside the speed (an objective's `SHOWN`).
 
     Raises:
-        NonFinite: naming the files of the batch.
+        NonFinite: naming the files of the batch; and of those that were skipped before it, where they are named.
         Interrupted: after saving.
     """
     done = int(state.step)
-    window = Window(*record["window"]) if record.get("window") else Window.empty()
-    clock = Clock(seconds=record.get("seconds", 0.0), audio_seconds=record.get("audio_seconds", 0.0))
+    window = Window.restored(record.get("window"))
+    clock = Clock(seconds=record.get("seconds", 0.0), audio_seconds=record.get("audio_seconds", 0.0), work=work)
+    allowed = {"in_row": cfg.skip_in_row, "in_all": cfg.skip_in_all} if cfg.non_finite == "skip" else NONE_SKIPPED
+    skips = Skips(folder, record=record, resume_step=done, describe=describe, **allowed)
     pending: tuple[int, StepResult, Batch] | None = None
     saved, scored = done, (0.0, 0.0)  # of the steps since: the loss and its weight
     alone, agreed = jax.process_count() == 1, 0  # the number of a signal that every process knows of
@@ -143,35 +149,40 @@ def train(
             return window
         number, result, batch = pending
         result = jax.device_get(result)
-        if not result.finite:
-            raise NonFinite(
-                f"step {number}: loss {result.loss}, gradient norm {result.gradient_norm}. It changed no parameters; "
-                f"the last checkpoint is of step {saved}. The step's rows:\n  " + "\n  ".join(describe(batch))
-            )
         agreed = max(agreed, int(result.wish))
         clock.heard(batch)
-        window = window.plus(_floats(result.sums), float(result.gradient_norm))
-        scored = tuple(float(so_far + here) for so_far, here in zip(scored, result.sums[shown[0]], strict=True))
+        if skips.passed(number, result, batch, saved=saved):
+            window = window.plus(result)
+            here = result.sums[shown[0]]
+            scored = (scored[0] + float(here.total), scored[1] + float(here.weight))
         if number % cfg.log_every == 0 or number == cfg.steps:
-            values = _line(window, result, clock)
+            told = {"learning_rate": float(result.learning_rate), "skipped": skips.total, **clock.line()}
+            values = {**window.line(languages), **told}
             writer.write(number, values)
-            said = "".join(f"{name.replace('_', ' ')} {values[name]:.3f}, " for name in shown)
+            said = "".join(f"{name.replace('_', ' ')} {values.get(name, math.nan):.3f}, " for name in shown)
             bar.set_postfix_str(f"{said}{values['audio_hours_per_hour']:.0f} audio-h/h", refresh=False)
-            return Window.empty()
+            return Window()
         return window
 
     def save(window: Window) -> None:
         nonlocal scored
         writer.sync()  # a run that continues from this checkpoint does not write the lines before it again
         score = scored[0] / scored[1] if scored[1] else math.nan
-        checkpoints.save(state, {**clock.record(), "window": list(window)}, score=score)
+        checkpoints.save(state, {**clock.record(), **skips.record(), "window": window.record()}, score=score)
         scored = (0.0, 0.0)
 
     bar_of = {"total": cfg.steps, "initial": done, "desc": title, "unit": "step", "disable": jax.process_index() > 0}
-    with stop_signals() as stop, tqdm(**bar_of, dynamic_ncols=True, mininterval=1.0) as bar:
+    with (
+        stop_signals() as stop,
+        Profile(folder / "profile", steps=cfg.profile_steps, left=cfg.steps - done) as profile,
+        tqdm(**bar_of, dynamic_ncols=True, mininterval=1.0) as bar,
+    ):
         while done < cfg.steps and not stopping():
-            batch = next(batches)
-            state, result = step(state, place(batch), max(stop, default=0))
+            with clock.waiting():
+                batch = next(batches)
+            with profile.step(done + 1) as awaited:
+                state, result = step(state, place(batch), max(stop, default=0))
+                awaited.append(result.loss)
             window = read_pending(window)  # of the step before, while this one computes
             done += 1
             pending = (done, result, batch)
@@ -180,6 +191,7 @@ def train(
                 window, pending = read_pending(window), None
                 save(window)
                 saved = done
+            clock.stepped()
         if saved < done:
             save(read_pending(window))
     checkpoints.wait()
@@ -187,48 +199,6 @@ def train(
         said = f"stopped after step {done} of {cfg.steps}, saved; the same command continues"
         raise Interrupted(said, number=stopping())
     return state
-
-
-class Clock:
-    """Time and audio that the whole run took so far, pauses between its processes left out."""
-
-    def __init__(self, *, seconds: float, audio_seconds: float):
-        self._before, self._since, self.audio_seconds = seconds, time.monotonic(), audio_seconds
-        self._mark: tuple[float, float] = (seconds, audio_seconds)
-
-    def heard(self, batch: Batch) -> None:
-        """Counts this host's rows, times the number of hosts."""
-        self.audio_seconds += batch.waveform.size / 16_000 * jax.process_count()
-
-    def record(self) -> dict:
-        """What a checkpoint remembers."""
-        return {"seconds": self._seconds(), "audio_seconds": self.audio_seconds}
-
-    def rate(self) -> float:
-        """Audio-hours per hour since this was last asked."""
-        now = (self._seconds(), self.audio_seconds)
-        seconds, audio = now[0] - self._mark[0], now[1] - self._mark[1]
-        self._mark = now
-        return audio / seconds if seconds > 0 else math.nan
-
-    def _seconds(self) -> float:
-        return self._before + time.monotonic() - self._since
-
-
-def _floats(sums: Sums) -> dict[str, tuple[float, float]]:
-    return {name: (float(total), float(weight)) for name, (total, weight) in sums.items()}
-
-
-def _line(window: Window, result: StepResult, clock: Clock) -> dict[str, float]:
-    values = ratios({name: Sum(*pair) for name, pair in window.sums.items()})
-    return {
-        **values,
-        "gradient_norm": window.gradient_norm / window.steps,
-        "learning_rate": float(result.learning_rate),
-        "audio_hours": clock.audio_seconds / 3600,
-        "audio_hours_per_hour": clock.rate(),
-        "seconds": clock.record()["seconds"],
-    }
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """The page that a finished recipe leaves behind: results.json as one HTML file that needs nothing else to be read.
 
-`results` reads and writes numbers and decides what counts as better; `findings` says it in sentences; `done` and
-`scores` make the sections; `charts` draws; `page` is how it looks. What a run did not produce is said to be missing.
+`results` reads and writes numbers and decides what counts as better; `findings` says it in sentences; `done` (with
+`health`) and `scores` make the sections; `charts` draws; `page` is how it looks. What a run did not produce is said to
+be missing.
 """
 
 from pathlib import Path

@@ -49,12 +49,24 @@ class Series(NamedTuple):
 
 
 class Curve(NamedTuple):
-    """One stage's training curve: `x`, `loss` and `accuracy` [points]."""
+    """One stage's curves: `x` [points], and the values [points] of each panel."""
 
     look: Look
     x: Sequence[float]
-    loss: Sequence[float]
-    accuracy: Sequence[float]
+    panels: Sequence[Sequence[float]]
+
+
+class Panel(NamedTuple):
+    """One of several charts above each other: `show` is the text of a value on its axis (None: the number)."""
+
+    title: str
+    show: Callable[[float], str] | None = None
+    zero: bool = False
+
+
+def as_percent(value: float) -> str:
+    """A share on an axis: 0.31 to "31%"."""
+    return f"{100 * value:.3g}%"
 
 
 def colour(name: str) -> str:
@@ -276,14 +288,14 @@ def averaged(x: Sequence[float], *others: Sequence[float]) -> list[np.ndarray]:
 
 
 def curves(
-    lines: Sequence[Curve], *, name: str, alt: str, x_title: str, show_share: Callable[[float], str], width: float,
-    branches: Sequence[float] = (),
+    lines: Sequence[Curve], *, name: str, alt: str, x_title: str, panels: Sequence[Panel], width: float,
+    height: float = 118.0, branches: Sequence[float] = (),
 ) -> Markup:  # fmt: skip
-    """Loss above, masked accuracy below, over one x axis; vertical lines at `branches`, where stages are continued."""
-    left, right, height, top = 46.0, 14.0, 118.0, 24.0
+    """`panels` above each other over one x axis; vertical lines at `branches`, where stages are continued."""
+    left, right, top, last = 46.0, 14.0, 24.0, len(panels) - 1
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(width / 72, (2 * (height + top) + 52) / 72))
-        for place, (title, key) in enumerate((("training loss", "loss"), ("masked accuracy", "accuracy"))):
+        figure = Figure(figsize=(width / 72, (len(panels) * (height + top + 10) + 32) / 72))
+        for place, (title, show, zero) in enumerate(panels):
             offset = top + place * (height + top + 10)
             axes = new_axes(figure, left=left, top=offset, width=width - left - right, height=height)
             axes.grid(axis="y", color=colour("line"), linewidth=0.8)
@@ -292,23 +304,27 @@ def curves(
                 transform=axes.transAxes, va="bottom", **SMALL,
             )  # fmt: skip
             for line in lines:
-                x, values = averaged(line.x, getattr(line, key))
+                x, values = averaged(line.x, line.panels[place])
                 axes.plot(x, values, color=colour(line.look.colour), linewidth=1.8, solid_joinstyle="round")
-                last = np.flatnonzero(np.isfinite(values))
-                if last.size:  # the same mark as everywhere else, at the curve's end
+                known = np.flatnonzero(np.isfinite(values))
+                if known.size:  # the same mark as everywhere else, at the curve's end
+                    end = known[-1]
                     axes.plot(
-                        x[last[-1]], values[last[-1]], line.look.marker, color=colour(line.look.colour), clip_on=False,
+                        x[end], values[end], line.look.marker, color=colour(line.look.colour), clip_on=False,
                         markersize=7, markeredgecolor=colour("card"), zorder=4,
                     )  # fmt: skip
             for branch in filter(math.isfinite, branches):
                 axes.axvline(branch, color=colour("muted"), linewidth=1, linestyle=(0, (3, 2)))
             axes.set_xlim(left=0)
+            if zero:
+                axes.set_ylim(0, max(axes.get_ylim()[1], 1e-3))
             axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
             axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6 if width > 350 else 4, steps=[1, 2, 5, 10]))
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
             axes.axhline(axes.get_ylim()[0], color=colour("faint"), linewidth=1)
-            if key == "accuracy":
-                axes.yaxis.set_major_formatter(lambda value, _: show_share(value))
+            if show is not None:
+                axes.yaxis.set_major_formatter(lambda value, _, show=show: show(value))
+            if place == last:
                 axes.text(
                     1, -24 / height, x_title, transform=axes.transAxes, ha="right", va="top",
                     **SMALL,

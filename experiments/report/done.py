@@ -3,6 +3,7 @@
 import math
 
 from experiments.report import charts
+from experiments.report.health import health_blocks
 from experiments.report.page import Chart, Figure, Look, Note, Section, Table, swatch
 from experiments.report.results import (
     Results,
@@ -96,10 +97,7 @@ def data_section(run: Results) -> Section:
 
 def training_section(run: Results) -> Section:
     """Loss and masked accuracy over audio-hours (steps where hours are missing): a chart a chain of stages, a table."""
-    entries = {text(entry.get("stage")): listed(entry, "points") for entry in listed(run.data, "curves")}
-    entries = {stage: points for stage, points in entries.items() if points}
-    in_hours = all(math.isfinite(number(point.get("hours"))) for points in entries.values() for point in points)
-    unit = "hours" if in_hours else "step"
+    entries, unit = run.curves, run.curve_unit
 
     def start(stage: str) -> float:
         before = run.continues.get(stage)
@@ -118,16 +116,17 @@ def training_section(run: Results) -> Section:
             points = entries[stage]
             columns = {key: [number(point.get(key)) for point in points] for key in (unit, "loss", "accuracy")}
             x = [start(stage) + value for value in columns[unit]]
-            lines.append(charts.Curve(run.look(stage), x, columns["loss"], columns["accuracy"]))
+            lines.append(charts.Curve(run.look(stage), x, (columns["loss"], columns["accuracy"])))
             last = points[-1]
             cells = [run.mark(stage), count(last.get("step")), hours(last.get("hours"))]
             cells += [f"{number(point.get('loss')):.3f}".replace("nan", "–") for point in (points[0], last)]
             cells += [percent(point.get("accuracy")) for point in (points[0], last)]
             rows.append(cells)
         svg = charts.curves(
-            lines, name=f"curves{place}", x_title="audio-hours" if in_hours else "step",
+            lines, name=f"curves{place}", x_title="audio-hours" if unit == "hours" else "step",
             width=280 if len(stages) == 1 else 400 if len(stages) <= 3 else 640,
-            show_share=lambda value: f"{100 * value:.3g}%", branches=sorted({start(stage) for stage in stages} - {0.0}),
+            panels=(charts.Panel("training loss"), charts.Panel("masked accuracy", charts.as_percent)),
+            branches=sorted({start(stage) for stage in stages} - {0.0}),
             alt=f"Training loss and masked accuracy of {', '.join(map(run.title, stages))}.",
         )  # fmt: skip
         rest = f", then {joined([run.called(stage) for stage in stages[1:]])}" if len(stages) > 1 else ""
@@ -150,7 +149,7 @@ def training_section(run: Results) -> Section:
                 rows,
             ),
         ]  # fmt: skip
-    return Section("training", "Training", "What the optimizer saw.", blocks)
+    return Section("training", "Training", "What the optimizer saw.", [*blocks, *health_blocks(run)])
 
 
 def continued_stages(run: Results, stages: list[str]) -> str:

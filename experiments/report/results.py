@@ -184,6 +184,10 @@ class Results:
         spare = [look for stage, look in LOOKS.items() if stage not in stages] or list(LOOKS.values())
         new = [stage for stage in stages if stage not in LOOKS]
         self.looks = LOOKS | {stage: spare[place % len(spare)] for place, stage in enumerate(new)}
+        curves = {text(entry.get("stage")): listed(entry, "points") for entry in listed(data, "curves")}
+        self.curves = {stage: points for stage, points in curves.items() if points}
+        every = (number(point.get("hours")) for points in self.curves.values() for point in points)
+        self.curve_unit = "hours" if all(map(math.isfinite, every)) else "step"  # what all curves are drawn over
         self.continues: dict[str, str] = {}  # stage: the one before it in the results that it goes on from
         seen: set[str] = set()
         for row in listed(data, "curves"):

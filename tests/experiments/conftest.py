@@ -16,6 +16,7 @@ from experiments.stages import STAGES, stage_function
 from experiments.units import UnitsConfig
 from tests.experiments.small_corpus import write_corpus
 from tests.wavlab_jax import tiny
+from wavlab_jax.clock import TIMES
 from wavlab_jax.heads import HeadConfig
 from wavlab_jax.metrics import read_lines
 from wavlab_jax.sharding import make_mesh
@@ -97,9 +98,8 @@ def heard(trained):
 
 def lines(workdir, name):
     """A stage's metrics without what depends on the clock."""
-    timeless = ("seconds", "audio_hours_per_hour")
     found = read_lines(StageFiles(workdir, name).metrics / "metrics.jsonl")
-    return [{k: v for k, v in line.items() if k not in timeless} for line in found]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in found]
 
 
 @pytest.fixture

@@ -83,7 +83,22 @@ def make_results(languages=31):
         losses = loss + (4.6 - loss if start is None else start) * fall + 0.04 * rng.standard_normal(at.size)
         right = accuracy - (accuracy if start is None else 0.02) * fall + 0.004 * rng.standard_normal(at.size)
         return [
-            {"step": int(s), "loss": float(a), "accuracy": float(b), "learning_rate": 1e-3, "hours": float(s * 0.02)}
+            {
+                "step": int(s),
+                "loss": float(a),
+                "accuracy": float(b),
+                "learning_rate": 1e-3,
+                "hours": float(s * 0.02),
+                "accuracy_of_languages": float(b) - 0.03,
+                "accuracy_of_low_resource": float(b) - 0.1,
+                "input_wait": 0.031 + 0.001 * (s % 3),
+                "step_seconds": 1.25,
+                "update_to_weight": 1.7e-4,
+                "largest_hidden": 10.0 + s,
+                "target_perplexity": 88.4,
+                "predicted_perplexity": 61.2,
+                "skipped": 7,
+            }
             for s, a, b in zip(at, losses, right, strict=True)
         ]
 
@@ -316,6 +331,7 @@ def test_every_section_shows_its_figures(full):
             "stage 2 (wavlab_ms)", "First iteration, then second iteration, stage 1, stage 2 and the control",
             "audio-hours", "6.00", "stage 2 and the control continue stage 1 with the same units",
             "second iteration continues first iteration with other units and a fresh head",
+            "mean over low-resource languages", LOW_RESOURCE, "3.2%", "1.25", "310.0", "1.7e-04", "88", "61",
         ],
         "units": ["hubert_base_it1-layer3", "perplexity", "11", f"{results['units'][0]['perplexity']:.1f}"],
         "accuracy": ["1.56×", "32.0%", "22.5%", "no held-out data", "compare only rows with the same units"],
@@ -418,19 +434,20 @@ def test_long_curves_are_averaged_and_stay_small(tmp_path):
 
 
 def test_continued_stages_start_where_their_parent_ended(tmp_path, monkeypatch):
-    from experiments.report import charts
+    from experiments.report import charts, done
 
     drawn = {}
     monkeypatch.setattr(
         charts, "curves", lambda lines, **options: drawn.setdefault(options["alt"], (lines, options)) and ""
     )
+    monkeypatch.setattr(done, "health_blocks", lambda run: [])
     results = make_results(2)
     write_report({key: results[key] for key in ("curves", "accuracy")}, tmp_path / "page.html")
     ((lines, options),) = drawn.values()
     np.testing.assert_allclose(options["branches"], [4.0, 8.0, 14.0])
     for line, entry, start in zip(lines, results["curves"], (0.0, 4.0, 8.0, 14.0, 14.0), strict=True):
         np.testing.assert_allclose(line.x, [start + point["hours"] for point in entry["points"]])
-        assert line.loss == [point["loss"] for point in entry["points"]]
+        assert line.panels[0] == [point["loss"] for point in entry["points"]]
 
     drawn.clear()
     for entry, parent in zip(results["curves"], ("wavlab_ms", None, "wavlab_mk", "nowhere", "wavlab_mk"), strict=True):

@@ -93,7 +93,7 @@ def ours(encoder, params, batch, mask, negatives, noise):
     """Sums, and the loss in nats a hidden frame with its gradient of every parameter."""
 
     def loss(params):
-        sums = contrastive.sums_of(
+        sums = contrastive.measure(
             assemble(params, encoder, HEAD),
             batch,
             mask,
@@ -105,7 +105,7 @@ def ours(encoder, params, batch, mask, negatives, noise):
             formulation=formulation_for("cpu"),
             negatives=negatives,
             noise=noise,
-        )
+        ).sums
         counts = contrastive.denominators(batch, mask, channels=8)
         return loss_of(sums, counts, contrastive.coefficients(CFG, HEAD)), sums
 

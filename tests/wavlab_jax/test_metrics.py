@@ -13,7 +13,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from data_pipelines.atomic import CannotWrite
 from tests.wavlab_jax.full_disk import FullDisk
-from wavlab_jax.metrics import MetricsWriter, Sum, ratios, read_lines
+from wavlab_jax.metrics import MetricsWriter, read_lines
 
 
 def events_of(folder):
@@ -36,11 +36,6 @@ def steps_of(folder):
     return [line["step"] for line in read_lines(folder / "metrics.jsonl")]
 
 
-def test_a_ratio_is_nothing_where_nothing_was_counted():
-    assert ratios({"loss": Sum(20.0, 10.0)}) == {"loss": 2.0}
-    assert math.isnan(ratios({"x": Sum(0.0, 0.0)})["x"])
-
-
 def test_resuming_drops_the_lines_that_will_be_written_again(tmp_path):
     writer = MetricsWriter(tmp_path)
     for step in (10, 20, 30):
@@ -61,13 +56,15 @@ def test_tensorboard_gets_the_same_numbers_and_is_told_what_is_written_again(tmp
     for resume_step, steps in ((0, (10, 20, 30)), (20, (30,))):
         writer = MetricsWriter(tmp_path, resume_step=resume_step)
         for step in steps:
-            writer.write(step, {"loss": step / 4, "accuracy": 0.5, "bad": math.nan, "note": "words"})
+            nested = {"eng": {"masked_accuracy": 0.25, "masked_loss": math.nan}}
+            writer.write(step, {"loss": step / 4, "languages": nested, "bad": math.nan, "note": "words"})
         writer.close()
     events = events_of(tmp_path)
     assert [event.file_version for event in events if event.HasField("file_version")] == ["brain.Event:2"] * 2
     assert [event.step for event in events if event.HasField("session_log")] == [1, 21]
     written = [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in events if e.HasField("summary")]
-    assert written == [(step, {"loss": step / 4, "accuracy": 0.5}) for step in (10, 20, 30, 30)]
+    assert written == [(step, {"loss": step / 4, "language/eng/masked_accuracy": 0.25}) for step in (10, 20, 30, 30)]
+    assert list(read_lines(tmp_path / "metrics.jsonl"))[0]["languages"]["eng"]["masked_loss"] is None
 
 
 def test_the_writer_of_another_host_writes_nothing(tmp_path):

@@ -44,7 +44,7 @@ def test_value_and_gradient_against_pytorch(split, scoring):
             bias=params.get("unit_bias"),
         )
         logits = prediction.set_logits(module, hidden, cfg=CFG, head=head)
-        sums = prediction.sums_of_prediction(prediction.Prediction(logits, features), batch, mask)
+        sums = prediction.measure_prediction(prediction.Prediction(logits, features, None), batch, mask).sums
         counts = prediction.denominators(batch, mask, channels=8)
         return loss_of(sums, counts, prediction.coefficients(CFG, head)), sums
 

@@ -3,23 +3,31 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.wavlab_jax import tiny
 from wavlab_jax import sharding
 from wavlab_jax.model import abstract_parameters
+from wavlab_jax.optim import at_step
 from wavlab_jax.sharding import MeshConfig, ShardingError, make_mesh, micro_batches, parameter_spec, place_batch
 from wavlab_jax.step import initial_state, make_predict_step, make_train_step
 
 DROPOUTS = dict(dropout=0.1, attention_dropout=0.1, projection_dropout=0.1, layerdrop=0.3)
 
 
+def counters(state):
+    """Adam's and the schedule's."""
+    return [leaf for leaf in jax.tree.leaves(state.optimizer) if np.ndim(leaf) == 0]
+
+
 def run(cfg, mesh_cfg, devices, passes, *, rows=8, updates=2):
     mesh = make_mesh(mesh_cfg, devices=jax.devices()[:devices])
-    state, step = initial_state(cfg, mesh), make_train_step(cfg, mesh)
+    state, step = initial_state(cfg, mesh), make_train_step(cfg, mesh, languages=3)
     for k in range(updates):
-        state, result = step(state, place_batch(tiny.batch(rows, seed=k), mesh=mesh, passes=passes))
+        batch = tiny.batch(rows, seed=k)._replace(language=np.arange(rows, dtype=np.int32) % 3)
+        state, result = step(state, place_batch(batch, mesh=mesh, passes=passes))
     return jax.device_get(state), jax.device_get(result)
 
 
@@ -52,6 +60,9 @@ def test_devices_shards_and_passes_do_not_change_the_update(reference, mesh, dev
         assert float(found.sums[name].total) == pytest.approx(float(total), rel=1e-4), name
     for a, b in zip(jax.tree.leaves(state.optimizer), jax.tree.leaves(other.optimizer), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+    for group, atol in (("languages", 0), ("layers", 0), ("extremes", 0), ("updates", 0), ("counts", 1)):
+        for name, wanted in getattr(result, group).items():  # of two answers that are all but equal, either is given
+            np.testing.assert_allclose(getattr(found, group)[name], wanted, rtol=1e-3, atol=atol, err_msg=name)
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
@@ -69,7 +80,8 @@ def test_filler_rows_weigh_nothing():
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
-def test_a_step_that_is_not_finite_leaves_everything_as_it_was():
+def test_a_step_that_is_not_finite_changes_no_parameters_and_counts():
+    """Neither parameters nor moments change; the step does, and the schedule with it."""
     cfg = tiny.learner()
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     state, step = initial_state(cfg, mesh), make_train_step(cfg, mesh)
@@ -78,8 +90,13 @@ def test_a_step_that_is_not_finite_leaves_everything_as_it_was():
     bad.waveform[3, 100] = np.inf
     after, result = step(state, place_batch(bad, mesh=mesh, passes=1))
     assert not bool(result.finite)
-    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(jax.device_get(after)), strict=True):
+    after = jax.device_get(after)
+    assert int(after.step) == 1
+    same = dataclasses.replace(after, step=before.step, optimizer=at_step(after.optimizer, before.step))
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(same), strict=True):
         np.testing.assert_array_equal(a, b)
+    assert sum(int(a) != int(b) for a, b in zip(counters(before), counters(after), strict=True)) == 1
+    assert jnp.isnan(result.loss) and np.flatnonzero(result.layers["nonfinite"].total)[0] == 0
 
 
 def test_training_lowers_the_loss_on_a_batch_it_sees_again():

@@ -1,7 +1,9 @@
 """The loop and its checkpoints: interrupted runs end where uninterrupted ones do, and bad batches are named."""
 
 import dataclasses
+import functools
 import gc
+import json
 import os
 import shutil
 import signal
@@ -27,6 +29,7 @@ from wavlab_jax.checkpoint import (
     steps_of,
     write_parameters,
 )
+from wavlab_jax.clock import TIMES
 from wavlab_jax.metrics import MetricsWriter, read_lines
 from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
 from wavlab_jax.step import abstract_state, initial_state, make_train_step
@@ -36,34 +39,46 @@ CFG = tiny.learner(dropout=0.1, layerdrop=0.1)
 LOOP = LoopConfig(steps=12, log_every=3, save_every=4, keep=2)
 DATA = {"digest": "of the batches"}
 ABOUT = {"versions": {"jax": jax.__version__}}
+SKIP = dataclasses.replace(LOOP, non_finite="skip", skip_in_row=2, skip_in_all=3)
+LANGUAGES = ("aaa", "bbb", "ccc")
 
 
 def batches(first):
     k = first
     while True:
-        yield tiny.batch(4, seed=k)
+        yield tiny.batch(4, seed=k)._replace(language=np.array([k % 3, 1, 1, k % 2], np.int32))
         k += 1
 
 
-def run(folder, *, loop=LOOP, stream=batches, mesh_cfg=None, devices=1):
-    mesh = make_mesh(mesh_cfg or MeshConfig(), devices=jax.devices()[:devices])
+@functools.cache
+def made():
+    """Mesh, step and initial values, compiled once for all runs."""
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    return mesh, make_train_step(CFG, mesh, languages=len(LANGUAGES)), jax.device_get(initial_state(CFG, mesh))
+
+
+def run(folder, *, loop=LOOP, stream=batches):
+    mesh, step, initial = made()
     checkpoints = Checkpoints(folder / "checkpoints", keep=loop.keep, data=DATA, about=ABOUT)
     like = abstract_state(CFG, mesh)
-    restored = start(checkpoints, like=like, fresh=lambda: initial_state(CFG, mesh))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+    restored = start(checkpoints, like=like, fresh=lambda: jax.device_put(initial, shardings))
     first = int(restored.state.step)
     writer = MetricsWriter(folder, resume_step=first)
     try:
         state = train(
             restored.state,
-            make_train_step(CFG, mesh),
+            step,
             stream(first),
             place=lambda batch: place_batch(batch, mesh=mesh, passes=1),
             describe=lambda batch: [f"row {i}: clip {u}" for i, u in enumerate(batch.utterance)],
             checkpoints=checkpoints,
             writer=writer,
+            folder=folder,
             cfg=loop,
             record=restored.record,
             title="test",
+            languages=LANGUAGES,
         )
     finally:
         writer.close()
@@ -72,8 +87,7 @@ def run(folder, *, loop=LOOP, stream=batches, mesh_cfg=None, devices=1):
 
 
 def lines_of(folder):
-    timeless = ("seconds", "audio_hours_per_hour")
-    return [{k: v for k, v in line.items() if k not in timeless} for line in read_lines(folder / "metrics.jsonl")]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read_lines(folder / "metrics.jsonl")]
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +168,65 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(tmp_path):
     assert checkpoints.latest() == 4  # nothing was saved before its own metric was read
     checkpoints.close()
     assert [line["step"] for line in lines_of(tmp_path)] == [3, 6]
+
+
+def spoiled(first, *, bad):
+    for k, batch in enumerate(batches(first), first):
+        if k in bad:
+            batch.waveform[2, 5] = np.inf
+            batch.utterance[2] = 4711 + k
+        yield batch
+
+
+@pytest.fixture(scope="module")
+def skipping(tmp_path_factory):
+    """A whole run that skips steps 4, 5 and 10."""
+    folder = tmp_path_factory.mktemp("skipping")
+    return folder, run(folder, loop=SKIP, stream=functools.partial(spoiled, bad=(3, 4, 9)))
+
+
+def test_skipped_steps_are_counted_named_and_in_no_sum(skipping):
+    folder, state = skipping
+    assert int(state.step) == 12
+    lines = lines_of(folder)
+    assert [line["skipped"] for line in lines] == [0, 2, 2, 3]
+    named = [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["rows"][2]) for line in named] == [
+        (4, "row 2: clip 4714"), (5, "row 2: clip 4715"), (10, "row 2: clip 4720")]  # fmt: skip
+    assert named[0]["loss"] == "nan" and "values of the input of the first layer not finite" in named[0]["where"]
+    # of the window 4 to 6 step 6 alone was made, which heard batch 5: its languages are 2, 1, 1, 1
+    assert set(lines[1]["languages"]) == {"ccc", "bbb"}
+    assert all(np.isfinite(line["masked_loss"]) and np.isfinite(line["update_to_weight"]) for line in lines)
+    # the schedule goes by the step number, Adam's correction by the updates that were made
+    assert sorted(int(x) for x in jax.tree.leaves(state.optimizer) if np.ndim(x) == 0) == [9, 12]
+
+
+@pytest.mark.parametrize("stop_at", [4, 10])
+def test_a_run_that_skips_is_resumed_bit_for_bit(skipping, tmp_path, stop_at):
+    def interrupting(first):
+        for k, batch in enumerate(spoiled(first, bad=(3, 4, 9)), first):
+            if k == stop_at and first == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with pytest.raises(Interrupted):
+        run(tmp_path, loop=SKIP, stream=interrupting)
+    same(run(tmp_path, loop=SKIP, stream=interrupting), skipping[1])
+    assert lines_of(tmp_path) == lines_of(skipping[0])
+    assert (tmp_path / "skipped.jsonl").read_text() == (skipping[0] / "skipped.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        ((3, 4, 5), r"step 6: .* number 3 in a row and 3 in all \(loop.skip_in_row allows 2, (.|\n)*clip 4716"),
+        ((1, 3, 5, 7), r"step 8: .* number 1 in a row and 4 in all \(.* loop.skip_in_all 3\)(.|\n)*clip 4718"),
+    ],
+)
+def test_skipping_has_bounds(tmp_path, bad, told):
+    with pytest.raises(NonFinite, match=told):
+        run(tmp_path, loop=SKIP, stream=functools.partial(spoiled, bad=bad))
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == len(bad)
 
 
 def test_metrics_are_sums_over_their_window(whole):

@@ -15,6 +15,18 @@ from wavlab_jax.encoder.frontend import Frontend
 from wavlab_jax.encoder.layers import DENSE, Layer, Norm, PositionConvolution, dropout, fold, relative_buckets
 
 
+class LayerStatistics(NamedTuple):
+    """Of the first layer's input and of each layer's output, before a final norm; each [layers + 1, batch] float32.
+
+    Attributes:
+        largest: largest absolute value among the finite ones.
+        nonfinite: how many values are infinite or not a number.
+    """
+
+    largest: jax.Array
+    nonfinite: jax.Array
+
+
 class Encoded(NamedTuple):
     """What `encode` returns.
 
@@ -24,11 +36,13 @@ class Encoded(NamedTuple):
             version 5 leaves the final norm of pre-norm models to `last_hidden_state`.
         features: [batch, frames, channels] output of the convolutions, before LayerNorm and projection.
         valid: [batch, frames] real frames, or None if all are.
+        statistics: of every layer; None unless `watch` asked for them.
     """
 
     hidden: tuple[jax.Array, ...]
     features: jax.Array
     valid: jax.Array | None
+    statistics: LayerStatistics | None = None
 
 
 class Encoder(nnx.Module):
@@ -84,6 +98,7 @@ def encode(
     channel_mask: jax.Array | None = None,
     key: jax.Array | None = None,
     seeds: jax.Array | None = None,
+    watch: bool = False,
     formulation: Formulation | None = None,
 ) -> Encoded:
     """Hidden states of `waveform` [batch, samples] at every layer, each [batch, frames, width].
@@ -98,6 +113,7 @@ def encode(
             after the mask embedding).
         key: of this step; with `seeds` draws dropout and layerdrop. None: no dropout, no layerdrop.
         seeds: [batch] uint32, one a row; dropout of a row depends on (key, seed) alone, layerdrop on the key alone.
+        watch: whether to take `LayerStatistics` of every frame, real or not.
         formulation: spelling of platform-dependent operations; by default that of JAX's default backend.
 
     Raises:
@@ -130,7 +146,7 @@ def encode(
     if samples is not None:
         valid = jnp.arange(frames)[None] < _real_frames(samples, waveform.shape[1], frames, cfg=cfg)[:, None]
     row_keys = None if key is None else jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seeds)
-    hidden = encode_features(
+    hidden, statistics = _through_layers(
         encoder,
         features,
         valid,
@@ -138,9 +154,10 @@ def encode(
         channel_mask=channel_mask,
         key=key,
         row_keys=row_keys,
+        watch=watch,
         formulation=formulation,
     )
-    return Encoded(hidden=hidden, features=features, valid=valid)
+    return Encoded(hidden=hidden, features=features, valid=valid, statistics=statistics)
 
 
 def encode_features(
@@ -148,19 +165,22 @@ def encode_features(
     features: jax.Array,
     valid: jax.Array | None = None,
     *,
-    mask: jax.Array | None = None,
-    channel_mask: jax.Array | None = None,
-    key: jax.Array | None = None,
-    row_keys: jax.Array | None = None,
     formulation: Formulation | None = None,
 ) -> tuple[jax.Array, ...]:
     """The second half of `encode`: `features` [batch, frames, channels] of the convolutions to `Encoded.hidden`.
 
-    `valid` and `mask` are [batch, frames], `channel_mask` is [batch, width]; `row_keys` [batch] are `key` with each
-    row's seed folded in.
+    `valid` is [batch, frames]. Nothing is hidden, and there is no dropout.
     """
-    cfg = encoder.config
     formulation = formulation or formulation_for(jax.default_backend())
+    nothing = dict.fromkeys(("mask", "channel_mask", "key", "row_keys"))
+    return _through_layers(encoder, features, valid, **nothing, watch=False, formulation=formulation)[0]
+
+
+def _through_layers(
+    encoder, features, valid, *, mask, channel_mask, key, row_keys, watch: bool, formulation: Formulation
+) -> tuple[tuple[jax.Array, ...], LayerStatistics | None]:
+    """`Encoded.hidden` and `Encoded.statistics`; `row_keys` [batch] are `key` with each row's seed folded in."""
+    cfg = encoder.config
     x = encoder.frontend.project(features, cfg=cfg)
     x = dropout(x, rate=cfg.projection_dropout, keys=fold(row_keys, 1000))
     if mask is not None:
@@ -174,10 +194,20 @@ def encode_features(
         x = encoder.norm.over_channels(x, epsilon=cfg.norm_epsilon)
     x = dropout(x, rate=cfg.dropout, keys=fold(row_keys, 1001))
 
-    hidden = _run_layers(encoder, x, valid, key, row_keys, formulation)
+    hidden, statistics = _run_layers(encoder, x, valid, key, row_keys, watch, formulation)
     if cfg.pre_norm:
         hidden = (*hidden[:-1], encoder.norm.over_channels(hidden[-1], epsilon=cfg.norm_epsilon))
-    return hidden
+    return hidden, statistics
+
+
+def _watch(x: jax.Array) -> LayerStatistics:
+    """Statistics of x [batch, frames, width], each [batch]; no gradient goes through them."""
+    size = jnp.abs(lax.stop_gradient(x))
+    finite = jnp.isfinite(size)
+    return LayerStatistics(
+        jnp.max(jnp.where(finite, size, 0.0), axis=(1, 2)).astype(jnp.float32),
+        jnp.sum(~finite, axis=(1, 2), dtype=jnp.float32),
+    )
 
 
 def _rows(waveform: jax.Array, samples: jax.Array | None):
@@ -193,8 +223,13 @@ def _real_frames(samples: jax.Array, padded: int, frames: int, *, cfg: EncoderCo
     return jnp.maximum((samples - RECEPTIVE_FIELD) // HOP + 1, 0)  # `num_frames` of a traced array
 
 
-def _run_layers(encoder, x, valid, key, row_keys, formulation) -> tuple[jax.Array, ...]:
-    """The input and every layer's output, by scan or unrolled."""
+def _run_layers(
+    encoder, x, valid, key, row_keys, watch, formulation
+) -> tuple[tuple[jax.Array, ...], LayerStatistics | None]:
+    """The input and every layer's output, by scan or unrolled; and their statistics, taken where each is made.
+
+    Taken from the returned outputs instead, they would keep all of them in memory until the step's end.
+    """
     cfg = encoder.config
     position_bias = None
     if encoder.relative_bias is not None:
@@ -228,12 +263,15 @@ def _run_layers(encoder, x, valid, key, row_keys, formulation) -> tuple[jax.Arra
 
         def body(x, layer_and_index):
             x = run(layer_and_index[0], x, layer_and_index[1])
-            return x, x
+            return x, (x, _watch(x) if watch else None)
 
-        _, outputs = lax.scan(body, x, (encoder.layers, np.arange(cfg.layers)))
-        return (x, *(outputs[i] for i in range(cfg.layers)))
+        _, (outputs, rest) = lax.scan(body, x, (encoder.layers, np.arange(cfg.layers)))
+        hidden = (x, *(outputs[i] for i in range(cfg.layers)))
+        if not watch:
+            return hidden, None
+        return hidden, jax.tree.map(lambda first, others: jnp.concatenate([first[None], others]), _watch(x), rest)
     hidden = [x]
     for index in range(cfg.layers):
         layer = jax.tree.map(lambda p, i=index: p[i], encoder.layers) if stacked else encoder.layers[index]
         hidden.append(run(layer, hidden[-1], index))
-    return tuple(hidden)
+    return tuple(hidden), jax.tree.map(lambda *each: jnp.stack(each), *map(_watch, hidden)) if watch else None

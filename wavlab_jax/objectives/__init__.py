@@ -8,9 +8,9 @@ of one pass, [rows, ...]; `mask` [rows, frames] bool is True where a frame is hi
     module.denominators(batch, mask, channels=)           {term: []}; counts that do not depend on parameters, so they
                                                           are known, and added up over the passes, before any forward
                                                           pass; gradients of the passes then simply add up
-    module.sums_of(model, batch, mask, keys=, step=, cfg=, head=, padded=, formulation=)
-                                                          `Sums` of these rows: every term of the loss, and what else
-                                                          is worth a line of metrics
+    module.measure(model, batch, mask, keys=, step=, cfg=, head=, padded=, formulation=)
+                                                          `Measured` of these rows: the `Sums` that the loss is made
+                                                          of, and what else is worth a line of metrics
     module.coefficients(cfg, head)                        {term: weight}; a term without one is only reported
     loss_of(sums, denominators, coefficients)             the scalar: each total / its denominator * its weight
     module.judge(model, batch, mask, keys=, cfg=, head=, formulation=)
@@ -28,7 +28,7 @@ from types import ModuleType
 from wavlab_jax.heads import AnyHeadConfig, ContrastiveHeadConfig, HeadConfig, HeadError
 from wavlab_jax.objectives import contrastive, prediction
 from wavlab_jax.objectives.contrastive import ContrastiveConfig
-from wavlab_jax.objectives.hiding import Judged, Keys, ObjectiveError, draw_masks, loss_of
+from wavlab_jax.objectives.hiding import Judged, Keys, Measured, ObjectiveError, draw_masks, loss_of
 from wavlab_jax.objectives.prediction import PredictionConfig
 
 AnyObjectiveConfig = PredictionConfig | ContrastiveConfig
@@ -38,6 +38,7 @@ __all__ = [
     "ContrastiveConfig",
     "Judged",
     "Keys",
+    "Measured",
     "ObjectiveError",
     "PredictionConfig",
     "check_head",

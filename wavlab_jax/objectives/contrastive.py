@@ -21,9 +21,9 @@ from wavlab_jax.encoder.layers import dropout, fold
 from wavlab_jax.heads import ContrastiveHead, ContrastiveHeadConfig
 from wavlab_jax.losses import contrast, feature_penalty
 from wavlab_jax.masking import MaskConfig
-from wavlab_jax.metrics import Sum, Sums
+from wavlab_jax.metrics import Sum
 from wavlab_jax.model import Model
-from wavlab_jax.objectives.hiding import Judged, Keys, hear, require
+from wavlab_jax.objectives.hiding import Judged, Keys, Measured, hear, require, total
 from wavlab_jax.quantizer import choose, diversity, gumbel_noise, gumbel_temperature, perplexities, quantize
 
 SHOWN = ("contrastive_loss", "contrastive_accuracy", "code_perplexity")
@@ -137,7 +137,7 @@ def compare(
     return Compared(head.context_projection(hidden), head.target_projection(quantized.vectors), quantized.codes, logits)
 
 
-def sums_of(
+def measure(
     model: Model,
     batch: Batch,
     mask: jax.Array,
@@ -150,7 +150,7 @@ def sums_of(
     formulation: Formulation,
     negatives: jax.Array | None = None,
     noise: jax.Array | None = None,
-) -> Sums:
+) -> Measured:
     """Every term of the loss, the share of positives that were picked, and how many codes are in use.
 
     `negatives` [rows, frames, count] and Gumbel `noise` [rows, frames, groups, codes] are drawn, or injected.
@@ -167,17 +167,22 @@ def sums_of(
     tau = gumbel_temperature(step, start=cfg.gumbel_start, floor=cfg.gumbel_floor, decay=cfg.gumbel_decay)
     compared = compare(model.head, encoded.hidden[-1], features, noise=noise, temperature=tau)
     told_apart = contrast(compared.context, compared.targets, compared.codes, negatives, temperature=cfg.temperature)
-    count = jnp.sum(hidden, dtype=jnp.float32)
+    counts = jnp.sum(hidden, axis=1, dtype=jnp.float32)
+    count = jnp.sum(counts)
     used = perplexities(compared.logits, hidden)
-    return {
-        "contrastive_loss": Sum(jnp.sum(jnp.where(hidden, told_apart.loss, 0.0)), count),
-        "contrastive_accuracy": Sum(jnp.sum(hidden & told_apart.correct, dtype=jnp.float32), count),
+    by_row = {
+        "contrastive_loss": Sum(jnp.sum(jnp.where(hidden, told_apart.loss, 0.0), axis=1), counts),
+        "contrastive_accuracy": Sum(jnp.sum(hidden & told_apart.correct, axis=1, dtype=jnp.float32), counts),
+    }
+    sums = {
+        **{name: total(term) for name, term in by_row.items()},
         "diversity_loss": diversity(used.prob, entries=head.groups * head.codes, frames=count),
         "feature_penalty": feature_penalty(encoded.features, batch.valid),
         "code_perplexity": Sum(used.code * count, count),
         "prob_perplexity": Sum(used.prob * count, count),
         "gumbel_temperature": Sum(tau * count, count),
     }
+    return Measured(sums, by_row, {}, encoded.statistics)
 
 
 def normalised_features(model: Model, features: jax.Array) -> jax.Array:

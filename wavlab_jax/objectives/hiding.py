@@ -8,8 +8,9 @@ import jax.numpy as jnp
 
 from data_pipelines.batch import Batch
 from wavlab_jax.encoder import Encoded, Encoder, Formulation, encode
+from wavlab_jax.encoder.encoder import LayerStatistics
 from wavlab_jax.masking import MaskConfig, channel_masks, span_masks
-from wavlab_jax.metrics import Sums
+from wavlab_jax.metrics import Sum, Sums
 
 
 class ObjectiveError(ValueError):
@@ -42,6 +43,35 @@ class Keys(NamedTuple):
     def rows_noise(self, batch: Batch) -> jax.Array | None:
         """[rows] keys, or None."""
         return None if self.noise is None else row_keys(self.noise, batch)
+
+
+class Measured(NamedTuple):
+    """What an objective measures of the rows of a pass, [rows, ...].
+
+    Attributes:
+        sums: scalars: every term of the loss, and what else is worth a line of metrics.
+        rows: each [rows]: the terms that are told apart by language; they add up to those of the same names in `sums`.
+        counts: each [units]: how often each unit is the answer, and how often it is given; of each a perplexity is
+            reported under its name.
+        layers: of the encoder, [layers + 1, rows].
+    """
+
+    sums: Sums
+    rows: Sums
+    counts: dict[str, jax.Array]
+    layers: LayerStatistics
+
+
+def total(rows: Sum) -> Sum:
+    """The scalars that a term's [rows] add up to."""
+    return Sum(jnp.sum(rows.total), jnp.sum(rows.weight))
+
+
+def occurrences(labels: jax.Array, counted: jax.Array, *, units: int) -> jax.Array:
+    """[units] float32: how often each unit stands in `labels` [rows, frames] where `counted` [rows, frames]."""
+    # compared and added up, not scattered: that is slow on a TPU, and would gather what is split over devices
+    found = (labels[..., None] == jnp.arange(units)[None, None]) & counted[..., None]
+    return jnp.sum(found, axis=(0, 1), dtype=jnp.float32)
 
 
 class Judged(NamedTuple):
@@ -86,7 +116,8 @@ def hear(
     padded: bool,
     formulation: Formulation,
 ) -> Encoded:
-    """`encode` of the rows with `mask` [rows, frames] hidden, and channels as `cfg` says.
+    """`encode` of the rows with `mask` [rows, frames] hidden, and channels as `cfg` says; watched where nothing is
+    padded, as in training.
 
     `padded`: whether rows may end in padding, which the encoder then leaves out; training rows never do.
     """
@@ -98,6 +129,7 @@ def hear(
         channel_mask=draw_channel_masks(batch, keys, cfg, width=encoder.config.width),
         key=keys.noise,
         seeds=None if keys.noise is None else batch.seed,
+        watch=not padded,
         formulation=formulation,
     )
 

@@ -18,12 +18,13 @@ import jax.numpy as jnp
 
 from data_pipelines.batch import Batch
 from wavlab_jax.encoder import Formulation
+from wavlab_jax.encoder.encoder import LayerStatistics
 from wavlab_jax.heads import HeadConfig
 from wavlab_jax.losses import cosine_logits, cross_entropy, feature_penalty, linear_logits
 from wavlab_jax.masking import MaskConfig
 from wavlab_jax.metrics import Sums
 from wavlab_jax.model import Model
-from wavlab_jax.objectives.hiding import Judged, Keys, hear, require
+from wavlab_jax.objectives.hiding import Judged, Keys, Measured, hear, occurrences, require, total
 
 SHOWN = ("masked_loss", "masked_accuracy")
 ADDITIVE = True
@@ -81,10 +82,17 @@ def denominators(batch: Batch, mask: jax.Array, *, channels: int) -> dict[str, j
 
 
 class Prediction(NamedTuple):
-    """`logits` of each set, [rows, frames, units] float32, and the extractor's `features` [rows, frames, channels]."""
+    """What the model says of every frame.
+
+    Attributes:
+        logits: of each set, [rows, frames, units] float32.
+        features: [rows, frames, channels], the extractor's.
+        layers: of the encoder, [layers + 1, rows]; None where rows are padded.
+    """
 
     logits: tuple[jax.Array, ...]
     features: jax.Array
+    layers: LayerStatistics | None
 
 
 def predict(
@@ -100,7 +108,8 @@ def predict(
 ) -> Prediction:
     """What the model says of every frame, with `mask` [rows, frames] hidden: drawn, or injected."""
     encoded = hear(model.encoder, batch, mask, keys=keys, cfg=cfg.mask, padded=padded, formulation=formulation)
-    return Prediction(set_logits(model.head, encoded.hidden[-1], cfg=cfg, head=head), encoded.features)
+    logits = set_logits(model.head, encoded.hidden[-1], cfg=cfg, head=head)
+    return Prediction(logits, encoded.features, encoded.statistics)
 
 
 def set_logits(head_module, hidden: jax.Array, *, cfg: PredictionConfig, head: HeadConfig) -> tuple[jax.Array, ...]:
@@ -119,7 +128,7 @@ def set_logits(head_module, hidden: jax.Array, *, cfg: PredictionConfig, head: H
     return tuple(logits)
 
 
-def sums_of(
+def measure(
     model: Model,
     batch: Batch,
     mask: jax.Array,
@@ -130,21 +139,27 @@ def sums_of(
     head: HeadConfig,
     padded: bool,
     formulation: Formulation,
-) -> Sums:
+) -> Measured:
     """Every term of the loss and the accuracies over these rows; nothing depends on `step`."""
     predicted = predict(model, batch, mask, keys=keys, cfg=cfg, head=head, padded=padded, formulation=formulation)
-    return sums_of_prediction(predicted, batch, mask)
+    return measure_prediction(predicted, batch, mask)
 
 
-def sums_of_prediction(predicted: Prediction, batch: Batch, mask: jax.Array) -> Sums:
-    """As `sums_of`, of what was predicted."""
+def measure_prediction(predicted: Prediction, batch: Batch, mask: jax.Array) -> Measured:
+    """As `measure`, of what was predicted. By language the first set's loss and accuracy at hidden frames."""
     hidden, visible = scored_frames(batch, mask)
     sums: Sums = {"feature_penalty": feature_penalty(predicted.features, batch.valid)}
+    rows: Sums = {}
+    counts: dict[str, jax.Array] = {}
     for number, (logits, end) in enumerate(zip(predicted.logits, _endings(len(predicted.logits)), strict=True)):
-        units = batch.units[..., number]
-        for name, scored in (("masked", hidden[..., number]), ("unmasked", visible[..., number])):
-            sums[f"{name}_loss{end}"], sums[f"{name}_accuracy{end}"] = cross_entropy(logits, units, scored)
-    return sums
+        units, asked = batch.units[..., number], hidden[..., number]
+        for name, scored in (("masked", asked), ("unmasked", visible[..., number])):
+            rows[f"{name}_loss{end}"], rows[f"{name}_accuracy{end}"] = cross_entropy(logits, units, scored)
+        for name, labels in (("target", units), ("predicted", jnp.argmax(logits, axis=-1))):
+            counts[f"{name}_perplexity{end}"] = occurrences(labels, asked, units=logits.shape[-1])
+    sums |= {name: total(term) for name, term in rows.items()}
+    by_language = {name: rows[name] for name in ("masked_loss", "masked_accuracy")}
+    return Measured(sums, by_language, counts, predicted.layers)
 
 
 def judge(

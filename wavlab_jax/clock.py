@@ -1,0 +1,126 @@
+"""Where the time goes: throughput, waiting for data, utilisation, and the host's memory."""
+
+import contextlib
+import math
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+
+from data_pipelines.batch import SAMPLE_RATE, Batch
+
+# What a line tells of time and memory: other numbers each time, where all the rest of a resumed run is the same.
+TIMES = (
+    "audio_hours_per_hour",
+    "input_wait",
+    "step_seconds",
+    "teraflops",
+    "mfu",
+    "host_memory_gb",
+    "device_memory_gb",
+    "seconds",
+)
+
+
+class Work(NamedTuple):
+    """What utilisation is measured with.
+
+    Attributes:
+        row_flops: samples of a row -> operations that training on it takes by formula (`flops.Flops.training`).
+        devices: of the whole run.
+        peak: bfloat16 operations a second of one device; None where it is not known.
+    """
+
+    row_flops: Callable[[int], float]
+    devices: int
+    peak: float | None
+
+
+class Clock:
+    """Time and audio that the whole run took so far, pauses between its processes left out; and of the open window, as
+    far as this process saw it."""
+
+    def __init__(self, *, seconds: float, audio_seconds: float, work: Work | None = None):
+        self._before, self._since, self.audio_seconds = seconds, time.monotonic(), audio_seconds
+        self._work = work
+        self._start_window()
+        self._stepped = self._since
+
+    def heard(self, batch: Batch) -> None:
+        """Counts this host's rows, times the number of hosts; of skipped steps too."""
+        rows, samples = batch.waveform.shape
+        rows *= jax.process_count()
+        self.audio_seconds += rows * samples / SAMPLE_RATE
+        if self._work is not None:
+            self._flops += rows * self._work.row_flops(samples)
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around what waits for the data."""
+        began = time.monotonic()
+        yield
+        self._waited += time.monotonic() - began
+
+    def stepped(self) -> None:
+        """At the end of every turn of the loop."""
+        now = time.monotonic()
+        self._turns.append(now - self._stepped)
+        self._stepped = now
+
+    def record(self) -> dict:
+        """What a checkpoint remembers."""
+        return {"seconds": self._seconds(), "audio_seconds": self.audio_seconds}
+
+    def line(self) -> dict[str, float]:
+        """The numbers of `TIMES` that are known, and `audio_hours`; a new window begins."""
+        seconds = time.monotonic() - self._window
+        values = {
+            "audio_hours": self.audio_seconds / 3600,
+            "audio_hours_per_hour": _over(self.audio_seconds - self._audio, seconds),
+            "input_wait": _over(self._waited, seconds),
+            "step_seconds": statistics.median(self._turns) if self._turns else math.nan,
+        }
+        if self._work is not None:
+            rate = _over(self._flops, seconds) / self._work.devices
+            values["teraflops"] = rate / 1e12
+            if self._work.peak is not None:
+                values["mfu"] = rate / self._work.peak
+        values["host_memory_gb"] = host_memory() / 1e9
+        on_device = device_memory()
+        if on_device is not None:
+            values["device_memory_gb"] = on_device / 1e9
+        self._start_window()
+        return {**values, "seconds": self._seconds()}
+
+    def _start_window(self) -> None:
+        self._window, self._audio = time.monotonic(), self.audio_seconds
+        self._waited, self._flops = 0.0, 0.0
+        self._turns: list[float] = []
+
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._since
+
+
+def host_memory() -> int:
+    """Bytes of memory that this process holds now; where the system does not tell, the most that it has held."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return int(line.split()[1]) * 1024
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+def device_memory() -> int | None:
+    """The most bytes that any of this host's devices has held so far; None where they do not tell, as on a CPU."""
+    found = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in jax.local_devices()]
+    return max((size for size in found if size is not None), default=None)
+
+
+def _over(amount: float, seconds: float) -> float:
+    return amount / seconds if seconds > 0 else math.nan

@@ -1,0 +1,96 @@
+"""What a step measures of itself beside its loss: by language, by unit, by layer, and how far the weights moved.
+
+All of it is computed where the numbers already are, and all but the largest values are sums that are divided once, when
+a line of metrics is written; so they are the same on any devices and in any number of passes. What crosses devices for
+it is a few small vectors. docs/health.md says what each number means.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from data_pipelines.batch import Batch
+from wavlab_jax.metrics import Sum, Sums
+from wavlab_jax.model import Parameters
+from wavlab_jax.objectives import Measured
+
+
+class Observed(NamedTuple):
+    """What was measured of the rows of one or more passes.
+
+    Attributes:
+        sums: scalars, of the loss and what else a line of metrics tells.
+        languages: each [languages]: some of those terms, told apart by language.
+        counts: each [units]: `Measured.counts`.
+        layers: "nonfinite" [layers + 1]: values that are infinite or not a number, and the number of all values.
+        extremes: "largest" [layers + 1]: largest absolute finite value. The only ones that do not add up.
+    """
+
+    sums: Sums
+    languages: Sums
+    counts: dict[str, jax.Array]
+    layers: Sums
+    extremes: dict[str, jax.Array]
+
+
+def observe(measured: Measured, batch: Batch, *, languages: int, width: int) -> Observed:
+    """The measurements of a pass, over its real rows. `languages` of the manifest; `width` of the layers."""
+    real = jnp.any(batch.valid, axis=1)[None]
+    frames = jnp.sum(batch.valid, dtype=jnp.float32)
+    nonfinite = jnp.sum(jnp.where(real, measured.layers.nonfinite, 0.0), axis=1)
+    return Observed(
+        sums=measured.sums,
+        languages={name: by_language(term, batch.language, languages) for name, term in measured.rows.items()},
+        counts=measured.counts,
+        layers={"nonfinite": Sum(nonfinite, jnp.full(nonfinite.shape, frames * width))},
+        extremes={"largest": jnp.max(jnp.where(real, measured.layers.largest, 0.0), axis=1)},
+    )
+
+
+def combine(one: Observed, other: Observed) -> Observed:
+    """Both passes together: everything is added, of extremes the larger one stays."""
+    added = jax.tree.map(jnp.add, one._replace(extremes={}), other._replace(extremes={}))
+    return added._replace(extremes=jax.tree.map(jnp.maximum, one.extremes, other.extremes))
+
+
+def combine_copies(own: Observed, axis: str) -> Observed:
+    """What each copy of the parameters along a mesh axis has measured, together: for `jax.shard_map`."""
+    added = jax.lax.psum(own._replace(extremes={}), axis)
+    return added._replace(extremes=jax.lax.pmax(own.extremes, axis))
+
+
+def by_language(rows: Sum, language: jax.Array, languages: int) -> Sum:
+    """A term [rows] as [languages], by each row's `language` [rows]."""
+    # compared and added up, not scattered or multiplied: exact on a TPU, in the same order each time on a GPU, and a
+    # row that is not finite spoils its own language alone
+    own = language[:, None] == jnp.arange(languages)[None]
+    return Sum(*(jnp.sum(jnp.where(own, part[:, None], 0.0), axis=0) for part in rows))
+
+
+def mask_coverage(batch: Batch, mask: jax.Array) -> Sum:
+    """Hidden frames of all real frames; `mask` and `batch.valid` [..., frames]."""
+    return Sum(jnp.sum(batch.valid & mask, dtype=jnp.float32), jnp.sum(batch.valid, dtype=jnp.float32))
+
+
+def update_sums(updates: Parameters, params: Parameters) -> Sums:
+    """Squares of what is added to the weights, and of the weights before, by group of modules.
+
+    "layers" is [layers], the others are scalars: "frontend", "position", "encoder" (its other parameters), "head". The
+    root of a group's ratio is its update-to-weight ratio.
+    """
+    added, weights = _squares(updates), _squares(params)
+    return {name: Sum(added[name], weights[name]) for name in weights}
+
+
+def _squares(tree: Parameters) -> Mapping[str, jax.Array]:
+    rest = dict(tree["encoder"])
+    groups = {"frontend": rest.pop("frontend"), "position": rest.pop("position")}
+    layers, groups["encoder"], groups["head"] = rest.pop("layers"), rest, tree["head"]
+    squares = {name: sum(_square(leaf) for leaf in jax.tree.leaves(group)) for name, group in groups.items()}
+    return {**squares, "layers": sum(_square(leaf, axis=range(1, leaf.ndim)) for leaf in jax.tree.leaves(layers))}
+
+
+def _square(leaf: jax.Array, *, axis=None) -> jax.Array:
+    return jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=None if axis is None else tuple(axis))
