@@ -218,7 +218,7 @@ def _reading(folder: Path) -> Iterator[ocp.CheckpointManager]:
     folder = Path(folder).absolute()
     if not folder.is_dir():
         raise CheckpointError(f"{folder} does not exist: has that stage been trained in this workdir?")
-    options = ocp.CheckpointManagerOptions(read_only=True)
+    options = ocp.CheckpointManagerOptions(create=False)  # and no cleaning
     with contextlib.closing(ocp.CheckpointManager(folder, item_names=ITEMS, options=options)) as manager:
         yield manager
 
