@@ -12,6 +12,7 @@ import contextlib
 import math
 import mmap
 import os
+import uuid
 from typing import NamedTuple
 
 import grain
@@ -46,12 +47,13 @@ class SharedBatches:
     def __init__(self, *, workers: int, slots: int, slot_bytes: int):
         self._first, self._slot_bytes = _aligned(workers * slots), _aligned(slot_bytes)
         total = self._first + workers * slots * self._slot_bytes
-        self._file = os.memfd_create("batches")
+        name = f"batches-{uuid.uuid4().hex}"
+        self._file = os.memfd_create(name)
         os.truncate(self._file, total)  # takes no memory until it is written to
         self._map = mmap.mmap(self._file, total)
         # A spawned process inherits no descriptor, but may open its parent's.
         path = f"/proc/{os.getpid()}/fd/{self._file}"
-        self.place = Place(path, total=total, first=self._first, slots=slots, slot_bytes=self._slot_bytes)
+        self.place = Place(path, name, total=total, first=self._first, slots=slots, slot_bytes=self._slot_bytes)
 
     def take(self, element: Batch | Placed) -> Batch:
         """The batch, in memory of its own."""
@@ -73,8 +75,8 @@ class SharedBatches:
 class Place(grain.transforms.Map):
     """In a worker, the last step: Batch to Placed, or to itself where no slot is free or the file cannot be opened."""
 
-    def __init__(self, path: str, *, total: int, first: int, slots: int, slot_bytes: int):
-        self._path, self._total, self._first = path, total, first
+    def __init__(self, path: str, name: str, *, total: int, first: int, slots: int, slot_bytes: int):
+        self._path, self._name, self._total, self._first = path, name, total, first
         self._slots, self._slot_bytes = slots, slot_bytes
         self._map: mmap.mmap | None = None
         self._next = 0
@@ -85,7 +87,9 @@ class Place(grain.transforms.Map):
             with contextlib.suppress(OSError):  # somebody else's /proc: Grain's way then
                 file = os.open(self._path, os.O_RDWR)
                 try:
-                    self._map = mmap.mmap(file, self._total)
+                    # The parent may have closed it, and have another file under that number by now.
+                    if self._name in os.readlink(f"/proc/self/fd/{file}"):
+                        self._map = mmap.mmap(file, self._total)
                 finally:
                     os.close(file)
         slot = _worker * self._slots + self._next

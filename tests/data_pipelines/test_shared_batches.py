@@ -63,6 +63,19 @@ def test_workers_have_slots_of_their_own_and_large_batches_go_another_way(shared
     assert len(set(slots)) == 4
 
 
+def test_a_closed_file_is_not_taken_for_another(tmp_path):
+    memory = SharedBatches(workers=1, slots=1, slot_bytes=bytes_of(batch_of(0)))
+    place = pickle.loads(pickle.dumps(memory.place))
+    memory.close()
+    other = tmp_path / "checkpoint"
+    other.write_bytes(bytes(1 << 20))
+    with open(other, "rb+") as file:
+        assert place._path.endswith(f"/{file.fileno()}")  # the number is given again
+        batch = batch_of(1)
+        assert place.map(batch) is batch
+    assert other.read_bytes() == bytes(1 << 20)
+
+
 def test_nothing_is_left_behind():
     before = os.listdir("/proc/self/fd")
     SharedBatches(workers=1, slots=1, slot_bytes=64).close()
