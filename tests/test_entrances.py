@@ -15,7 +15,13 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize("command", [("experiments", "list"), ("data_pipelines", "describe", "/nowhere")])
 def test_ctrl_c_while_a_command_imports(command):
     started = subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", *command],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # as a terminal starts it: what runs in a shell's background ignores Ctrl-C, and so does what it starts
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     maps, deadline = Path(f"/proc/{started.pid}/maps"), time.monotonic() + 60
     while "/numpy/" not in maps.read_text():  # the first of the large imports has begun

@@ -1,0 +1,207 @@
+"""The benchmark's folder, as it is released, and what its protocol leaves out of it.
+
+    ROOT/SOURCE/LANGUAGE/wav/ID.wav
+    ROOT/SOURCE/LANGUAGE/transcript_10min_train.txt      transcript_1h_train.txt
+    ROOT/SOURCE/LANGUAGE/transcript_10min_dev.txt        transcript_10min_test.txt      (of both sets)
+
+A line of a transcript is `ID ANYTHING TEXT`, and an ID ends in `_LANGUAGE_NUMBER`. Constants are those of ESPnet
+`egs2/ml_superb/asr1/local`: sources, few-shot languages and their utterances in `data_prep.py`, recordings without
+sound in `zero_utt_eng.txt` and `zero_utt_nld.txt`, lengths in `data_prep.py` and `asr.sh`.
+
+Everything that is left out is named with its reason and counted (`Split.left_out`). Where ESPnet's script stops (a line
+without text, a file that is not there), the row is left out as well.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import soundfile
+
+from data_pipelines.mlsuperb.texts import without_brackets, written
+
+Duration = Literal["10min", "1h"]
+Part = Literal["train", "dev", "test"]
+DURATIONS: tuple[Duration, ...] = ("10min", "1h")
+PARTS: tuple[Part, ...] = ("train", "dev", "test")
+
+SOURCES = (
+    *("ALFFA", "LAD", "M-AILABS", "NST", "commonvoice", "fleurs", "googlei18n_asr", "googlei18n_tts", "mls", "nchlt"),
+    *("swc", "voxforge", "mexico-el", "voxpopuli"),
+)
+# Twenty languages of which only five utterances are trained on: `few_shot.txt` names them.
+FEW_SHOT = frozenset("dan lit tur srp vie kaz zul tsn epo frr tok umb bos ful ceb luo kea sun tso tos".split())
+PHONES_MARK = "TEXTS_ARE_PHONES"  # a file in a language's folder whose texts are phones already: the miniature has such
+LONGEST_SECONDS, SHORTEST_SECONDS = 20.0, 0.1  # of training and dev utterances
+
+
+class MlSuperbError(ValueError):
+    """A folder that is not the benchmark's; the message names the file or folder and what was expected."""
+
+
+class Utterance(NamedTuple):
+    """One line of a transcript.
+
+    Attributes:
+        id: as in the transcript.
+        source: folder of the corpus.
+        language: folder of the language: an ISO 639-3 code, or "org_jpn". What is to be identified.
+        group_language: the language by the ID, by which the figures are grouped ("jpn" for "org_jpn").
+        path: of the recording.
+        seconds: its length.
+        text: as written in the transcript.
+        phones: whether that is phones already (`PHONES_MARK`).
+    """
+
+    id: str
+    source: str
+    language: str
+    group_language: str
+    path: Path
+    seconds: float
+    text: str
+    phones: bool = False
+
+    @property
+    def few_shot(self) -> bool:
+        """Whether the language counts among the few-shot ones ("reserved" in ESPnet, else "trained")."""
+        return self.group_language in FEW_SHOT
+
+
+class LeftOut(NamedTuple):
+    """A row that is not used, and why; `place` is a file and line, or a recording."""
+
+    place: str
+    reason: str
+
+
+class Split(NamedTuple):
+    """What is used of one part, in the order of sources, languages and lines, and what is not."""
+
+    utterances: list[Utterance]
+    left_out: list[LeftOut]
+
+    def reasons(self) -> Counter:
+        """How many rows were left out for each reason."""
+        return Counter(each.reason for each in self.left_out)
+
+
+def read_split(
+    root: Path,
+    part: Part,
+    *,
+    duration: Duration,
+    languages: Collection[str] | None = None,
+    sources: Collection[str] | None = None,
+    few_shot_rule: bool = True,
+    brackets: bool = True,
+) -> Split:
+    """The utterances of `part` of the set of `duration`, of some languages and sources or of all.
+
+    Args:
+        root: the unpacked folder.
+        part, duration: dev and test are those of ten minutes in either set.
+        languages, sources: folder names; None for all that are there.
+        few_shot_rule: train few-shot languages on the five named utterances only (the multilingual tracks do).
+        brackets: bracketed remarks are taken out of the text before it counts as empty (the multilingual tracks do).
+
+    Raises:
+        MlSuperbError: the folder has no corpus of the benchmark, or a language lacks its transcript.
+    """
+    root = Path(root)
+    split = Split([], [])
+    skipped, few_shot = _listed("silent.txt"), few_shot_utterances()
+    for folder in _language_folders(root, languages, sources):
+        name = f"transcript_{duration if part == 'train' else '10min'}_{part}.txt"
+        transcript = folder / name
+        if not transcript.is_file():
+            raise MlSuperbError(f"{transcript} is missing: is {root} the whole benchmark, as unpacked?")
+        heard: dict[str, int] = {}
+        for number, line in enumerate(transcript.read_text("utf-8").split("\n"), 1):
+            place, fields = f"{transcript}:{number}", line.split(maxsplit=2)
+            if not fields:
+                continue
+            if fields[0] in skipped:
+                split.left_out.append(LeftOut(place, "listed as without sound"))
+            elif fields[0] in heard:
+                split.left_out.append(LeftOut(place, f"id stands on line {heard[fields[0]]} already"))
+            elif part == "train" and few_shot_rule and folder.name in FEW_SHOT and fields[0] not in few_shot:
+                continue  # by the rules of the benchmark, nothing to report
+            else:
+                heard[fields[0]] = number
+                _take(split, folder, fields, place, part=part, brackets=brackets)
+    return split
+
+
+def _take(split: Split, folder: Path, fields: list[str], place: str, *, part: Part, brackets: bool) -> None:
+    """Adds a transcript's line to the split, or to what is left out."""
+    path = folder / "wav" / f"{fields[0]}.wav"
+    reason = None
+    if len(fields) < 3:
+        reason = "no text"
+    elif len(fields[0].split("_")) < 3:
+        reason = "id does not end in _LANGUAGE_NUMBER"
+    elif part != "test" and not written(without_brackets(fields[2]) if brackets else fields[2]):
+        reason = "no text but punctuation"
+    if reason is None:
+        try:
+            seconds = soundfile.info(path).duration
+        except (soundfile.LibsndfileError, OSError):
+            reason = "recording missing" if not path.exists() else "recording cannot be read"
+        else:
+            if part != "test" and not SHORTEST_SECONDS < seconds < LONGEST_SECONDS:
+                reason = f"not between {SHORTEST_SECONDS:g} and {LONGEST_SECONDS:g} s"
+    if reason is not None:
+        split.left_out.append(LeftOut(place, reason))
+        return
+    group = fields[0].split("_")[-2]
+    split.utterances.append(
+        Utterance(
+            fields[0],
+            folder.parent.name,
+            folder.name,
+            group,
+            path,
+            seconds,
+            fields[2].rstrip(),
+            (folder / PHONES_MARK).exists(),
+        )
+    )
+
+
+def untold_recordings(root: Path) -> Iterator[Path]:
+    """Recordings that no transcript of their folder names: audio without text."""
+    for folder in _language_folders(Path(root), None, None):
+        told = {
+            line.split(maxsplit=1)[0]
+            for transcript in folder.glob("transcript_*.txt")
+            for line in transcript.read_text("utf-8").split("\n")
+            if line.strip()
+        }
+        yield from (path for path in sorted((folder / "wav").glob("*.wav")) if path.stem not in told)
+
+
+def _language_folders(root: Path, languages: Collection[str] | None, sources: Collection[str] | None) -> list[Path]:
+    if not root.is_dir():
+        raise MlSuperbError(f"{root} is no folder: give the benchmark as unpacked")
+    there = [source for source in SOURCES if (root / source).is_dir()]
+    if not there:
+        raise MlSuperbError(f"{root} has none of the benchmark's folders ({', '.join(SOURCES)}): is it one level off?")
+    return [
+        folder
+        for source in there
+        if sources is None or source in sources
+        for folder in sorted((root / source).iterdir())
+        if folder.is_dir() and (languages is None or folder.name in languages)
+    ]
+
+
+def few_shot_utterances() -> frozenset[str]:
+    """The utterances that few-shot languages are trained on, five of each."""
+    return _listed("few_shot.txt")
+
+
+def _listed(name: str) -> frozenset[str]:
+    """The utterances of a list beside this file."""
+    return frozenset((Path(__file__).parent / name).read_text("utf-8").split())
