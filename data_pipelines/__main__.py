@@ -1,10 +1,11 @@
-"""`python -m data_pipelines`: prepare, describe, inspect, lengths, sample.
+"""`python -m data_pipelines`: prepare, describe, inspect, lengths, sample, miniature.
 
 prepare PATH --out DIR      make a corpus, or those of a composition file, ready for training
 describe DIR                minutes by language and split of what was prepared
 inspect DIR                 the same in depth: what any balance would draw, suspicious rows; --html PAGE makes a page
 lengths DIR                 propose static lengths
 sample DIR                  make some training batches, and compare what was drawn with what was declared
+miniature PATH --out DIR    a small folder in the layout of ML-SUPERB, to try the benchmark with
 """
 
 import os
@@ -31,6 +32,8 @@ with interrupts_end_at_once():
     from data_pipelines.languages import name_of
     from data_pipelines.lengths import LengthsError, declaration, propose, report
     from data_pipelines.manifest import Manifest, ManifestError, Split
+    from data_pipelines.mlsuperb.layout import MlSuperbError
+    from data_pipelines.mlsuperb.miniature import write_miniature
     from data_pipelines.pipeline import DataConfig, PipelineError
     from data_pipelines.prepare import QUARANTINE_NAME, Part, PartDone, PrepareError, prepare
     from data_pipelines.shards import Filters
@@ -264,6 +267,21 @@ class Sample:
         )
 
 
+@dataclass(frozen=True)
+class Miniature:
+    """A small folder in exactly ML-SUPERB's layout, out of a folder of clips with texts such as demo_corpus."""
+
+    folder: tyro.conf.Positional[Path]
+    """Audio, with a manifest.tsv that has the columns path, language, source, split and text."""
+    out: Path
+    """The folder to write: a new one, or an empty one."""
+
+    def run(self) -> None:
+        """Writes it, and says how much it holds."""
+        count = write_miniature(self.folder, self.out, progress=sys.stderr.isatty())
+        print(f"{self.out}: {count:,} utterances; README.md says what stands in for what")
+
+
 def _options(given: tuple[str, ...]) -> dict[str, str]:
     options = {}
     for entry in given:
@@ -292,6 +310,7 @@ Verb = (
     | Annotated[Describe, tyro.conf.subcommand("describe", prefix_name=False)]
     | Annotated[Lengths, tyro.conf.subcommand("lengths", prefix_name=False)]
     | Annotated[Sample, tyro.conf.subcommand("sample", prefix_name=False)]
+    | Annotated[Miniature, tyro.conf.subcommand("miniature", prefix_name=False)]
     | Annotated[Inspect, tyro.conf.subcommand("inspect", prefix_name=False)]
 )
 
@@ -312,6 +331,7 @@ def main() -> int:
         StorageError,
         AudioError,
         LengthsError,
+        MlSuperbError,
         PipelineError,
         CropError,
         StallError,
