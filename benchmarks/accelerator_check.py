@@ -60,14 +60,16 @@ def page(results: dict, *, small: bool) -> str:
         lines.append(f"| {name} | {verdict} | {result['seconds']:.0f} |")
     for name, title in (
         ("encoders", "Encoders against the CPU"), ("meshes", "One update on every mesh"),
-        ("attention", "cuDNN's attention beside XLA's"), ("speed", "HuBERT Base, the whole update")):  # fmt: skip
+        ("attention", "cuDNN's attention beside XLA's"), ("speed", "The whole update")):  # fmt: skip
         rows = results.get(name, {}).get("rows", [])
         if rows:
             lines += ["", f"## {title}", "", *table(rows)]
     if "resume" in results:
         told = {k: v for k, v in results["resume"].items() if k not in ("failed", "seconds")}
         lines += ["", "## Killed and resumed", "", ", ".join(f"{k} {v}" for k, v in told.items()) + "."]
-        lines.append(f"On GPUs runs repeat bit for bit with `XLA_FLAGS={DETERMINISTIC}` alone.")
+        lines.append(
+            f"On GPUs this part runs with `XLA_FLAGS={DETERMINISTIC}`; without it no two runs need be the same."
+        )
     if results.get("train", {}).get("lines"):
         lines += ["", "## Training", "", "![curves](curves.png)"]
     return "\n".join(lines) + "\n"

@@ -270,10 +270,10 @@ def speed(out: Path, *, small: bool) -> dict:
         rate = operations / seconds / mesh.size
         memory = device_memory()
         row = {
-            "dtype": dtype, "rows": rows, "seconds_a_row": samples / 16_000, "first_step_s": first, "step_s": seconds,
+            "model": "a small one" if small else "HuBERT Base", "dtype": dtype, "rows": rows,
+            "seconds_a_row": samples / 16_000, "first_step_s": first, "step_s": seconds,
             "audio_s_per_s": rows * samples / 16_000 / seconds, "tflops_a_device": rate / 1e12,
-            "mfu": None if chip is None else rate / chip.peak_flops,
-            "memory_gb": None if memory is None else memory / 1e9,
+            "mfu": chip and rate / chip.peak_flops, "memory_gb": memory and memory / 1e9,
         }  # fmt: skip
         rows_out.append(row)
         if not bool(result.finite):

@@ -59,7 +59,8 @@ def test_devices_shards_and_passes_do_not_change_the_update(reference, mesh, dev
         assert float(found.sums[name].weight) == float(weight), name
         assert float(found.sums[name].total) == pytest.approx(float(total), rel=1e-4), name
     for a, b in zip(jax.tree.leaves(state.optimizer), jax.tree.leaves(other.optimizer), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max())
+        # a gradient that is zero but for rounding (the keys' bias, which shifts all logits of a query alike) is any
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(a).max() + 1e-9)
     for group, atol in (("languages", 0), ("layers", 0), ("extremes", 0), ("updates", 0), ("counts", 1)):
         for name, wanted in getattr(result, group).items():  # of two answers that are all but equal, either is given
             np.testing.assert_allclose(getattr(found, group)[name], wanted, rtol=1e-3, atol=atol, err_msg=name)
