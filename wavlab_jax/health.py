@@ -57,8 +57,8 @@ def combine(one: Observed, other: Observed) -> Observed:
 
 def combine_copies(own: Observed, axis: str) -> Observed:
     """What each copy of the parameters along a mesh axis has measured, together: for `jax.shard_map`."""
-    added = jax.lax.psum(own._replace(extremes={}), axis)
-    return added._replace(extremes=jax.lax.pmax(own.extremes, axis))
+    added = jax.tree.map(lambda x: jax.lax.psum(x, axis), own._replace(extremes={}))
+    return added._replace(extremes=jax.tree.map(lambda x: jax.lax.pmax(x, axis), own.extremes))
 
 
 def by_language(rows: Sum, language: jax.Array, languages: int) -> Sum:

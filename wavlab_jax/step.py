@@ -176,11 +176,12 @@ def make_train_step(
 
         def per_copy(params, rows_and_masks):
             gradient, observed = accumulated(params, rows_and_masks)
-            return lax.psum(gradient, "data"), combine_copies(observed, "data")
+            # leaf by leaf: XLA cannot place one exchange of several arrays where another axis is automatic
+            return jax.tree.map(lambda x: lax.psum(x, "data"), gradient), combine_copies(observed, "data")
 
         if batch.waveform.shape[0] == 1:
             gradient, observed = gradient_of(state.params, *jax.tree.map(lambda x: x[0], (batch, masks)))
-        elif objective.ADDITIVE:
+        elif objective.ADDITIVE and mesh.shape["data"] > 1:  # (XLA refuses a manual axis of one device)
             gradient, observed = jax.shard_map(
                 per_copy,
                 mesh=mesh,
