@@ -11,7 +11,7 @@ from experiments.average import AverageError, average_stage
 from experiments.evaluate import evaluate_stage
 from experiments.export import export_model
 from experiments.features import load_model as load_for_features
-from experiments.run import inherit, train_stage
+from experiments.run import inherit, train_stage, write_json
 from experiments.stage import StageError
 from experiments.stage_card import sections
 from experiments.stage_files import StageFiles
@@ -65,6 +65,7 @@ def test_a_mean_stands_where_a_stage_can(averaged, corpus, mesh, tmp_path, answe
     assert load_for_features(MEAN, workdir=averaged) is not None
     assert load_encoder(averaged, MEAN, mesh).config == cfg.learner.encoder
     child = dataclasses.replace(small("hubert_base_it2"), init_from=MEAN)
+    write_json(StageFiles(averaged, child.name).inputs, {"units": "others"})
     taken = inherit(child, averaged, mesh)({})["encoder"]
     for found, one in zip(leaves(taken), leaves(parameters(mean)["encoder"]), strict=True):
         np.testing.assert_array_equal(found, one)
