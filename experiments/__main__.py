@@ -340,8 +340,8 @@ def _told(error: Exception) -> int:
     from experiments.hosts import LOST, HostsError, PeerLost, is_first, leave, peer_lost
     from wavlab_jax.train import Interrupted, NonFinite
 
-    error = peer_lost(error) or error
     together = isinstance(error, Interrupted | NonFinite | HostsError)  # in all processes at once
+    error = error if together else peer_lost(error) or error
     if not _is_ours(error) and not isinstance(error, OSError):
         traceback.print_exception(error)  # not one of ours: the traceback is worth more than a line
         status = 1

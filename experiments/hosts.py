@@ -24,6 +24,7 @@ AUTOMATIC = "WAVLAB_HOSTS"  # "auto": jax.distributed asks the cloud, as it does
 HEARTBEAT = "WAVLAB_HEARTBEAT_SECONDS"  # after which a process that is gone ends the others; jax: 100
 CONNECT = "WAVLAB_CONNECT_SECONDS"  # that a process waits for the others when it starts; jax: 300
 LOST = 69  # exit status (EX_UNAVAILABLE) where another process is gone; launch.sh knows it
+_TRANSPORT = re.compile(r"Gloo|NCCL|Connection (reset|closed|refused)|coordination service", re.IGNORECASE)
 SEEN_SECONDS = 90.0  # network file systems may hide a new file so long from a host that looked for it before
 
 
@@ -200,19 +201,25 @@ def refuse_several(verb: str, environment: Mapping[str, str] = os.environ) -> No
         raise HostsError(f"{verb} runs in one process, on one host: start it there alone; train and units take several")
 
 
-def peer_lost(error: Exception) -> PeerLost | None:
-    """What an error of the devices means where another process is gone; None where it means something else.
+def peer_lost(error: BaseException) -> PeerLost | None:
+    """What an error means where another process is gone; None where it means something else.
 
-    Collectives and barriers say that in many ways, by one class; of the others of that class, want of memory is known.
+    Looks at what the error was raised from, too: whatever waits for devices meets it first, a checkpoint for instance.
+    Collectives and barriers say it by jax's class, of whose other errors want of memory is known, or by a ValueError in
+    the words of their transport.
     """
-    if not isinstance(error, jax.errors.JaxRuntimeError) or not jax.distributed.is_initialized():
+    if not jax.distributed.is_initialized():
         return None
-    if "RESOURCE_EXHAUSTED" in str(error):
-        return None
-    return PeerLost(
-        f"another process ended, or cannot be reached ({str(error).splitlines()[0][:160]}): the same command on every "
-        "host goes on from the newest checkpoint"
-    )
+    found: BaseException | None = error
+    while found is not None:
+        ours = isinstance(found, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(found)
+        if ours or (isinstance(found, ValueError) and _TRANSPORT.search(str(found))):
+            return PeerLost(
+                f"another process ended, or cannot be reached ({str(found).splitlines()[0][:160]}): the same command "
+                "on every host goes on from the newest checkpoint"
+            )
+        found = found.__cause__ or found.__context__
+    return None
 
 
 def leave(status: int) -> None:

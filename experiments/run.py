@@ -156,7 +156,7 @@ def _everything_closed() -> Iterator[ExitStack]:
     with ExitStack() as opened:
         try:
             yield opened
-        except jax.errors.JaxRuntimeError as error:
+        except Exception as error:
             lost = peer_lost(error)
             if lost is None:
                 raise

@@ -13,12 +13,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.hosts import Connection, HostsError, connection, refuse_several
+from experiments.hosts import Connection, HostsError, connection, peer_lost, refuse_several
 from experiments.run import train_stage
 from experiments.stage_files import StageFiles
 from tests.experiments.conftest import lines, small
 from tests.experiments.small_launcher import STAGE, STEPS
-from wavlab_jax.checkpoint import restore_parameters, steps_of
+from wavlab_jax.checkpoint import CheckpointError, restore_parameters, steps_of
 from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.step import abstract_state
 
@@ -77,6 +77,23 @@ def test_what_runs_on_one_host_says_so():
     refuse_several("evaluate", {})
     with pytest.raises(HostsError, match="evaluate runs in one process, on one host"):
         refuse_several("evaluate", by_hand())
+
+
+def test_a_lost_process_is_known_by_what_an_error_came_from(monkeypatch):
+    def raised(error, cause):
+        try:
+            raise error from cause
+        except type(error) as found:
+            return found
+
+    gloo = ValueError("Gloo all-reduce failed: read [127.0.0.1]:1433: Connection reset by peer")
+    saved = raised(CheckpointError("checkpoints cannot be written"), gloo)
+    assert peer_lost(saved) is None  # alone, it is what it says
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    for error in (saved, gloo, jax.errors.JaxRuntimeError("UNAVAILABLE: task 1 is gone")):
+        assert "another process ended, or cannot be reached" in str(peer_lost(error))
+    for error in (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), CheckpointError("no space")):
+        assert peer_lost(error) is None
 
 
 # --- launch.sh, with programs of the same names that only say what they were asked ---

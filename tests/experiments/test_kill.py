@@ -34,6 +34,8 @@ class Launched:
         self.log, self.lines = log or workdir / "log", StageFiles(workdir, STAGE).metrics / "metrics.jsonl"
         command = [python, "-m", "tests.experiments.small_launcher", *arguments, "--workdir", str(workdir)]
         env = {**os.environ, "AUDIO": str(audio), "JAX_NUM_CPU_DEVICES": "1", "TQDM_DISABLE": "1", "STEPS": str(steps)}
+        if python != sys.executable:
+            env.pop("XLA_FLAGS", None)  # those of this jax; another one may not know them
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
 
