@@ -29,7 +29,6 @@ import numpy as np
 
 from data_pipelines.audio import decode_crop
 from data_pipelines.batch import HOP, SAMPLE_RATE, num_frames
-from data_pipelines.crops import crop_start
 from data_pipelines.manifest import Manifest
 from data_pipelines.mixing import MixingConfig
 from data_pipelines.pipeline import DataConfig, LoadBatch, train_batches
@@ -69,28 +68,37 @@ class Noting(ShardSource):
         super().__init__(manifest)
         self.crops: list[Crop] = []
 
-    def read(self, i: int, *, start: int = 0, samples: int | None = None) -> np.ndarray:
+    def read(self, i: int, *, start: int = 0, samples: int | None = None, out=None) -> np.ndarray:
         """As the source; `crops` grows by one."""
         self.crops.append(Crop(int(i), start, samples))
-        return super().read(i, start=start, samples=samples)
+        return super().read(i, start=start, samples=samples, out=out)
+
+
+class Key(NamedTuple):
+    """A row of a step, drawn already."""
+
+    step: int
+    row: int
+    place: int
+    first_row: int
+    utterance: int
+    start: int
 
 
 class Rows:
-    """The same rows as a PyTorch data set: item (step, row) is (waveform, labels, language)."""
+    """The same rows as a PyTorch data set: an item is (waveform, labels, language)."""
 
     def __init__(self, loader: LoadBatch):
         self.loader = loader
 
     def __getitem__(self, key):
-        step, row, place, utterance = key
-        loader, samples = self.loader, self.loader.cfg.lengths[place]
-        rng = np.random.default_rng([loader.cfg.seed, step, row])
+        loader, samples = self.loader, self.loader.cfg.lengths[key.place]
+        rng = np.random.default_rng([loader.cfg.seed, key.step, key.row])
         rng.integers(1 << 32, dtype=np.uint32)
-        start = crop_start(int(loader.manifest.samples[utterance]), length=samples, rng=rng)
-        waveform = loader.source.read(utterance, start=start, samples=samples)
-        heard = loader.interferer.disturb(waveform, place=place, utterance=utterance, rng=rng)
-        labels = loader.units[0].read(utterance, start_frame=start // HOP, frames=num_frames(samples))
-        return heard.waveform, labels.astype(np.int32), int(loader.manifest.language[utterance])
+        waveform = loader.source.read(key.utterance, start=key.start, samples=samples)
+        heard = loader.interferer.disturb(waveform, place=key.place, row=key.first_row + key.row, rng=rng)
+        labels = loader.units[0].crop(key.utterance, start=key.start, frames=num_frames(samples))
+        return heard.waveform, labels.astype(np.int32), int(loader.manifest.language[key.utterance])
 
 
 def cpu_seconds() -> float:
@@ -121,13 +129,15 @@ def timed(work: Callable[[], float], *, ahead: bool) -> Turn:
     """`work` returns seconds of audio; `ahead`: it has buffers that others fill."""
     wall, cores = time.perf_counter(), cpu_seconds()
     audio = work()
-    ended, used = time.perf_counter(), cpu_seconds()
+    ended, used, looking = time.perf_counter(), cpu_seconds(), 0.0
     while ahead:
         time.sleep(IDLE)
-        now = cpu_seconds()
+        before = time.thread_time()
+        now = cpu_seconds() - looking
         if now - used < IDLE / 5:
             break
         ended, used = time.perf_counter(), now
+        looking += time.thread_time() - before  # reading /proc is no part of the work
     return Turn(audio, ended - wall, used - cores)
 
 
@@ -169,9 +179,9 @@ def dataloader(loader: LoadBatch, steps: range, workers: int):
     keys = []
     for step in steps:
         place, first = loader.draw.step(step)
-        keys.append(
-            [(step, row, place, loader.draw.draw(place, first + row).utterance) for row in range(loader.rows[place])]
-        )
+        drawn = loader.draw.take(place, first, loader.rows[place])
+        rows = zip(drawn.utterance.tolist(), drawn.start.tolist(), strict=True)
+        keys.append([Key(step, row, place, first, *found) for row, found in enumerate(rows)])
     ahead = {"prefetch_factor": 2} if workers else {}
     return iter(torch.utils.data.DataLoader(Rows(loader), batch_sampler=keys, num_workers=workers, **ahead))
 

@@ -144,14 +144,18 @@ def encode_flac(waveform: np.ndarray) -> bytes:
         return sink.getvalue()
 
 
-def decode_crop(flac: bytes, *, start: int = 0, samples: int | None = None) -> np.ndarray:
+def decode_crop(
+    flac: bytes, *, start: int = 0, samples: int | None = None, out: np.ndarray | None = None
+) -> np.ndarray:
     """float32 [samples] from sample `start` on, of FLAC bytes at 16 kHz mono; to the end where `samples` is None.
 
-    Seeks, so that a short crop of a long utterance costs little. Raises AudioError: unreadable, not 16 kHz mono, or the
-    crop reaches past the end.
+    Decodes into `out` [samples], float32 and contiguous, where it is given, and returns it. Seeks, so that a short crop
+    of a long utterance costs little. Exact: libsndfile divides by 32768, a power of two. Raises AudioError: unreadable,
+    not 16 kHz mono, or the crop reaches past the end.
     """
     try:
-        with soundfile.SoundFile(io.BytesIO(flac)) as sound:
+        # Not a SoundFile: that seeks to where it is before and after every read, and so decodes a frame once more.
+        with ForwardSoundFile(io.BytesIO(flac)) as sound:
             if (sound.samplerate, sound.channels) != (SAMPLE_RATE, 1):
                 raise AudioError("FLAC", f"{sound.samplerate} Hz, {sound.channels} channels; expected 16000 Hz mono")
             total = sound.frames
@@ -160,12 +164,12 @@ def decode_crop(flac: bytes, *, start: int = 0, samples: int | None = None) -> n
                 raise AudioError("FLAC", f"crop {start}..{start + samples} of {total} samples")
             if start:
                 sound.seek(start)
-            crop = sound.read(samples, dtype="int16")
+            crop = sound.read(samples, out=np.empty(samples, np.float32) if out is None else out)
     except (soundfile.SoundFileError, RuntimeError) as error:
         raise AudioError("FLAC", f"unreadable ({words_of(error)})") from error
     if len(crop) != samples:
         raise AudioError("FLAC", f"truncated: {len(crop)} of {samples} samples decode")
-    return np.multiply(crop, np.float32(1 / _INT16), dtype=np.float32)  # a power of two: exact, and one pass
+    return crop
 
 
 def mono(block: np.ndarray) -> np.ndarray:

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
+from data_pipelines.corpora.listing import shown_progress
 from data_pipelines.corpora.readers import option_names, read
 
 SUFFIX = ".toml"
@@ -54,7 +55,8 @@ def list_corpora(path: str | Path, *, reader: str, options: Mapping[str, object]
     the corpus' name before it.
     """
     if Path(path).suffix != SUFFIX or Path(path).is_dir():
-        return Listed({"": str(path)}, read(reader, path, options))
+        with shown_progress(progress):
+            return Listed({"": str(path)}, read(reader, path, options))
     if options or reader != "folder":
         raise CorpusError(f"{path} says itself how its corpora are read: give no reader, table or options beside it")
     corpora = read_composition(path)
@@ -62,7 +64,8 @@ def list_corpora(path: str | Path, *, reader: str, options: Mapping[str, object]
     rejected: list[Rejected] = []
     for corpus in tqdm(corpora, desc="listing", unit="corpus", disable=not progress):
         try:
-            listing = read(corpus.reader, corpus.folder, corpus.options)
+            with shown_progress(progress):
+                listing = read(corpus.reader, corpus.folder, corpus.options)
         except CorpusError as error:
             raise CorpusError(f"corpus {corpus.root!r}: {error}") from error
         clips += (

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.pipeline import DataConfig
+from data_pipelines.recordings import files_digest
 from data_pipelines.sampling import ORDER_VERSION
 
 FREE = ("workers", "threads", "prefetch")  # fields of DataConfig that change no batch
@@ -22,12 +23,16 @@ def corpus_identity(manifest: Manifest) -> dict[str, object]:
 def data_identity(manifest: Manifest, cfg: DataConfig) -> dict[str, object]:
     """Everything that batch k depends on besides k and the units, as plain JSON.
 
-    `corpus_identity`, the version of the rules of the draw, and the configuration field by field. Hosts, workers and
-    threads are not in it.
+    `corpus_identity`, the version of the rules of the draw, the configuration field by field, and the files of its
+    folders of noise and rooms. Hosts, workers and threads are not in it. Raises SourceError: a folder without audio.
     """
     said = corpus_identity(manifest) | {"draw rules": ORDER_VERSION}
     fields = _flat("data", dataclasses.asdict(cfg))
     said |= {key: value for key, value in fields.items() if key.split(".")[-1] not in FREE}
+    if cfg.mixing is not None and cfg.mixing.noise_folder is not None:
+        said["files of noise"] = files_digest(cfg.mixing.noise_folder, what="noise")
+    if cfg.reverb.probability and cfg.reverb.folder is not None:
+        said["files of rooms"] = files_digest(cfg.reverb.folder, what="room response")
     return json.loads(json.dumps(said))
 
 

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from data_pipelines import storage
 from data_pipelines.atomic import whole_file
 from data_pipelines.batch import SAMPLE_RATE
+from data_pipelines.unique import first_repeated
 
 MANIFEST_NAME = "manifest.arrow"
 SHARD_FOLDER = "shards"
@@ -67,8 +68,8 @@ class Manifest:
 
     Attributes:
         root: the prepared folder.
-        fingerprint: hex sha256 over ids, languages, corpora, splits and samples, in order. What is made from a corpus
-            (unit labels, for one) keeps it, and is refused for any other.
+        fingerprint: hex sha256 over ids, languages, corpora, splits, lengths and the audio itself, in order. What is
+            made from a corpus (unit labels, for one) keeps it, and is refused for any other.
         languages, corpora, speakers: the names that the columns of the same singular name index; sorted. A speaker
             that the source did not name is "".
         samples: int64, at 16 kHz.
@@ -241,14 +242,15 @@ def write_manifest(
     shard_names: Sequence[str] = (f"{SHARD_FOLDER}/00000.arrayrecord",),
     shard_records: Sequence[int] | None = None,
     shard_bytes: Sequence[int] | None = None,
+    content: str = "",
     facts: dict | None = None,
 ) -> Path:
     """Writes `root/manifest.arrow`, whole or not at all; returns its path. Columns are [utterances].
 
     Names (language, corpus, speaker) are given as strings, and become indices here. What is left out gets the plainest
     value: everything in TRAIN, ids "0", "1", ..., one clip an utterance, one shard in row order. Columns of millions
-    are best given as Arrow arrays (names as a DictionaryArray of strings): nothing then passes through Python. (Without
-    shards on disk the manifest loads with `check_shards=False`: enough to plan and to test sampling.)
+    are best given as Arrow arrays (names as a DictionaryArray of strings): nothing then passes through Python. The hash
+    of the audio is `content`. (Without shards, load it with `check_shards=False`: enough to plan and test sampling.)
 
     Raises ManifestError: columns of different lengths, duplicate ids, counts that contradict the columns.
     """
@@ -280,8 +282,7 @@ def write_manifest(
     for name, column in columns.items():
         if len(column) != count:
             raise ManifestError(f"{len(column)} values of {name!r} for {count} utterances")
-    if pc.count_distinct(ids).as_py() != count:
-        repeated = next(entry["values"] for entry in pc.value_counts(ids).to_pylist() if entry["counts"] > 1)
+    if (repeated := first_repeated(ids)) is not None:
         raise ManifestError(f"id {repeated!r} is given to more than one utterance")
     if shard_records is None:
         shard_records = np.bincount(shard, minlength=len(shard_names))
@@ -298,7 +299,7 @@ def write_manifest(
         "shard_bytes": [0] * len(shard_names) if shard_bytes is None else [int(n) for n in shard_bytes],
         "facts": facts or {},
     }
-    head["fingerprint"] = _fingerprint(columns, head)
+    head["fingerprint"] = _fingerprint(columns, head, content)
     metadata = {"manifest": json.dumps(head, ensure_ascii=False, sort_keys=True)}
     arrays = [
         column if isinstance(column, pa.Array) else pa.array(column, field.type)
@@ -331,7 +332,7 @@ def _strings(values) -> pa.LargeStringArray:
     return values if isinstance(values, pa.LargeStringArray) else pa.array(values, pa.large_string())
 
 
-def _fingerprint(columns: dict, head: dict) -> str:
+def _fingerprint(columns: dict, head: dict, content: str) -> str:
     digest = hashlib.sha256(json.dumps([head["languages"], head["corpora"]]).encode())
     ids = columns["id"]
     _, offsets, text = ids.buffers()
@@ -342,6 +343,7 @@ def _fingerprint(columns: dict, head: dict) -> str:
     digest.update(text[int(ends[0]) : int(ends[-1])] if text else b"")
     for name in ("language", "corpus", "split", "samples"):
         digest.update(np.ascontiguousarray(columns[name]).tobytes())
+    digest.update(content.encode())
     return digest.hexdigest()
 
 

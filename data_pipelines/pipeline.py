@@ -6,17 +6,16 @@ Batch k is a pure function of (corpus, configuration, k). Grain reads ahead, in 
 that matters, so a run is resumed with one integer, at any number of hosts, workers and threads.
 """
 
-import contextlib
 import math
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import grain
 import numpy as np
-from absl import flags
 
+from data_pipelines.ahead import Batches
 from data_pipelines.balance import DrawConfig
 from data_pipelines.batch import (
     NO_UNIT,
@@ -32,10 +31,10 @@ from data_pipelines.manifest import Manifest, Split
 from data_pipelines.mixing import MixingConfig
 from data_pipelines.reverberation import ReverbConfig
 from data_pipelines.sampling import Draw
+from data_pipelines.shared_batches import bytes_of
 from data_pipelines.sources import ShardSource
-from data_pipelines.stalls import STALL_SECONDS, StallError, next_in_time
+from data_pipelines.stalls import STALL_SECONDS
 from data_pipelines.units import UnitStore
-from data_pipelines.worker_processes import follow_parent, interrupts_blocked
 
 STEPS = 1 << 62  # as good as infinite
 SECONDS_TOLERANCE = 0.01  # steps of different lengths may differ this much in audio
@@ -126,13 +125,22 @@ class LoadBatch(grain.transforms.Map):
     def __reduce__(self):
         return _load_batch, (self.cfg, self.manifest, self.units, self.host, self.hosts)
 
+    @property
+    def batch_bytes(self) -> int:
+        """What the largest batch takes."""
+        return max(bytes_of(self._empty(place)) for place in range(len(self.rows)))
+
+    def _empty(self, place: int) -> Batch:
+        rows, samples = self.rows[place] // self.hosts, self.cfg.lengths[place]
+        return _empty_batch(rows, samples, sets=len(self.units), clean=self.cfg.keep_clean, silent=False)
+
     def map(self, element: int) -> Batch:
         """Batch `element`: waveform [rows of this host, samples], the rest to match."""
         step = int(element)
         place, first_row = self.draw.step(step)
         rows, samples = self.rows[place], self.cfg.lengths[place]
         own = range(rows * self.host // self.hosts, rows * (self.host + 1) // self.hosts)
-        batch = _empty_batch(len(own), samples, sets=len(self.units), clean=self.cfg.keep_clean)
+        batch = self._empty(place)
         drawn = self.draw.take(place, first_row + own.start, len(own))
         batch.utterance[:], batch.start[:] = drawn.utterance, drawn.start
         batch.language[:] = self.manifest.language[drawn.utterance]
@@ -141,12 +149,13 @@ class LoadBatch(grain.transforms.Map):
             # Everything else that is random about a row comes from this one generator.
             rng = np.random.default_rng([self.cfg.seed, step, row])
             batch.seed[at] = rng.integers(1 << 32, dtype=np.uint32)
-            waveform = self.source.read(utterance, start=start, samples=samples)
-            heard = self.interferer.disturb(waveform, place=place, row=first_row + row, rng=rng)
-            batch.waveform[at], batch.partner[at] = heard
-            batch.valid[at], batch.samples[at] = True, samples
-            if self.cfg.keep_clean:
-                batch.clean[at] = waveform
+            # Decoded where it belongs: nothing is copied that stays as it was.
+            clean = (batch.clean if self.cfg.keep_clean else batch.waveform)[at]
+            self.source.read(utterance, start=start, samples=samples, out=clean)
+            heard = self.interferer.disturb(clean, place=place, row=first_row + row, rng=rng)
+            if heard.waveform is not clean or self.cfg.keep_clean:
+                batch.waveform[at] = heard.waveform
+            batch.partner[at], batch.valid[at], batch.samples[at] = heard.partner, True, samples
             for at_set, store in enumerate(self.units):
                 batch.units[at, :, at_set] = store.crop(utterance, start=start, frames=num_frames(samples))
         return check_batch(batch)
@@ -172,85 +181,23 @@ def train_batches(
     host: int = 0,
     hosts: int = 1,
     stall_seconds: float = STALL_SECONDS,
-) -> "Batches":
+) -> Batches:
     """Batches `start`, `start` + 1, ... without end, read ahead; see `train_dataset`. Close it, or use it in a `with`.
 
     `start` is all there is to resuming. Raises what `train_dataset` raises, before anything is read.
     """
     if start < 0:
         raise PipelineError(f"start is {start}; the first batch is 0")
-    dataset = train_dataset(cfg, manifest, units, host=host, hosts=hosts)[start:]
+    load = LoadBatch(cfg, manifest, units, host=host, hosts=hosts)
     return Batches(
-        dataset,
+        grain.MapDataset.range(STEPS).map(load)[start:],
         workers=cfg.workers,
         threads=cfg.threads,
         prefetch=cfg.prefetch,
         first=start,
+        batch_bytes=load.batch_bytes,
         stall_seconds=stall_seconds,
     )
-
-
-class Batches(Iterator[Batch]):
-    """An iterator over the batches of a dataset, made ahead in threads and, with `workers`, in processes.
-
-    The arrays belong to the caller. `close` stops threads and processes, and may be called more than once. `first` is
-    the number of the first batch, for messages. Raises StallError when no batch comes for `stall_seconds`, or when a
-    process that makes them was killed; the batches are exhausted then.
-    """
-
-    def __init__(
-        self,
-        dataset: grain.MapDataset,
-        *,
-        workers: int = 0,
-        threads: int = 2,
-        prefetch: int = 4,
-        first: int = 0,
-        stall_seconds: float = STALL_SECONDS,
-    ):
-        self._step, self._stall_seconds = first, stall_seconds
-        ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch if threads else 0)
-        stream = dataset.to_iter_dataset(ahead)
-        if workers:
-            # Grain reads an absl flag when it starts a process, and fails in any program whose flags absl did not parse
-            # (grain issue #1355).
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()
-            share = max(1, prefetch // workers)
-            options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=share)
-            stream = stream.mp_prefetch(options, worker_init_fn=_start_worker)
-        self._shared = workers > 0
-        self._started = False
-        with interrupts_blocked() if workers else contextlib.nullcontext():
-            self._iterator = iter(stream)
-
-    def __next__(self) -> Batch:
-        if self._iterator is None:
-            raise StopIteration
-        # The first batch starts the processes; the trainer decides what Ctrl-C means, and they make batches until then.
-        with interrupts_blocked() if self._shared and not self._started else contextlib.nullcontext():
-            try:
-                batch = next_in_time(self._iterator, step=self._step, seconds=self._stall_seconds)
-            except StallError as error:
-                if error.hangs:
-                    self._iterator = None  # closing it would wait for what hangs
-                raise
-        self._started = True
-        self._step += 1
-        # Arrays from a worker lie in memory that it shares and takes back.
-        return Batch(*(np.array(array) for array in batch)) if self._shared else batch
-
-    def close(self) -> None:
-        """Stops threads and processes; the iterator is exhausted from then on."""
-        if self._iterator is not None:
-            self._iterator.close()
-            self._iterator = None
-
-    def __enter__(self) -> "Batches":
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
 
 
 class _HeldOut(NamedTuple):
@@ -287,7 +234,7 @@ class LoadHeldOut(grain.transforms.Map):
                 continue
             utterance, start, samples = planned[row]
             frames = num_frames(samples)
-            batch.waveform[at, :samples] = self.source.read(utterance, start=start, samples=samples)
+            self.source.read(utterance, start=start, samples=samples, out=batch.waveform[at, :samples])
             batch.valid[at, :frames], batch.samples[at] = True, samples
             for at_set, store in enumerate(self.units):
                 batch.units[at, :frames, at_set] = store.crop(utterance, start=start, frames=frames)
@@ -361,12 +308,12 @@ def describe_rows(batch: Batch, manifest: Manifest) -> list[str]:
     return lines
 
 
-def _empty_batch(rows: int, samples: int, *, sets: int, clean: bool = False) -> Batch:
-    """A batch of filler rows: silence, no units, nothing valid."""
-    frames = num_frames(samples)
+def _empty_batch(rows: int, samples: int, *, sets: int, clean: bool = False, silent: bool = True) -> Batch:
+    """A batch of filler rows: silence (or, not `silent`, whatever the memory holds), no units, nothing valid."""
+    frames, audio = num_frames(samples), np.zeros if silent else np.empty
     return Batch(
-        waveform=np.zeros((rows, samples), np.float32),
-        clean=np.zeros((rows, samples if clean else 0), np.float32),
+        waveform=audio((rows, samples), np.float32),
+        clean=audio((rows, samples if clean else 0), np.float32),
         units=np.full((rows, frames, sets), NO_UNIT, np.int32),
         valid=np.zeros((rows, frames), np.bool_),
         samples=np.zeros(rows, np.int32),
@@ -385,7 +332,3 @@ def _check_hosts(host: int, hosts: int) -> None:
 
 def _load_batch(cfg: DataConfig, manifest: Manifest, units: Sequence[UnitStore], host: int, hosts: int) -> LoadBatch:
     return LoadBatch(cfg, manifest, units, host=host, hosts=hosts)
-
-
-def _start_worker(index: int, count: int) -> None:
-    follow_parent()

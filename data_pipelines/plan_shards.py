@@ -101,7 +101,7 @@ def make_plan(
         "rejected": len(rejected),
         "languages": {name: [count, digest.hexdigest()[:16]] for name, (count, digest) in sorted(languages.items())},
     }
-    return Plan(tuple(tasks), hashlib.sha256(content.encode()).hexdigest(), summary)
+    return Plan(tuple(tasks), hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest(), summary)
 
 
 def drop_duplicates(

@@ -13,6 +13,8 @@ names of their own. The first shards stay until the manifest is there, so a kill
 import concurrent.futures
 import contextlib
 import fcntl
+import hashlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -318,6 +320,7 @@ def _merge(tasks: Sequence[ShardTask], plan: Plan, listing: Listing, out: Path) 
         shard_names=[f"{SHARD_FOLDER}/{shard.name}.arrayrecord" for shard in full],
         shard_records=counts,
         shard_bytes=[shard.bytes for shard in full],
+        content=hashlib.sha256("".join(itertools.chain(*(shard.hashes for shard in shards))).encode()).hexdigest(),
         facts={"plan": plan.digest, "options": plan.summary["options"], "tally": tally},
     )
     current = {shard.name for shard in shards}

@@ -1,5 +1,7 @@
 """Audio from folders that are no corpus: background noise, and responses of rooms."""
 
+import hashlib
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -106,14 +108,28 @@ class ResponseFolder:
         return response
 
 
-def _scan(folder: Path, *, what: str) -> list[Recording]:
-    """The audio files under a folder, in the order of their paths. Raises SourceError, naming what cannot be read."""
+def files_digest(folder: str | Path, *, what: str) -> str:
+    """Hex sha256 of the paths and sizes of a folder's audio files, wherever it lies: with others, other rows are heard.
+
+    Raises SourceError: no such folder, no audio in it.
+    """
+    folder = Path(folder)
+    files = [(path.relative_to(folder).as_posix(), path.stat().st_size) for path in _audio_in(folder, what=what)]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _audio_in(folder: Path, *, what: str) -> list[Path]:
     if not folder.is_dir():
         raise SourceError(f"{what} folder {folder} does not exist")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
     if not paths:
         raise SourceError(f"{what} folder {folder} has no audio files ({', '.join(sorted(AUDIO_SUFFIXES))})")
-    files, bad = [], []
+    return paths
+
+
+def _scan(folder: Path, *, what: str) -> list[Recording]:
+    """The audio files under a folder, in the order of their paths. Raises SourceError, naming what cannot be read."""
+    paths, files, bad = _audio_in(folder, what=what), [], []
     for path in tqdm(paths, desc=f"{what} files", unit="file", delay=5, disable=None):
         try:
             header = soundfile.info(str(path))

@@ -44,11 +44,12 @@ class ShardSource:
     def __setstate__(self, state):
         self.__init__(state["manifest"])
 
-    def read(self, i: int, *, start: int = 0, samples: int | None = None) -> np.ndarray:
+    def read(self, i: int, *, start: int = 0, samples: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
         """float32 [samples] of utterance i from sample `start` on, at 16 kHz; to its end where `samples` is None.
 
-        Only the crop is decoded. Raises SourceError naming the shard and the utterance: no such row, a shard that is
-        missing or damaged, a record of another utterance, a crop that does not lie inside the utterance.
+        Only the crop is decoded, into `out` [samples] where it is given. Raises SourceError naming the shard and the
+        utterance: no such row, a shard that is missing or damaged, a record of another utterance, a crop that does not
+        lie inside the utterance.
         """
         i = int(i)
         if not 0 <= i < len(self.manifest):
@@ -61,7 +62,7 @@ class ShardSource:
         if record["samples"] != total:
             raise SourceError(f"{self._place(i)} has {record['samples']} samples, but {total} in the manifest")
         try:
-            return decode_crop(record["audio"], start=start, samples=samples)
+            return decode_crop(record["audio"], start=start, samples=samples, out=out)
         except AudioError as error:
             raise SourceError(f"{self._place(i)} does not decode: {error}") from error
 

@@ -216,6 +216,7 @@ class UnitStore:
                 "expected: damaged; make the units again"
             )
         labels = np.memmap(path, "<u2", mode="r") if size else np.zeros(0, np.uint16)  # an empty file cannot be mapped
+        offsets, labels = np.asarray(offsets), np.asarray(labels)  # plain arrays: a memmap costs more at every slice
         made = {"units": meta["units"], "source": meta["source"], "rate_hz": meta["rate_hz"]}
         return cls(directory, offsets=offsets, labels=labels, **made)
 

@@ -1,12 +1,14 @@
-"""`python -m experiments`: list, show, train, units, quality, evaluate, import, export, features, recipe.
+"""The command line: `python -m experiments VERB ...`.
 
     list                           every stage and every architecture, in a line each
     show STAGE [--size demo]       a stage's configuration, and what follows from it
     show ARCHITECTURE              a published encoder's configuration and parameter counts
+    plan STAGE --topology T        what training it takes on devices that are not at hand: memory, exchanges, time, cost
     train STAGE                    train a stage, or continue it
     units STAGE                    make the units that a stage trains on
     quality STAGE                  how evenly they are used, and what they say of language and phone
     evaluate STAGE                 masked accuracy of a trained stage on held-out clips
+    average STAGE --last N         the mean of its checkpoints, as the stage STAGE@average
     import PATH --out DIR          a published model of any layout as a Hugging Face folder
     export MODEL --out DIR         a trained stage, or such a model, in any layout for PyTorch
     features MODEL AUDIO...        hidden states of audio files, as an .npz
@@ -14,6 +16,8 @@
 
 Stages come in --size paper (the default) and --size demo. Any value that `show` prints can be given anew:
 `--learner.optimizer.peak-learning-rate 1e-3`. `units` and `evaluate` take a stage that was begun as it was begun.
+
+`train` and `units` run on several hosts, the same command on each: experiments/launch.sh, docs/scaling.md.
 """
 
 import contextlib
@@ -21,6 +25,8 @@ import difflib
 import io
 import os
 import sys
+import traceback
+from dataclasses import replace
 
 from data_pipelines.interrupts import SAID, interrupts_end_at_once
 
@@ -29,9 +35,11 @@ with interrupts_end_at_once():  # these take seconds
 
     from experiments.commands import (
         RECIPE_NAMES,
+        AverageCommand,
         ExportCommand,
         FeaturesCommand,
         ImportCommand,
+        PlanCommand,
         QualityCommand,
         RecipeCommand,
         StageCommand,
@@ -44,10 +52,10 @@ with interrupts_end_at_once():  # these take seconds
 def parse_stage(
     verb: str,
     arguments: list[str],
-    kind: type[StageCommand | QualityCommand] = StageCommand,
+    kind: type[StageCommand | QualityCommand | PlanCommand] = StageCommand,
     *,
     as_it_was: bool = False,
-) -> StageCommand | QualityCommand:
+) -> StageCommand | QualityCommand | PlanCommand:
     """`STAGE [--size S] [--workdir W] [--corpus C] [overrides]`; tyro ends the process on a value it cannot read.
 
     `as_it_was`: values that are not given are those that the stage in the workdir was started with, if it was.
@@ -55,8 +63,12 @@ def parse_stage(
     """
     name, arguments = _take_name(verb, "STAGE", arguments)
     size, arguments = _take_size(arguments)
+    base, _, mean = name.partition("@")
+    if mean and not as_it_was:
+        raise StageError(f"{name} is a mean of checkpoints, which is not trained: {verb} {base}")
+    default = replace(stage_function(base, size=size)(), name=name)
 
-    def parsed(config: StageConfig) -> StageCommand | QualityCommand:
+    def parsed(config: StageConfig) -> StageCommand | QualityCommand | PlanCommand:
         said = io.StringIO()
         try:
             with contextlib.redirect_stderr(said):
@@ -76,10 +88,10 @@ def parse_stage(
             sys.stderr.write(said.getvalue())
             raise
 
-    command = parsed(stage_function(name, size=size)())
+    command = parsed(default)
     if not as_it_was:
         return command
-    return parsed(as_started(stage_function(name, size=size)(), StageFiles(command.places.workdir, name)))
+    return parsed(as_started(default, StageFiles(command.places.workdir, command.config.name)))
 
 
 def list_stages() -> None:
@@ -87,7 +99,7 @@ def list_stages() -> None:
     from experiments.architectures import list_architectures
 
     width = max(map(len, STAGES))
-    print("Stages, for show, train, units, quality, evaluate, export:")
+    print("Stages, for show, plan, train, units, quality, evaluate, export:")
     for name, module in STAGES.items():
         print(f"{name:<{width}}  {module.__doc__.splitlines()[0]}")
     print(f"\nArchitectures, for show and --architecture:\n{list_architectures()}")
@@ -120,38 +132,63 @@ def show(arguments: list[str]) -> None:
     )
 
 
+def plan(arguments: list[str]) -> None:
+    """Plans a run; `--json` prints it for programs. What is being compiled is said on standard error."""
+    as_json = "--json" in arguments
+    command = parse_stage("plan", [each for each in arguments if each != "--json"], PlanCommand)
+    from experiments import plan as plans
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    found = plans.plan_stage(command.config, command.devices, corpus=command.corpus, say=say)
+    print(plans.as_json(found) if as_json else plans.table(found))
+
+
 def train(arguments: list[str]) -> None:
     """Trains or continues a stage."""
     command = parse_stage("train", arguments)
-    from experiments.run import configure_jax, train_stage
+    from experiments.hosts import connect
+    from experiments.run import configure_jax, say, train_stage
 
+    connect()
     configure_jax(command.places.workdir)
     train_stage(command.config, workdir=command.places.workdir, corpus=command.places.corpus_folder())
-    print(f"trained: {StageFiles(command.places.workdir, command.config.name).folder}")
+    say(f"trained: {StageFiles(command.places.workdir, command.config.name).folder}")
 
 
 def units(arguments: list[str]) -> None:
     """Makes a stage's units."""
     command = parse_stage("units", arguments, as_it_was=True)
     from experiments import steps
-    from experiments.run import configure_jax
+    from experiments.hosts import connect
+    from experiments.run import configure_jax, say
 
+    connect()
     configure_jax(command.places.workdir)
     workdir, corpus = command.places.workdir, command.places.corpus_folder()
     for sort in command.config.unit_sets:
-        print(f"{sort.name}: {steps.units(command.config, sort, workdir, corpus)}")
+        say(f"{sort.name}: {steps.units(command.config, sort, workdir, corpus)}")
+    if not command.config.unit_sets:
+        say(f"{command.config.name} learns its own targets: no units to make")
 
 
 def quality(arguments: list[str]) -> None:
     """Measures a stage's units."""
     command = parse_stage("quality", arguments, QualityCommand, as_it_was=True)
+    from experiments.targets import is_online
     from experiments.unit_quality import measure_units, table
 
-    places = command.places
-    result = measure_units(
-        command.config.units.name, workdir=places.workdir, corpus=places.corpus_folder(), alignments=command.alignments
-    )
-    print(table(result))
+    stored = [sort.name for sort in command.config.unit_sets if not is_online(sort)]
+    if not stored:
+        raise StageError(
+            f"{command.config.name} has no label store: its units are learned, or computed in the step; `quality` "
+            "measures stores"
+        )
+    workdir, corpus = command.places.workdir, command.places.corpus_folder()
+    for name in stored:
+        result = measure_units(name, workdir=workdir, corpus=corpus, alignments=command.alignments)
+        print(f"{name}:\n{table(result)}" if stored[1:] else table(result))
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -162,6 +199,17 @@ def evaluate(arguments: list[str]) -> None:
 
     configure_jax(command.places.workdir)
     print(table(evaluate_stage(command.config, workdir=command.places.workdir, corpus=command.places.corpus_folder())))
+
+
+def average(arguments: list[str]) -> None:
+    """Averages a stage's checkpoints."""
+    command = tyro.cli(AverageCommand, args=arguments, prog="python -m experiments average")
+    from experiments.average import average_stage
+
+    stage, workdir = command.stage, command.workdir
+    made = average_stage(stage, workdir=workdir, last=command.last, best=command.best, name=command.name)
+    steps = ", ".join(f"{step:,}" for step in made.steps)
+    print(f"{made.name}: the mean of {len(made.steps)} checkpoints of {stage}, steps {steps}")
 
 
 def import_(arguments: list[str]) -> None:
@@ -181,7 +229,7 @@ def export(arguments: list[str]) -> None:
     from experiments.verify import table
 
     workdir, corpus = command.places.workdir, command.places.corpus_folder()
-    if imported_model(workdir, command.model) is None:
+    if imported_model(workdir, command.model) is None and not StageFiles(workdir, command.model).folder.exists():
         stage_function(command.model)
     corpus = corpus if command.places.corpus is not None or corpus.exists() else None
     exported = export_model(
@@ -236,13 +284,16 @@ def recipe(arguments: list[str]) -> None:
         print(f"\nreport: {report.absolute()}")
 
 
+ON_ONE_HOST = ("quality", "evaluate", "average", "import", "export", "features", "recipe")
 VERBS = {
     "list": lambda arguments: list_stages(),
     "show": show,
+    "plan": plan,
     "train": train,
     "units": units,
     "quality": quality,
     "evaluate": evaluate,
+    "average": average,
     "import": import_,
     "export": export,
     "features": features,
@@ -251,7 +302,10 @@ VERBS = {
 
 
 def main() -> int:
-    """Runs a verb; errors that name what to do become one line and exit status 1, Ctrl-C 130."""
+    """Runs a verb; errors that name what to do become one line and exit status 1, Ctrl-C 130.
+
+    75: stopped by a scheduler's signal; 69: another process is gone. `experiments/launch.sh` runs the command again.
+    """
     arguments = sys.argv[1:]
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(__doc__)
@@ -262,21 +316,45 @@ def main() -> int:
         print(f"error: no verb is called {verb!r}; the nearest: {', '.join(near)}", file=sys.stderr)
         return 2
     try:
+        if verb in ON_ONE_HOST:
+            from experiments.hosts import refuse_several
+
+            refuse_several(verb)
         VERBS[verb](arguments[1:])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except KeyboardInterrupt:
+        from experiments.hosts import leave
+
         print(f"\n{SAID}", file=sys.stderr)
+        leave(130)
         return 130
     except (ValueError, RuntimeError, OSError) as error:
-        from wavlab_jax.train import Interrupted
-
-        if not _is_ours(error) and not isinstance(error, OSError):
-            raise  # not one of ours: the traceback is worth more than the line
-        print(f"{'' if isinstance(error, Interrupted) else 'error: '}{error}", file=sys.stderr)
-        return 130 if isinstance(error, Interrupted) else 1
+        return _told(error)
     return 0
+
+
+def _told(error: Exception) -> int:
+    """Prints an error; returns the exit status. What does not concern all of several processes ends this one here."""
+    from experiments.hosts import LOST, HostsError, PeerLost, is_first, leave, peer_lost
+    from wavlab_jax.train import Interrupted, NonFinite
+
+    error = peer_lost(error) or error
+    together = isinstance(error, Interrupted | NonFinite | HostsError)  # in all processes at once
+    if not _is_ours(error) and not isinstance(error, OSError):
+        traceback.print_exception(error)  # not one of ours: the traceback is worth more than a line
+        status = 1
+    elif isinstance(error, Interrupted):
+        status = error.status
+        if is_first():
+            print(error, file=sys.stderr)
+    else:
+        status = LOST if isinstance(error, PeerLost) else 1
+        print(f"error: {error}", file=sys.stderr)
+    if not together:
+        leave(status)
+    return status
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from experiments.plan import PlanConfig
 from experiments.stage import StageConfig
 
 WORKDIR = Path("work")
@@ -66,6 +67,32 @@ class QualityCommand:
     alignments: Path | None = None
     """A folder of .phn files, named as the clips: `start<TAB>end<TAB>phone` in seconds, a line a phone."""
     places: Annotated[Places, tyro.conf.arg(name="")] = field(default_factory=Places)
+
+
+@dataclass(frozen=True)
+class AverageCommand:
+    """The mean of a stage's checkpoints, as the stage STAGE@NAME."""
+
+    stage: tyro.conf.Positional[str]
+    """A stage of the workdir; it need not be finished."""
+    last: int | None = None
+    """So many of the newest checkpoints."""
+    best: int | None = None
+    """So many of those with the lowest training loss."""
+    name: str = "average"
+    """Of the mean, after the @."""
+    workdir: Path = WORKDIR
+    """Of the stage."""
+
+
+@dataclass(frozen=True)
+class PlanCommand:
+    """A stage's configuration, value by value, and the devices that it is planned for."""
+
+    config: Annotated[StageConfig, tyro.conf.arg(name="")]
+    devices: Annotated[PlanConfig, tyro.conf.arg(name="")] = field(default_factory=PlanConfig)
+    corpus: Path | None = None
+    """Prepared by `python -m data_pipelines prepare`: hours and epochs of each language are worked out for it."""
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from data_pipelines.audio_blocks import announced_seconds, read_blocks
 from data_pipelines.batch import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 from experiments.array_archive import ArrayArchive
 from experiments.stages import STAGES
-from experiments.trained import load_encoder
+from experiments.trained import imported_model, load_encoder
 from wavlab_jax.convert.checkpoint import to_encoder
 from wavlab_jax.convert.layouts import read_checkpoint
 from wavlab_jax.encoder import Encoder, EncoderConfig
@@ -84,7 +84,8 @@ def load_model(
     means the stage; write ./NAME for a folder that is called the same. Raises FeaturesError (neither), ConvertError
     (the file or folder is no model), CheckpointError (the stage is not trained).
     """
-    if str(model) in STAGES:
+    name = str(model)
+    if name in STAGES or ("@" in name and imported_model(workdir, name) is None):  # a mean of checkpoints has an @
         if architecture is not None or normalize_waveform is not None:
             raise FeaturesError(f"{model} is a stage, which knows its architecture; write ./{model} for a folder")
         return FeatureModel(load_encoder(workdir, str(model), make_mesh(MeshConfig(), devices=jax.devices()[:1])))

@@ -1,5 +1,6 @@
 """What a run ran on."""
 
+import importlib.metadata
 import os
 import platform
 import subprocess
@@ -18,6 +19,12 @@ def describe_machine() -> dict:
         "python": platform.python_version(),
         "jax": jax.__version__,
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the interpreter and of what computes and writes."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
 
 
 def git_commit() -> str | None:

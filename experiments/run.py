@@ -2,26 +2,29 @@
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 from tqdm import tqdm
 
 from data_pipelines.atomic import whole_file
-from data_pipelines.identity import data_identity, what_changed
+from data_pipelines.identity import data_digest, data_identity, what_changed
 from data_pipelines.manifest import Manifest
 from data_pipelines.pipeline import describe_rows, train_batches
 from data_pipelines.sampling import Draw
 from data_pipelines.units import UnitStore
+from experiments.hosts import agree, check_shared, is_first, peer_lost, wait_for_all
+from experiments.machine import git_commit, versions
 from experiments.stage import StageConfig, StageError, as_text, check_unchanged, flatten
 from experiments.stage_files import StageFiles
 from experiments.targets import Labels, make_labels
-from experiments.trained import check_corpus, imported_model, is_finished, lineage, load_model
-from wavlab_jax.checkpoint import Checkpoints, start
+from experiments.trained import beginning, check_corpus, imported_model, is_finished, lineage, load_model
+from wavlab_jax.checkpoint import Checkpoints, restore_state, start, steps_of
 from wavlab_jax.chips import chip_of
 from wavlab_jax.clock import Work
 from wavlab_jax.convert.continuing import continued
@@ -47,22 +50,28 @@ def configure_jax(workdir: Path) -> None:
 def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
     """Trains `cfg` to its last step, or continues it; returns at once if that is done.
 
+    With several processes (`experiments.hosts`) all of them call this, and the first writes what there is one of.
+
     Raises StageError (changed configuration), CorpusChanged, SamplingError (too little to draw from), CheckpointError,
-    UnitsError, ManifestError, NonFinite, Interrupted.
+    UnitsError, ManifestError, HostsError (processes that were not started alike), PeerLost, NonFinite, Interrupted.
     """
-    if jax.process_count() > 1:
-        raise StageError("several processes are not supported yet: units, metrics and checkpoints assume one")
+    agree("the configuration", as_text(cfg))
+    agree("what is installed", json.dumps(versions()))
     files = StageFiles(workdir, cfg.name)
     check_unchanged(cfg, files)
     manifest = Manifest.load(corpus)
+    agree("the corpus' fingerprint", manifest.fingerprint)
     check_corpus(files, manifest)
-    if is_finished(files):
+    finished = is_finished(files)
+    agree("whether the stage is trained already", str(finished))
+    if finished:
         return
     shares = shares_table(cfg, manifest)  # before units are made: not every corpus can be drawn from as asked
     mesh = make_mesh(cfg.mesh)
     labels = make_labels(cfg.unit_sets, workdir, manifest, mesh)
     check_units(cfg, labels.stores)
-    _remember(cfg, workdir, manifest, labels, shares)
+    fork = fork_of(cfg, workdir)
+    _remember(cfg, workdir, manifest, labels, shares, fork)
 
     like = abstract_state(cfg.learner, mesh)
     train_step = make_train_step(cfg.learner, mesh, labels.targets, languages=len(manifest.languages))
@@ -74,21 +83,39 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
         )
         return place_batch(batch, mesh=mesh, passes=passes)
 
-    with ExitStack() as opened:  # everything is closed, whatever fails; a save in flight is finished
-        checkpoints = opened.enter_context(closing(Checkpoints(files.checkpoints, keep=cfg.loop.keep)))
-        inherited = inherit(cfg, workdir, mesh) if cfg.init_from and checkpoints.latest() is None else None
-        restored = start(checkpoints, like=like, fresh=lambda: initial_state(cfg.learner, mesh), inherited=inherited)
-        first = int(restored.state.step)
-        tqdm.write(
-            f"{cfg.name}: {count(like.params):,} parameters, {cfg.data.seconds_per_step:g} s of audio a step on "
-            f"{mesh.size} device(s), {'from step ' + str(first) if first else 'from ' + (cfg.init_from or 'scratch')}"
+    with _everything_closed() as opened:
+        checkpoints = opened.enter_context(
+            closing(
+                Checkpoints(
+                    files.checkpoints,
+                    keep=cfg.loop.keep,
+                    keep_every=cfg.loop.keep_every,
+                    keep_best=cfg.loop.keep_best,
+                    data={"digest": data_digest(manifest, cfg.data)},
+                    about={"configuration": as_text(cfg), "versions": versions(), "commit": git_commit()},
+                )
+            )
         )
-        host, hosts = jax.process_index(), jax.process_count()
+        own = checkpoints.latest()
+        agree("the newest checkpoint", str(own))
+        restored = start(
+            checkpoints,
+            like=like,
+            fresh=lambda: initial_state(cfg.learner, mesh),
+            forked=fork and (lambda: restore_state(fork.checkpoints, like, step=fork.step)),
+            inherited=inherit(cfg, workdir, mesh) if cfg.init_from and own is None else None,
+        )
+        first, host, hosts = int(restored.state.step), jax.process_index(), jax.process_count()
+        say(
+            f"{cfg.name}: {count(like.params):,} parameters, {cfg.data.seconds_per_step:g} s of audio a step on "
+            f"{mesh.size} device(s){f' of {hosts} processes' if hosts > 1 else ''}, "
+            + (f"from step {first}" if own is not None else f"from {fork or cfg.init_from or 'scratch'}")
+        )
         tracker = None
-        if cfg.loop.wandb and host == 0:
+        if cfg.loop.wandb and is_first():
             tracker = WandbTracker(files.folder, project=cfg.loop.wandb, name=cfg.name, config=flatten(cfg))
         writer = opened.enter_context(
-            closing(MetricsWriter(files.metrics, resume_step=first, active=host == 0, tracker=tracker))
+            closing(MetricsWriter(files.metrics, resume_step=first, active=is_first(), tracker=tracker))
         )
         batches = opened.enter_context(
             train_batches(cfg.data, manifest, labels.stores, start=first, host=host, hosts=hosts)
@@ -109,7 +136,71 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
             work=work_of(cfg, mesh),
             shown=objective_of(cfg.learner.objective).SHOWN,
         )
-    write_json(files.finished, {"step": cfg.loop.steps})
+    if is_first():
+        write_json(files.finished, {"step": cfg.loop.steps})
+    wait_for_all("stage finished")
+
+
+def say(line: str) -> None:
+    """A line beside the bar, once for all processes."""
+    if is_first():
+        tqdm.write(line)
+
+
+@contextmanager
+def _everything_closed() -> Iterator[ExitStack]:
+    """A stack that is closed whatever fails, so that a save in flight is finished.
+
+    Unless another process is gone: closing would wait for it. What devices report then becomes PeerLost.
+    """
+    with ExitStack() as opened:
+        try:
+            yield opened
+        except jax.errors.JaxRuntimeError as error:
+            lost = peer_lost(error)
+            if lost is None:
+                raise
+            opened.pop_all()
+            raise lost from error
+
+
+class Fork(NamedTuple):
+    """A run that goes on from another one's whole state: of `stage`, at `step`."""
+
+    stage: str
+    step: int
+    checkpoints: Path
+
+    def __str__(self) -> str:
+        return f"step {self.step} of {self.stage}: its parameters, its optimizer's state, its number of steps"
+
+
+def fork_of(cfg: StageConfig, workdir: Path) -> Fork | None:
+    """What `cfg.continue_from` names: a stage of the workdir, finished or not, and a step of which it has a checkpoint.
+
+    Without a step it is the newest one when the run was begun. Raises StageError, CheckpointError.
+    """
+    if cfg.continue_from is None:
+        return None
+    stage, _, step = cfg.continue_from.partition("@")
+    if step and not step.isdecimal():
+        raise StageError(
+            f"continue_from {cfg.continue_from}: give a stage, or a stage@step; of an average there is no optimizer: "
+            "init_from takes it"
+        )
+    if stage == cfg.name:
+        raise StageError(f"continue_from {cfg.continue_from} is this stage itself: give the fork another --name")
+    source, inputs = StageFiles(workdir, stage), StageFiles(workdir, cfg.name).inputs
+    if inputs.exists():  # the source may have gone on since
+        return Fork(stage, json.loads(inputs.read_text()).get("continue_from", {}).get("step"), source.checkpoints)
+    kept = steps_of(source.checkpoints)
+    taken = int(step) if step else max(kept, default=0)
+    if taken not in kept or taken >= cfg.loop.steps:
+        raise StageError(
+            f"continue_from {cfg.continue_from}: step {taken}; {stage} keeps {', '.join(map(str, kept)) or 'none'}, "
+            f"and this stage makes {cfg.loop.steps} steps"
+        )
+    return Fork(stage, taken, source.checkpoints)
 
 
 def work_of(cfg: StageConfig, mesh: Mesh) -> Work:
@@ -138,7 +229,7 @@ def inherit(cfg: StageConfig, workdir: Path, mesh: Mesh) -> Callable[[Parameters
     same = all(before.get(key) == now.get(key) for key in ("units", "more_units"))
     same = same and read_description(StageFiles(workdir, cfg.init_from).model).head == cfg.learner.head
     taken = "encoder and head" if same else "its encoder; the head is fresh, because it predicts something else"
-    tqdm.write(f"{cfg.name}: continues {cfg.init_from}: {taken}")
+    say(f"{cfg.name}: continues {cfg.init_from}: {taken}")
     return lambda fresh: params if same else {"encoder": params["encoder"]}
 
 
@@ -146,13 +237,13 @@ def continue_imported(cfg: StageConfig, path: Path, fresh: Parameters) -> Parame
     """The parameters of `cfg` that the model at `path` has, and what it has not, said. Raises ConvertError."""
     checkpoint = read_checkpoint(path)
     found = continued(checkpoint, cfg.learner.encoder, fresh=fresh["encoder"])
-    tqdm.write(f"{cfg.name}: continues {path} ({checkpoint.layout}): {found.taken} tensors of the encoder")
+    say(f"{cfg.name}: continues {path} ({checkpoint.layout}): {found.taken} tensors of the encoder")
     for title, names in (("fresh", found.fresh), ("not used", found.unused), ("trained otherwise", found.differing)):
         if names:
             more = f" and {len(names) - 12} more" if len(names) > 12 else ""
-            tqdm.write(f"  {title}: {', '.join(names[:12])}{more}")
+            say(f"  {title}: {', '.join(names[:12])}{more}")
     if not cfg.init_head:
-        tqdm.write("  fresh: the head (--init-head True takes it over, if this stage predicts the same units)")
+        say("  fresh: the head (--init-head True takes it over, if this stage predicts the same units)")
         return {"encoder": found.params}
     return {"encoder": found.params, "head": head_parameters(checkpoint, like=fresh["head"])}
 
@@ -192,7 +283,12 @@ def shares_table(cfg: StageConfig, manifest: Manifest) -> dict[str, dict[str, fl
 
 
 def _remember(
-    cfg: StageConfig, workdir: Path, manifest: Manifest, labels: Labels, shares: dict[str, dict[str, float]]
+    cfg: StageConfig,
+    workdir: Path,
+    manifest: Manifest,
+    labels: Labels,
+    shares: dict[str, dict[str, float]],
+    fork: Fork | None,
 ) -> None:
     """Writes what this run is, or checks that it is still that."""
     files = StageFiles(workdir, cfg.name)
@@ -202,6 +298,8 @@ def _remember(
         inputs["more_units"] = labels.sources[1:]
     if cfg.init_from:
         inputs["init_from"] = lineage(workdir, cfg.init_from)
+    if fork is not None:
+        inputs["continue_from"] = {"stage": fork.stage, "step": fork.step, "begun": beginning(workdir, fork.stage)}
     if files.inputs.exists() and json.loads(files.inputs.read_text()) != inputs:
         raise StageError(
             f"{files.folder} was trained on other units or from another parent: then "
@@ -218,13 +316,16 @@ def _remember(
         raise StageError(
             f"{files.folder} would go on with other batches:\n  " + "\n  ".join(changed) + "\ngive another --workdir"
         )
-    files.folder.mkdir(parents=True, exist_ok=True)
-    write_json(heard, identity)
-    write_description(files.model, cfg.learner.encoder, cfg.learner.head)
-    write_json(files.folder / "shares.json", shares)
-    write_json(files.inputs, inputs)
-    with whole_file(files.config) as temporary:
-        temporary.write_text(as_text(cfg))
+    wait_for_all("the run looked at")  # before it changes
+    if is_first():
+        files.folder.mkdir(parents=True, exist_ok=True)
+        write_json(heard, identity)
+        write_description(files.model, cfg.learner.encoder, cfg.learner.head)
+        write_json(files.folder / "shares.json", shares)
+        write_json(files.inputs, inputs)
+        with whole_file(files.config) as temporary:
+            temporary.write_text(as_text(cfg))
+    check_shared(files.config, as_text(cfg))
 
 
 def write_json(path: Path, content) -> None:

@@ -35,6 +35,9 @@ class StageConfig:
         seconds_per_device: audio that a device holds at once; passes a step follow from it and the devices at hand.
         init_from: stage whose final encoder this one continues, and whose head too if both predict the same units; or
             a model that `python -m experiments import` takes, by its path. None: from scratch.
+        continue_from: a run of the workdir, `stage` or `stage@step`, whose whole state this one takes and goes on from:
+            parameters, optimizer and number of steps, so that batches and schedule go on there, by this stage's data
+            and learner. To fork a run, under another `name`.
         init_head: of such a model, take the head over too: its units are this stage's (nothing here can check that).
         evaluation_rows: held-out rows judged at once.
     """
@@ -48,6 +51,7 @@ class StageConfig:
     seconds_per_device: float = 90.0
     more_units: tuple[UnitSetConfig, ...] = ()
     init_from: str | None = None
+    continue_from: str | None = None
     init_head: bool = False
     evaluation_rows: int = 16
 
@@ -68,6 +72,11 @@ class StageConfig:
             raise StageError(
                 f"{self.name}: seconds_per_device is {self.seconds_per_device:g}; it must be positive: the seconds of "
                 "audio that a device can hold at once"
+            )
+        if self.init_from is not None and self.continue_from is not None:
+            raise StageError(
+                f"{self.name}: init_from begins with a model's parameters, continue_from goes on with a run's whole "
+                "state: give one of them"
             )
         if self.evaluation_rows < 1:
             raise StageError(f"{self.name}: evaluation_rows is {self.evaluation_rows}; it must be at least 1")
@@ -102,7 +111,7 @@ def as_text(config: StageConfig) -> str:
 # (Steps that are not finite change no parameters, whether they are skipped or stop the run.)
 FREE_TO_CHANGE = ("loop.log_every", "loop.keep", "loop.non_finite", "loop.skip_", "loop.profile_steps", "loop.wandb",
                   "mesh.", "seconds_per_device", "evaluation_rows", "data.workers", "data.threads",
-                  "data.prefetch")  # fmt: skip
+                  "data.prefetch", "learner.encoder.rematerialize")  # fmt: skip
 
 
 def _by_default(config: Any, prefix: str = "") -> dict[str, str]:

@@ -34,7 +34,7 @@ def lineage_of(workdir: Path, stage: str) -> Lineage:
 def sections(workdir: Path, stage: str, corpus: Path | None) -> dict[str, str]:
     """Heading -> Markdown: the stages, and the data of the last one. `corpus`: prepared, for the names of its parts."""
     lineage = lineage_of(workdir, stage)
-    return {"Training": _training(lineage), "Data": _data(workdir, stage, corpus)}
+    return {"Training": _training(lineage) + _mean(workdir, stage), "Data": _data(workdir, stage, corpus)}
 
 
 def languages(workdir: Path, stage: str) -> list[str]:
@@ -65,7 +65,8 @@ def _add(workdir: Path, stage: str, found: Lineage) -> None:
         return
     config = flat_config(StageFiles(workdir, stage).config)
     teachers = [value for name, value in config.items() if name.endswith(".teacher")]
-    for before in (*teachers, config["init_from"]):
+    forked = config.get("continue_from") and config["continue_from"].partition("@")[0]
+    for before in (*teachers, config["init_from"], forked):
         if before is not None:
             _add(workdir, before, found)
     found.configs[stage] = config
@@ -83,7 +84,7 @@ def _training(lineage: Lineage) -> str:
         hours = config["loop.steps"] * config["data.seconds_per_step"] / 3600
         cells = (
             name,
-            _short(config["init_from"]) if config["init_from"] else "random values",
+            _begins_with(config),
             _targets(config),
             f"{config['loop.steps']:,}",
             f"{hours:,.2f}",
@@ -95,6 +96,21 @@ def _training(lineage: Lineage) -> str:
     for name in lineage.imported:
         lines += ["", f"`{name}` was trained elsewhere and imported; its own card says how."]
     return "\n".join(lines)
+
+
+def _begins_with(config: dict[str, Any]) -> str:
+    if config.get("continue_from"):
+        return f"the whole state of {config['continue_from']}"
+    return _short(config["init_from"]) if config["init_from"] else "random values"
+
+
+def _mean(workdir: Path, stage: str) -> str:
+    """A sentence, where the model is a mean of checkpoints (`experiments.average`)."""
+    of = json.loads(StageFiles(workdir, stage).inputs.read_text()).get("average_of")
+    if of is None:
+        return ""
+    steps = ", ".join(f"{step:,}" for step in of["steps"])
+    return f"\n\nThe model is the mean of the parameters of {len(of['steps'])} checkpoints, steps {steps}."
 
 
 def _targets(config: dict[str, Any]) -> str:

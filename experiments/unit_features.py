@@ -243,7 +243,7 @@ def _labelled(centers: jax.Array | None, features: jax.Array) -> jax.Array:
 def _for_labelling(encoder: Encoder) -> Encoder:
     """The same parameters and dtypes, with nothing kept for gradients, and with padding that nobody hears."""
     copy = nnx.merge(*nnx.split(encoder))
-    copy.config = replace(encoder.config, rematerialize=False, valid_frames="convolution")
+    copy.config = replace(encoder.config, rematerialize="nothing", valid_frames="convolution")
     return copy
 
 

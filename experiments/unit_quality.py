@@ -17,6 +17,7 @@ from wavlab_jax.evaluation.unit_quality import (
     Information,
     PhoneQuality,
     Phones,
+    UnitQualityError,
     information,
     joint_counts,
     phone_of_frame,
@@ -96,12 +97,23 @@ def _phones(store: UnitStore, manifest: Manifest, rows: dict[str, np.ndarray], f
                 joint[present] += joint_counts(within, units, shape=(len(present), store.units))
             total = _grown(total, len(names)) + _grown(joint, len(names))
             by_language[language] = _phone_row(phone_quality(joint)) if joint.any() else None
+    if not total.any():
+        expected = folder / _alignment_name(manifest.clip_names(0)[0])
+        raise UnitQualityError(
+            f"{folder} has no alignment that fits an utterance of the corpus (the first one's would be {expected}; "
+            f"{aligned} fit but name no phone, {len(left_out)} are not there or of another length)"
+        )
     found = {"aligned": aligned, "left_out": len(left_out), "languages": by_language}
     return found | {"all": _phone_row(phone_quality(total))}
 
 
 def _grown(counts: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([counts, np.zeros((rows - len(counts), counts.shape[1]), counts.dtype)])
+
+
+def _alignment_name(clip: str) -> Path:
+    path = Path(clip)
+    return path.with_suffix(".phn") if path.suffix.lower() in AUDIO_SUFFIXES else Path(f"{clip}.phn")
 
 
 class _Clip(NamedTuple):
@@ -116,8 +128,7 @@ def _utterance_phones(manifest: Manifest, i: int, folder: Path) -> Phones | None
     """
     clips = []
     for name in manifest.clip_names(i):
-        path = Path(name)
-        path = folder / (path.with_suffix(".phn") if path.suffix.lower() in AUDIO_SUFFIXES else f"{name}.phn")
+        path = folder / _alignment_name(name)
         if not path.exists():
             return None
         phones = read_phones(path)

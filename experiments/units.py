@@ -13,14 +13,14 @@ each computes its contiguous share of pieces on its own devices; k-means runs ov
 import dataclasses
 import difflib
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from tqdm import tqdm
 
@@ -30,13 +30,12 @@ from data_pipelines.batch import SAMPLE_RATE, num_frames
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.sources import ShardSource
 from data_pipelines.unit_pieces import PIECE_FRAMES, UnitPieces
-from data_pipelines.units import UnitStore
+from data_pipelines.units import MAX_UNITS, UnitStore
 from experiments.fit_spool import FitSpool
+from experiments.hosts import agree, first_process_first, is_first, wait_for_all, wait_to_see
 from experiments.trained import lineage, load_encoder
 from experiments.unit_features import FrameExtractor
 from wavlab_jax.targets import kmeans
-
-T = TypeVar("T")
 
 
 class UnitMakingError(ValueError):
@@ -86,6 +85,18 @@ class UnitsConfig:
     seed: int = 0
     online: bool = False
 
+    def __post_init__(self):
+        if not self.name or Path(self.name).name != self.name:
+            raise UnitMakingError(f"units.name is {self.name!r}; it names a folder below units/ of the workdir")
+        if not 1 <= self.units <= MAX_UNITS:
+            raise UnitMakingError(f"units {self.name}: units.units is {self.units}; a label store has 1 to {MAX_UNITS}")
+        for field in ("layer", "seed", "language_exponent"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise UnitMakingError(f"units {self.name}: {field} is {getattr(self, field)}; it must be at least 0")
+        for field in ("batch_frames", "iterations", "fit_hours", "fit_gigabytes"):
+            if not 0 < getattr(self, field) < math.inf:
+                raise UnitMakingError(f"units {self.name}: {field} is {getattr(self, field)}; it must be positive")
+
 
 class UnitFiles:
     """Where a unit set lies below `workdir`."""
@@ -110,7 +121,9 @@ def make_units(
     """
     files = UnitFiles(workdir, cfg.name)
     source = made_from(cfg, workdir, manifest)
-    if files.store.exists():
+    made = files.store.exists()
+    agree(f"whether {files.store} is there", str(made))
+    if made:
         store = UnitStore.load(files.store, manifest)
         if store.source != source:
             raise UnitMakingError(
@@ -120,7 +133,7 @@ def make_units(
         return store
     extractor = _extractor(cfg, workdir, mesh)
     centers = _fitted(cfg, files, source, manifest, extractor, mesh)
-    pieces = _first_process_first(
+    pieces = first_process_first(
         lambda: UnitPieces(files.store, manifest, units=cfg.units, source=source, piece_frames=piece_frames)
     )
     read = ShardSource(manifest).read
@@ -130,10 +143,11 @@ def make_units(
             rows = pieces.rows(piece)
             labels = extractor.units(rows, manifest.samples, read, centers=centers, progress=advance)
             pieces.write(piece, labels)
-    _wait_for_all("units labelled")
-    if jax.process_index() == 0:
+    wait_for_all("units labelled")
+    if is_first():
         pieces.join()
-    _wait_for_all("units joined")
+    wait_for_all("units joined")
+    wait_to_see(files.store)
     return UnitStore.load(files.store, manifest)
 
 
@@ -237,7 +251,7 @@ def _fitted(
         languages=cfg.fit_languages,
         corpora=cfg.fit_corpora,
     )
-    spool = _first_process_first(
+    spool = first_process_first(
         lambda: FitSpool(
             files.features,
             frames=num_frames(manifest.samples[rows]),
@@ -257,7 +271,7 @@ def _fitted(
                 rows[piece.first : piece.last], manifest.samples, read, chosen=piece.chosen, progress=advance
             )
             spool.write(number, features)
-    _wait_for_all("features extracted")
+    wait_for_all("features extracted")
     fitted = kmeans.fit(
         spool,
         units=cfg.units,
@@ -268,10 +282,10 @@ def _fitted(
         mesh=mesh,
         kept=files.fit,
         source=source,
-        title=f"k-means for {cfg.name}",
+        title=f"k-means for {cfg.name}" if is_first() else None,
     )
-    _wait_for_all("centroids fitted")
-    if jax.process_index() == 0:
+    wait_for_all("centroids fitted")
+    if is_first():
         with whole_file(files.centroids) as temporary, open(temporary, "wb") as file:
             np.savez(
                 file,
@@ -287,25 +301,13 @@ def _fitted(
     return fitted.centers
 
 
-def _first_process_first(make: Callable[[], T]) -> T:
-    """`make()` in every process, in the first before the others: it may create or clear a folder that they share."""
-    made = make() if jax.process_index() == 0 else None
-    _wait_for_all("folder made")
-    return make() if made is None else made
-
-
-def _wait_for_all(point: str) -> None:
-    """Until every process has come to this point."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(point)
-
-
 class _progress:
     """A bar over the audio-hours of `frames` frames; entering gives a function to call with samples that are done."""
 
     def __init__(self, title: str, frames: int):
         hours = round(float(frames) / 50 / 3600, 3)
-        self.bar, self.samples = tqdm(total=hours, desc=title, unit="audio-h", dynamic_ncols=True, mininterval=1.0), 0
+        shown = {"unit": "audio-h", "dynamic_ncols": True, "mininterval": 1.0, "disable": not is_first()}
+        self.bar, self.samples = tqdm(total=hours, desc=title, **shown), 0
 
     def __enter__(self) -> Callable[[int], None]:
         return self._advance

@@ -1,17 +1,24 @@
-"""Checkpoints on disk (Orbax), and what a run starts from."""
+"""Checkpoints on disk (Orbax), and what a run starts from.
+
+A checkpoint is a folder named after its step, with a folder for each item: `params` and `optimizer` (arrays), and as
+JSON `train` (the step, the open window of metrics, time so far), `data` (the next batch's number, a digest of what the
+batches depend on) and `about` (format, configuration, versions). It appears under its name when it is whole.
+"""
 
 import contextlib
 import dataclasses
 import inspect
 import logging
+import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
@@ -19,7 +26,10 @@ from data_pipelines.atomic import cannot_write
 from wavlab_jax.model import Parameters
 from wavlab_jax.state import TrainState
 
-PARAMS, OPTIMIZER, RECORD = "params", "optimizer", "record"  # items of a checkpoint, one folder each
+PARAMS, OPTIMIZER, TRAIN, DATA, ABOUT = ITEMS = ("params", "optimizer", "train", "data", "about")
+BEFORE = "record"  # an item of the first format, in which params, optimizer and record were all there was
+FORMAT = 2  # of the items; another one is refused
+SCORE = "score"  # by which `keep_best` and `best_steps` judge; the lower, the better
 SPARE_BYTES = 4 << 20  # what a checkpoint takes beside its arrays, generously
 
 
@@ -37,18 +47,40 @@ class Restored(NamedTuple):
 class Checkpoints:
     """The checkpoints of one run, written asynchronously and atomically; a step folder that exists is whole.
 
+    With several processes all of them make one, and call its methods at the same steps.
+
     Args:
         folder: of the run's checkpoints.
-        keep: how many of the latest stay.
+        keep: how many of the latest stay. keep_every: those of steps that this divides stay too, 0: none. keep_best:
+            so many with the lowest score, too, 0: none.
+        data: JSON-able: what the batches depend on; a checkpoint with another is not restored.
+        about: JSON-able: configuration and versions, for people and for `read_about`.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 2):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: int = 2,
+        keep_every: int = 0,
+        keep_best: int = 0,
+        data: Mapping[str, Any] | None = None,
+        about: Mapping[str, Any] | None = None,
+    ):
         self.folder = Path(folder).absolute()
+        self._data, self._about = dict(data or {}), {"format": FORMAT, **(about or {})}
+        kept = [policies.LatestN(keep)]
+        kept += [policies.EveryNSteps(keep_every)] if keep_every else []
+        kept += [policies.BestN(get_metric_fn=_score, reverse=True, n=keep_best)] if keep_best else []
         self._manager = ocp.CheckpointManager(
             self.folder,
-            item_names=(PARAMS, OPTIMIZER, RECORD),
+            item_names=ITEMS,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=policies.LatestN(keep), cleanup_tmp_directories=True, create=True
+                preservation_policy=policies.AnyPreservationPolicy(kept),
+                best_fn=_score,  # decides nothing here, but without it Orbax writes no score
+                best_mode="min",
+                cleanup_tmp_directories=True,
+                create=True,
             ),
         )
 
@@ -56,8 +88,10 @@ class Checkpoints:
         """Step of the newest whole checkpoint, None if there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, record: dict) -> None:
+    def save(self, state: TrainState, record: dict, *, score: float = math.nan) -> None:
         """Writes `state` and the JSON-able `record` in the background. Errors surface at the next call or `close`.
+
+        `score`: what `keep_best` goes by; the lower, the better; not finite: none.
 
         Raises CheckpointError before anything is written if there is no space for it: Orbax would come to the same end,
         but by way of a traceback for every array.
@@ -74,34 +108,25 @@ class Checkpoints:
         items = ocp.args.Composite(
             params=ocp.args.StandardSave(state.params),
             optimizer=ocp.args.StandardSave(state.optimizer),
-            record=ocp.args.JsonSave({"step": step, **record}),
+            train=ocp.args.JsonSave({"step": step, **record}),
+            data=ocp.args.JsonSave({"next_batch": step, **self._data}),
+            about=ocp.args.JsonSave(self._about),
         )
         with self._named():
-            self._manager.save(step, args=items, force=True)
+            self._manager.save(step, args=items, metrics={SCORE: score} if math.isfinite(score) else None, force=True)
 
     def restore(self, like: TrainState, *, step: int | None = None) -> Restored:
         """The checkpoint of `step` (the newest by default), laid out as `like` (shapes with shardings) says.
 
         Raises CheckpointError if there is none, if its arrays are not those of `like`, or if it is damaged.
         """
-        step = self.latest() if step is None else step
-        if step is None:
-            raise CheckpointError(f"{self.folder} holds no whole checkpoint")
-        try:
-            with _without_echoes():
-                items = self._manager.restore(
-                    step,
-                    args=ocp.args.Composite(
-                        params=ocp.args.StandardRestore(like.params),
-                        optimizer=ocp.args.StandardRestore(like.optimizer),
-                        record=ocp.args.JsonRestore(),
-                    ),
-                )
-        except Exception as error:  # of what it cannot read, Orbax tells by exceptions of no class of its own
-            items = {PARAMS: like.params, OPTIMIZER: like.optimizer}
-            raise _cannot_restore(error, self._manager, step, items) from error
-        step_array = jax.device_put(jnp.asarray(step, jnp.int32), like.step.sharding)
-        return Restored(TrainState(step_array, items[PARAMS], items[OPTIMIZER]), items[RECORD])
+        found = _restore_state(self._manager, like, step)
+        heard = {key: value for key, value in found.data.items() if key in self._data}
+        if heard != {key: self._data[key] for key in heard}:
+            raise CheckpointError(
+                f"the checkpoints in {self.folder} are of a run with other batches: give another --workdir"
+            )
+        return Restored(found.state, found.record)
 
     def wait(self) -> None:
         """Returns when everything is on disk. Raises CheckpointError naming the folder if it could not be written."""
@@ -124,27 +149,133 @@ class Checkpoints:
             raise CheckpointError(f"{reason}; the newest whole checkpoint stays") from error
 
 
+def restore_state(folder: Path, like: TrainState, *, step: int | None = None) -> TrainState:
+    """The whole state of another run's checkpoint, its newest by default: parameters, optimizer and step.
+
+    Raises CheckpointError as `Checkpoints.restore` does.
+    """
+    with _reading(folder) as manager:
+        return _restore_state(manager, like, step).state
+
+
 def restore_parameters(folder: Path, like, *, step: int | None = None):
     """Parameters alone from a run's checkpoints: for evaluation, units, export, and stages that continue another.
 
-    `like` is a nested dict of shapes with shardings. Raises CheckpointError as `Checkpoints.restore` does.
+    `like` is a nested dict of shapes with shardings, or of NumPy arrays, which come back as such. Raises
+    CheckpointError as `Checkpoints.restore` does.
     """
-    folder = Path(folder).absolute()
-    if not folder.is_dir():
-        raise CheckpointError(f"{folder} does not exist: has that stage been trained in this workdir?")
-    manager = ocp.CheckpointManager(folder, item_names=(PARAMS, OPTIMIZER, RECORD))
-    try:
-        step = manager.latest_step() if step is None else step
-        if step is None:
-            raise CheckpointError(f"{folder} holds no whole checkpoint: has that stage been trained to the end?")
+    with _reading(folder) as manager:
+        step = _step(manager, step)
         try:
             with _without_echoes():
                 restored = manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(like)))
         except Exception as error:
             raise _cannot_restore(error, manager, step, {PARAMS: like}) from error
         return restored[PARAMS]
-    finally:
-        manager.close()
+
+
+def read_about(folder: Path, step: int | None = None) -> dict:
+    """What a checkpoint says of itself: format, configuration, versions. Raises CheckpointError."""
+    with _reading(folder) as manager:
+        return _about(manager, _chosen(manager, step))
+
+
+def steps_of(folder: Path) -> dict[int, float]:
+    """Steps of a run's whole checkpoints, ascending, and the score of each; NaN where it has none."""
+    with _reading(folder) as manager:
+        return {step: (manager.metrics(step) or {}).get(SCORE, math.nan) for step in sorted(manager.all_steps())}
+
+
+def write_parameters(folder: Path, params: Parameters, *, step: int, about: Mapping[str, Any]) -> None:
+    """A checkpoint that holds parameters and `about` alone: what was averaged, not trained."""
+    with contextlib.closing(ocp.CheckpointManager(Path(folder).absolute(), item_names=(PARAMS, ABOUT))) as manager:
+        items = {"params": ocp.args.StandardSave(params), "about": ocp.args.JsonSave({"format": FORMAT, **about})}
+        manager.save(step, args=ocp.args.Composite(**items), force=True)
+        manager.wait_until_finished()
+
+
+def average(folder: Path, steps: list[int], shapes: Parameters) -> Parameters:
+    """The mean of the parameters at these steps, NumPy arrays of the stored types; summed in float64, one by one.
+
+    `shapes`: a nested dict of shapes. Raises CheckpointError as `Checkpoints.restore` does.
+    """
+    like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+    total = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float64), shapes)
+    for step in steps:
+        jax.tree.map(
+            lambda into, found: np.add(into, found, out=into), total, restore_parameters(folder, like, step=step)
+        )
+    return jax.tree.map(lambda leaf, summed: (summed / len(steps)).astype(leaf.dtype), like, total)
+
+
+def _score(metrics: Mapping[str, float]) -> float:
+    return metrics[SCORE]
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[ocp.CheckpointManager]:
+    """A manager that changes nothing in a run's folder, not even what a writer left half done."""
+    folder = Path(folder).absolute()
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} does not exist: has that stage been trained in this workdir?")
+    options = ocp.CheckpointManagerOptions(create=False)  # and no cleaning
+    with contextlib.closing(ocp.CheckpointManager(folder, item_names=ITEMS, options=options)) as manager:
+        yield manager
+
+
+def _step(manager: ocp.CheckpointManager, step: int | None) -> int:
+    """`step`, or the newest. Raises CheckpointError if there is no such checkpoint, or if it is of another format."""
+    step = _chosen(manager, step)
+    found = _about(manager, step).get("format")
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{manager.directory / str(step)} is of format {found}, and this code reads {FORMAT}: use what wrote it"
+        )
+    return step
+
+
+def _about(manager: ocp.CheckpointManager, step: int) -> dict:
+    try:
+        with _without_echoes():
+            return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))[ABOUT]
+    except Exception as error:
+        raise _cannot_restore(error, manager, step, {}) from error
+
+
+def _chosen(manager: ocp.CheckpointManager, step: int | None) -> int:
+    kept = sorted(manager.all_steps())
+    if not kept:
+        raise CheckpointError(f"{manager.directory} holds no whole checkpoint: has that stage been trained to the end?")
+    if step is not None and step not in kept:
+        raise CheckpointError(
+            f"{manager.directory} holds no checkpoint of step {step}; there are {', '.join(map(str, kept))}"
+        )
+    return kept[-1] if step is None else step
+
+
+class _Found(NamedTuple):
+    state: TrainState
+    record: dict
+    data: dict
+
+
+def _restore_state(manager: ocp.CheckpointManager, like: TrainState, step: int | None) -> _Found:
+    step = _step(manager, step)
+    try:
+        with _without_echoes():
+            items = manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(like.params),
+                    optimizer=ocp.args.StandardRestore(like.optimizer),
+                    train=ocp.args.JsonRestore(),
+                    data=ocp.args.JsonRestore(),
+                ),
+            )
+    except Exception as error:  # of what it cannot read, Orbax tells by exceptions of no class of its own
+        raise _cannot_restore(error, manager, step, {PARAMS: like.params, OPTIMIZER: like.optimizer}) from error
+    step_array = jax.device_put(jnp.asarray(step, jnp.int32), like.step.sharding)
+    return _Found(TrainState(step_array, items[PARAMS], items[OPTIMIZER]), items[TRAIN], items[DATA])
 
 
 @contextlib.contextmanager
@@ -173,6 +304,15 @@ def _without_echoes() -> Iterator[None]:
 def _cannot_restore(error: Exception, manager: ocp.CheckpointManager, step: int, items: dict) -> CheckpointError:
     """Why the checkpoint of `step` could not be restored as `items` (name -> tree of shapes): misfit, or damage."""
     folder = Path(manager.directory) / str(step)
+    if (folder / BEFORE).is_dir():
+        return CheckpointError(
+            f"{folder} was written before checkpoints had their present form, and cannot be read any more: train the "
+            "stage again, in another --workdir"
+        )
+    if OPTIMIZER in items and (folder / PARAMS).is_dir() and not (folder / OPTIMIZER).is_dir():
+        return CheckpointError(
+            f"{folder} holds parameters and no optimizer (an average?): init_from takes it, continue_from does not"
+        )
     if _holds_others(folder, items):
         return CheckpointError(
             f"{folder} does not fit this configuration (was the stage changed since? then give a new --workdir): "
@@ -208,17 +348,22 @@ def start(
     *,
     like: TrainState,
     fresh: Callable[[], TrainState],
+    forked: Callable[[], TrainState] | None = None,
     inherited: Parameters | Callable[[Parameters], Parameters] | None = None,
 ) -> Restored:
     """What a run starts from, by precedence.
 
     1. The run's own newest checkpoint: it continues, bit for bit.
-    2. `inherited` parameters, all of them or whole branches (or a function that makes them of the fresh ones): step 0,
+    2. `forked()`, the whole state of another run (`restore_state`): parameters, optimizer and step, and so the number
+       of the next batch and the place in the schedule; metrics and clock begin anew.
+    3. `inherited` parameters, all of them or whole branches (or a function that makes them of the fresh ones): step 0,
        an untouched optimizer, the rest fresh.
-    3. Nothing: `fresh()`, a newly initialised TrainState.
+    4. Nothing: `fresh()`, a newly initialised TrainState.
     """
     if checkpoints.latest() is not None:
         return checkpoints.restore(like)
+    if forked is not None:
+        return Restored(forked(), {})
     state = fresh()
     if inherited is not None:
         params = inherited(state.params) if callable(inherited) else inherited

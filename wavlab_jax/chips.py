@@ -24,6 +24,11 @@ class Chip:
     peak_flops: float
     memory_bytes: int
 
+    @property
+    def platform(self) -> str:
+        """JAX's name: "tpu" or "gpu"."""
+        return "tpu" if self.kinds[0].startswith("TPU") else "gpu"
+
 
 GIB = 2**30
 

@@ -37,6 +37,10 @@ class HeadConfig:
     split_projection: bool = False
     scoring: Literal["cosine", "linear"] = "cosine"
 
+    def __post_init__(self):
+        if min(self.dim, *self.unit_sets) < 1:
+            raise HeadError(f"units, more_units and dim must be at least 1: got {self}")
+
     @property
     def unit_sets(self) -> tuple[int, ...]:
         """Classes of each set."""
@@ -59,7 +63,9 @@ class ContrastiveHeadConfig:
     codes: int = 320
 
     def __post_init__(self):
-        if self.groups < 1 or self.codes < 2 or self.codevector_dim % self.groups:
+        if min(self.dim, self.codevector_dim, self.groups) < 1:
+            raise HeadError(f"dim, codevector_dim and groups must be at least 1: got {self}")
+        if self.codes < 2 or self.codevector_dim % self.groups:
             raise HeadError(f"codevector_dim must be a multiple of groups, and codes at least 2: got {self}")
 
     @property

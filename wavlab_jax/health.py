@@ -55,6 +55,12 @@ def combine(one: Observed, other: Observed) -> Observed:
     return added._replace(extremes=jax.tree.map(jnp.maximum, one.extremes, other.extremes))
 
 
+def combine_copies(own: Observed, axis: str) -> Observed:
+    """What each copy of the parameters along a mesh axis has measured, together: for `jax.shard_map`."""
+    added = jax.tree.map(lambda x: jax.lax.psum(x, axis), own._replace(extremes={}))
+    return added._replace(extremes=jax.tree.map(lambda x: jax.lax.pmax(x, axis), own.extremes))
+
+
 def by_language(rows: Sum, language: jax.Array, languages: int) -> Sum:
     """A term [rows] as [languages], by each row's `language` [rows]."""
     # compared and added up, not scattered or multiplied: exact on a TPU, in the same order each time on a GPU, and a

@@ -1,5 +1,6 @@
 """The optimizer and its schedule, as published."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +9,7 @@ import optax
 
 
 class OptimizerError(ValueError):
-    """A schedule that cannot be followed."""
+    """A schedule that cannot be followed, or a value that Adam cannot have; names the field."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class OptimizerConfig:
     clip_norm: float = 10.0
 
     def __post_init__(self):
+        for name in ("peak_learning_rate", "warmup_steps", "epsilon", "weight_decay", "clip_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise OptimizerError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise OptimizerError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
         if self.schedule == "linear" and self.total_steps <= self.warmup_steps:
             raise OptimizerError(
                 f"total_steps ({self.total_steps}) must exceed warmup_steps ({self.warmup_steps}) for a linear decay"

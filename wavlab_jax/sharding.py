@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from data_pipelines.batch import NO_UNIT, NO_UTTERANCE, Batch
+from data_pipelines.batch import NO_UNIT, NO_UTTERANCE, Batch, num_frames
 from wavlab_jax.state import TrainState
 
 
@@ -158,6 +159,39 @@ def place_batch(batch: Batch, *, mesh: Mesh, passes: int) -> Batch:
         return jax.make_array_from_process_local_data(sharding, local)
 
     return Batch(*(place(np.asarray(field)) for field in batch))
+
+
+@lru_cache(maxsize=64)  # a handful of values, placed once each
+def place_flag(value: int, *, mesh: Mesh) -> jax.Array:
+    """This process' `value` on each of its devices: int32 [devices of all processes]."""
+    local = np.full(mesh.local_mesh.size, value, np.int32)
+    return jax.make_array_from_process_local_data(NamedSharding(mesh, P(BATCH_AXES)), local)
+
+
+def abstract_flag(mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """The shape of what `place_flag` makes."""
+    return jax.ShapeDtypeStruct((mesh.size,), np.int32, sharding=NamedSharding(mesh, P(BATCH_AXES)))
+
+
+def abstract_batch(mesh: Mesh, *, rows: int, samples: int, sets: int, passes: int, clean: bool = False) -> Batch:
+    """Shapes of what `place_batch` makes of `rows` rows of `samples` with `sets` sets of units, of all hosts."""
+    multiple = passes * mesh.size
+    rows = -(-rows // multiple) * multiple // passes
+    frames = num_frames(samples)
+    fields = {
+        "waveform": ((samples,), np.float32),
+        "clean": ((samples if clean else 0,), np.float32),
+        "units": ((frames, sets), np.int32),
+        "valid": ((frames,), np.bool_),
+        "seed": ((), np.uint32),
+    }
+    sharding = NamedSharding(mesh, P(None, BATCH_AXES))
+
+    def shape(name):
+        own, dtype = fields.get(name, ((), np.int32))
+        return jax.ShapeDtypeStruct((passes, rows, *own), dtype, sharding=sharding)
+
+    return Batch(*map(shape, Batch._fields))
 
 
 def _fill(name: str, field: np.ndarray, rows: int) -> np.ndarray:

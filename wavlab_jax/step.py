@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,14 +12,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipelines.batch import Batch
-from wavlab_jax.encoder import EncoderConfig, formulation_for
+from wavlab_jax.encoder import EncoderConfig, Formulation, formulation_for
 from wavlab_jax.heads import AnyHeadConfig
-from wavlab_jax.health import combine, mask_coverage, observe, update_sums
+from wavlab_jax.health import combine, combine_copies, mask_coverage, observe, update_sums
 from wavlab_jax.metrics import Sums
 from wavlab_jax.model import assemble, make_model, parameters
 from wavlab_jax.objectives import AnyObjectiveConfig, Judged, Keys, check_head, draw_masks, loss_of, objective_of
 from wavlab_jax.optim import OptimizerConfig, at_step, learning_rate, make_optimizer
-from wavlab_jax.sharding import BATCH_AXES, state_shardings
+from wavlab_jax.sharding import BATCH_AXES, abstract_flag, place_flag, state_shardings
 from wavlab_jax.state import TrainState, fresh_state
 from wavlab_jax.targets.online import Targets
 
@@ -41,6 +41,28 @@ class LearnerConfig:
         check_head(self.objective, self.head)
 
 
+class TrainStep(NamedTuple):
+    """The jitted update: call it with a state, which it takes over (donates), a placed batch and a wish.
+
+    Attributes:
+        jitted: (state, batch, wishes, frozen arrays of the targets) -> (state, StepResult).
+        frozen: those arrays, or their shapes where the step is only to be lowered.
+        mesh: that it runs on.
+    """
+
+    jitted: Callable
+    frozen: Any
+    mesh: Mesh
+
+    def __call__(self, state: TrainState, batch: Batch, wish: int = 0) -> tuple[TrainState, "StepResult"]:
+        """One update."""
+        return self.jitted(state, batch, place_flag(wish, mesh=self.mesh), self.frozen)
+
+    def lower(self, state: TrainState, batch: Batch):
+        """The very program that a call would run, for shapes that say where they lie: nothing is allocated."""
+        return self.jitted.lower(state, batch, abstract_flag(self.mesh), self.frozen)
+
+
 class StepResult(NamedTuple):
     """What a step reports, replicated on every device.
 
@@ -52,6 +74,7 @@ class StepResult(NamedTuple):
         finite: [] bool; where False the parameters and the moments were left as they were, and the step was counted.
         languages, counts, layers, extremes: as `health.Observed` has them.
         updates: squares of updates and weights by group of modules: `health.update_sums`.
+        wish: [] int32, the largest `wish` that any process gave with this step.
     """
 
     sums: Sums
@@ -64,6 +87,7 @@ class StepResult(NamedTuple):
     layers: Sums
     extremes: dict[str, jax.Array]
     updates: Sums
+    wish: jax.Array
 
 
 def abstract_state(cfg: LearnerConfig, mesh: Mesh) -> TrainState:
@@ -89,22 +113,30 @@ def _initial_state(cfg: LearnerConfig, optimizer: optax.GradientTransformation) 
 
 
 def make_train_step(
-    cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None, *, languages: int = 0
-) -> Callable[[TrainState, Batch], tuple[TrainState, StepResult]]:
+    cfg: LearnerConfig,
+    mesh: Mesh,
+    targets: Targets | None = None,
+    *,
+    languages: int = 0,
+    formulation: Formulation | None = None,
+) -> TrainStep:
     """The jitted update. Takes a placed batch [passes, rows, ...] (`sharding.place_batch`); donates the state.
+    Of several processes' wishes, which mean nothing here, each learns the largest: agreement for the price of a scalar
+    that travels with the step.
 
     Gradients of the passes add up to those of the whole step, because every term is divided by the whole step's count.
     `targets` fill in the units that are computed in the step; their arrays are arguments of the compiled program.
     `languages`: how many the manifest has; the first ones are told apart, none by default.
+    `formulation` is by default that of the mesh's platform.
     """
     objective = objective_of(cfg.objective)
     coefficients = objective.coefficients(cfg.objective, cfg.head)
     optimizer = make_optimizer(cfg.optimizer)
     schedule = learning_rate(cfg.optimizer)
-    formulation = formulation_for(mesh.devices.flat[0].platform)
+    formulation = formulation or formulation_for(mesh.devices.flat[0].platform)
     channels = cfg.encoder.extractor_channels[-1]
 
-    def train_step(state: TrainState, batch: Batch, frozen) -> tuple[TrainState, StepResult]:
+    def train_step(state: TrainState, batch: Batch, wishes, frozen) -> tuple[TrainState, StepResult]:
         if targets is not None:  # one pass after the other, as they are trained on
             batch = batch._replace(units=lax.map(lambda rows: targets.label(frozen, rows).units, batch))
         # a stream of its own: the first key of the seed made the initial values
@@ -132,16 +164,34 @@ def make_train_step(
             return loss_of(observed.sums, denominators, coefficients), observed
 
         gradient_of = jax.grad(loss, has_aux=True)
-        first = jax.tree.map(lambda x: x[0], (batch, masks))
-        gradient, observed = gradient_of(state.params, *first)
-        if batch.waveform.shape[0] > 1:
 
-            def accumulate(total, rows_and_mask):
-                gradient, observed = gradient_of(state.params, *rows_and_mask)
+        def accumulated(params, rows_and_masks):
+            first = gradient_of(params, *jax.tree.map(lambda x: x[0], rows_and_masks))
+
+            def accumulate(total, one_pass):
+                gradient, observed = gradient_of(params, *one_pass)
                 return (jax.tree.map(jnp.add, total[0], gradient), combine(total[1], observed)), None
 
-            rest = jax.tree.map(lambda x: x[1:], (batch, masks))
-            (gradient, observed), _ = lax.scan(accumulate, (gradient, observed), rest)
+            return lax.scan(accumulate, first, jax.tree.map(lambda x: x[1:], rows_and_masks))[0]
+
+        def per_copy(params, rows_and_masks):
+            gradient, observed = accumulated(params, rows_and_masks)
+            # leaf by leaf: XLA cannot place one exchange of several arrays where another axis is automatic
+            return jax.tree.map(lambda x: lax.psum(x, "data"), gradient), combine_copies(observed, "data")
+
+        if batch.waveform.shape[0] == 1:
+            gradient, observed = gradient_of(state.params, *jax.tree.map(lambda x: x[0], (batch, masks)))
+        elif objective.ADDITIVE and mesh.shape["data"] > 1:  # (XLA refuses a manual axis of one device)
+            gradient, observed = jax.shard_map(
+                per_copy,
+                mesh=mesh,
+                in_specs=(P(), P(None, "data")),
+                out_specs=P(),
+                axis_names={"data"},
+                check_vma=False,
+            )(state.params, (batch, masks))
+        else:
+            gradient, observed = accumulated(state.params, (batch, masks))
 
         value = loss_of(observed.sums, denominators, coefficients)
         norm = optax.tree.norm(gradient)
@@ -162,18 +212,18 @@ def make_train_step(
             layers=observed.layers,
             extremes=observed.extremes,
             updates=update_sums(updates, state.params),
+            wish=jnp.max(wishes),
         )
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(cfg, mesh))
     everywhere, rows = _places(mesh)
     compiled = jax.jit(
         train_step,
-        in_shardings=(shardings, rows, everywhere),
+        in_shardings=(shardings, rows, NamedSharding(mesh, P(BATCH_AXES)), everywhere),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
-    frozen = None if targets is None else targets.frozen
-    return lambda state, batch: compiled(state, batch, frozen)
+    return TrainStep(compiled, None if targets is None else targets.frozen, mesh)
 
 
 def make_predict_step(cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None) -> Callable[..., Judged]:

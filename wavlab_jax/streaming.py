@@ -265,7 +265,7 @@ def _for_inference(encoder: Encoder) -> Encoder:
     """The same parameters, computed in float32, with nothing kept for gradients, and with padding that nobody hears."""
     copy = nnx.merge(*nnx.split(encoder))
     copy.config = dataclasses.replace(
-        encoder.config, compute_dtype="float32", rematerialize=False, valid_frames="convolution"
+        encoder.config, compute_dtype="float32", rematerialize="nothing", valid_frames="convolution"
     )
     return copy
 

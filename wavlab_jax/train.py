@@ -4,6 +4,9 @@
 2. The metrics of step k - 1 are read.           5. Every `save_every` steps, and at the end or when interrupted, the
 3. A step that was not finite changes nothing;      state is saved - after its own metrics were read.
    it stops the run, or is skipped and named.
+
+A signal to stop may reach one process of several. Its number travels with the next step, whose result tells it to all;
+they read that in 2., and so stop after the same step. Alone, a process stops after the step at hand.
 """
 
 import math
@@ -38,7 +41,15 @@ class LoopError(ValueError):
 
 
 class Interrupted(RuntimeError):
-    """The run was asked to stop (Ctrl-C, SIGTERM), saved its state, and can be continued by the same command."""
+    """The run was asked to stop, saved its state, and can be continued by the same command.
+
+    `status` to exit with: 130 after Ctrl-C; 75 (EX_TEMPFAIL: run me again) after SIGTERM or SIGUSR1, by which
+    schedulers announce the end of an allocation.
+    """
+
+    def __init__(self, said: str, *, number: int):
+        super().__init__(said)
+        self.status = 130 if number == signal.SIGINT else 75
 
 
 @dataclass(frozen=True)
@@ -49,7 +60,10 @@ class LoopConfig:
         steps: updates in all.
         log_every: updates a line of metrics sums up.
         save_every: updates between checkpoints.
-        keep: checkpoints that stay.
+        keep: of the latest checkpoints, how many stay.
+        keep_every: beside them, those whose step this divides; a multiple of `save_every`; 0: none.
+        keep_best: beside them, so many with the lowest training loss, taken over the steps since the checkpoint before;
+            0: none.
         non_finite: what a step does whose loss or gradient is not finite; it changes no parameters either way. "stop"
             the run, or "skip" it: the next batch follows, and the learning rate goes on as if it had counted.
         skip_in_row, skip_in_all: how many such steps are borne, one after the other and in the whole run, before it
@@ -63,6 +77,8 @@ class LoopConfig:
     log_every: int = 100
     save_every: int = 5_000
     keep: int = 2
+    keep_every: int = 0
+    keep_best: int = 0
     non_finite: Literal["stop", "skip"] = "stop"
     skip_in_row: int = 5
     skip_in_all: int = 100
@@ -73,11 +89,16 @@ class LoopConfig:
         for name in ("steps", "log_every", "save_every", "keep", "skip_in_row", "skip_in_all"):
             if getattr(self, name) < 1:
                 raise LoopError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.keep_best < 0 or self.keep_every < 0 or self.keep_every % self.save_every:
+            raise LoopError(
+                f"loop.keep_every is {self.keep_every}, loop.keep_best {self.keep_best}: neither may be negative, and "
+                f"the first must be a multiple of loop.save_every, {self.save_every}"
+            )
 
 
 def train(
     state: TrainState,
-    step: Callable[[TrainState, Batch], tuple[TrainState, StepResult]],
+    step: Callable[[TrainState, Batch, int], tuple[TrainState, StepResult]],
     batches: Iterator[Batch],
     *,
     place: Callable[[Batch], Batch],
@@ -116,16 +137,24 @@ def train(
     allowed = {"in_row": cfg.skip_in_row, "in_all": cfg.skip_in_all} if cfg.non_finite == "skip" else NONE_SKIPPED
     skips = Skips(folder, record=record, resume_step=done, describe=describe, **allowed)
     pending: tuple[int, StepResult, Batch] | None = None
-    saved = done
+    saved, scored = done, (0.0, 0.0)  # of the steps since: the loss and its weight
+    alone, agreed = jax.process_count() == 1, 0  # the number of a signal that every process knows of
+
+    def stopping() -> int:
+        return max(stop, default=0) if alone else agreed
 
     def read_pending(window: Window) -> Window:
+        nonlocal agreed, scored
         if pending is None:
             return window
         number, result, batch = pending
         result = jax.device_get(result)
+        agreed = max(agreed, int(result.wish))
         clock.heard(batch)
         if skips.passed(number, result, batch, saved=saved):
             window = window.plus(result)
+            here = result.sums[shown[0]]
+            scored = (scored[0] + float(here.total), scored[1] + float(here.weight))
         if number % cfg.log_every == 0 or number == cfg.steps:
             told = {"learning_rate": float(result.learning_rate), "skipped": skips.total, **clock.line()}
             values = {**window.line(languages), **told}
@@ -136,25 +165,29 @@ def train(
         return window
 
     def save(window: Window) -> None:
+        nonlocal scored
         writer.sync()  # a run that continues from this checkpoint does not write the lines before it again
-        checkpoints.save(state, {**clock.record(), **skips.record(), "window": window.record()})
+        score = scored[0] / scored[1] if scored[1] else math.nan
+        checkpoints.save(state, {**clock.record(), **skips.record(), "window": window.record()}, score=score)
+        scored = (0.0, 0.0)
 
+    bar_of = {"total": cfg.steps, "initial": done, "desc": title, "unit": "step", "disable": jax.process_index() > 0}
     with (
         stop_signals() as stop,
         Profile(folder / "profile", steps=cfg.profile_steps, left=cfg.steps - done) as profile,
-        tqdm(total=cfg.steps, initial=done, desc=title, unit="step", dynamic_ncols=True, mininterval=1.0) as bar,
+        tqdm(**bar_of, dynamic_ncols=True, mininterval=1.0) as bar,
     ):
-        while done < cfg.steps and not stop:
+        while done < cfg.steps and not stopping():
             with clock.waiting():
                 batch = next(batches)
             with profile.step(done + 1) as awaited:
-                state, result = step(state, place(batch))
+                state, result = step(state, place(batch), max(stop, default=0))
                 awaited.append(result.loss)
             window = read_pending(window)  # of the step before, while this one computes
             done += 1
             pending = (done, result, batch)
             bar.update()
-            if done % cfg.save_every == 0 or done == cfg.steps or stop:
+            if done % cfg.save_every == 0 or done == cfg.steps or stopping():
                 window, pending = read_pending(window), None
                 save(window)
                 saved = done
@@ -163,22 +196,25 @@ def train(
             save(read_pending(window))
     checkpoints.wait()
     if done < cfg.steps:
-        raise Interrupted(f"stopped after step {done} of {cfg.steps}, saved; the same command continues")
+        said = f"stopped after step {done} of {cfg.steps}, saved; the same command continues"
+        raise Interrupted(said, number=stopping())
     return state
 
 
 @contextmanager
 def stop_signals():
-    """A list that becomes non-empty at the first SIGINT or SIGTERM; a second one ends the process as usual."""
+    """A list of the numbers of the signals that came: SIGINT, SIGTERM, and SIGUSR1, by which Slurm warns.
+
+    A second Ctrl-C ends the process as usual. The others may come again, by way of whoever passes them on, and do not.
+    """
     caught: list[int] = []
     before = {}
 
     def handle(number, frame):
         caught.append(number)
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         before[number] = signal.signal(number, handle)
     try:
         yield caught

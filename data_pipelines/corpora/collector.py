@@ -1,13 +1,13 @@
-"""What the readers of named corpora share: finding files, reading tables, taking or rejecting one clip, splits."""
+"""What the readers of named corpora share beside `listing`: finding files, reading tables, clips by their paths."""
 
 import os
-import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from data_pipelines.audio import AUDIO_SUFFIXES
-from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
+from data_pipelines.corpora import CorpusError, Listing
+from data_pipelines.corpora.listing import Lister
 from data_pipelines.languages import UnknownLanguage, normalise
 from data_pipelines.manifest import Split
 
@@ -20,18 +20,15 @@ class Span(NamedTuple):
 
 
 class Collector:
-    """Gathers the clips of one `corpus` under `folder`; what cannot be used is rejected with a reason, never raised.
+    """A `Lister` for corpora whose layout says all: clips by their paths, of one `corpus` with one `licence`.
 
-    Rows are numbered in the order in which they come. A clip's id is its path, with "#" and a number for the second and
-    further stretches of one file.
+    What cannot be used is rejected with a reason, never raised. Rows are numbered in the order in which they come. A
+    clip's id is its path, with "#" and a number for the second and further stretches of one file.
     """
 
     def __init__(self, folder: str | Path, *, corpus: str, licence: str = ""):
-        self.folder, self.corpus, self.licence = Path(folder), corpus, licence
-        if not self.folder.is_dir():
-            raise CorpusError(f"corpus folder {folder} does not exist")
-        self._clips: list[Clip] = []
-        self._rejected: list[Rejected] = []
+        self._lister = Lister(folder, corpus=corpus, licence=licence)
+        self.folder = self._lister.folder
         self._pieces: dict[str, int] = {}  # path -> clips so far
 
     def take(
@@ -51,41 +48,27 @@ class Collector:
         may give several clips.
         """
         name = self._name(path)
-        try:
-            name.encode()
-            status = os.stat(path)
-        except UnicodeEncodeError:
-            return self.reject(path, "the file's name is not UTF-8: rename it")
-        except (OSError, ValueError) as error:
-            return self.reject(path, f"no such file ({getattr(error, 'strerror', error)})")
-        if not stat.S_ISREG(status.st_mode):
-            return self.reject(path, "not a file")
         piece = self._pieces.get(name, 0)
         if piece and span is None:
             return self.reject(path, "was listed before")
-        self._pieces[name] = piece + 1
         start, end = span or Span()
-        self._clips.append(
-            Clip(
-                id=f"{name}#{piece}" if piece else name,
-                path=name,
-                language=language,
-                corpus=self.corpus,
-                speaker=speaker,
-                split=split,
-                text=one_line(text),
-                licence=self.licence,
-                samples=samples,
-                row=self._next_row(),
-                size=status.st_size,
-                start=start,
-                end=end,
-            )
+        self._lister.add(
+            name,
+            id=f"{name}#{piece}" if piece else name,
+            row=len(self._lister) + 1,
+            language=language,
+            speaker=speaker,
+            split=split,
+            text=one_line(text),
+            samples=samples,
+            start=start,
+            end=end,
         )
+        self._pieces[name] = piece + 1
 
     def reject(self, path: Path, reason: str) -> None:
         """Notes what was left out, and why."""
-        self._rejected.append(Rejected(self._name(path), self._next_row(), reason))
+        self._lister.reject(self._name(path), len(self._lister) + 1, reason)
 
     def language_of(self, given: str, *, where: Path) -> str:
         """ISO 639-3. Raises CorpusError naming the folder or file that says so."""
@@ -98,15 +81,12 @@ class Collector:
 
     def listing(self, layout: str) -> Listing:
         """All of it. Raises CorpusError if there is nothing at all: `layout` is what was expected."""
-        if not self._clips and not self._rejected:
+        if not len(self._lister):
             raise wrong_layout(self.folder, layout)
-        return Listing(self._clips, self._rejected)
+        return self._lister.listing(source=self.folder)
 
     def _name(self, path: Path) -> str:
         return Path(os.path.relpath(path, self.folder)).as_posix()
-
-    def _next_row(self) -> int:
-        return len(self._clips) + len(self._rejected) + 1
 
 
 def wrong_layout(folder: Path, layout: str) -> CorpusError:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from data_pipelines.audio import AUDIO_SUFFIXES
 from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
-from data_pipelines.corpora.listing import Unusable, file_in, split_of
+from data_pipelines.corpora.listing import Unusable, clip_bar, file_in, split_of
 from data_pipelines.languages import UnknownLanguage, normalise
 
 TABLE_NAME = "manifest.tsv"
@@ -51,16 +51,18 @@ def read(folder: str | Path, *, table: str | Path | None = None) -> Listing:
             raise CorpusError(f"{path} lists no clips")
     codes = _languages(rows, folder, path)
     clips, seen = [], {}
-    for number, row in rows:
-        try:
-            clip = _clip(folder, number, row, codes)
-            if clip.id in seen:
-                raise Unusable(f"id {clip.id!r} was already given in row {seen[clip.id]}")
-        except Unusable as error:
-            rejected.append(Rejected(row["path"], number, str(error)))
-            continue
-        seen[clip.id] = number
-        clips.append(clip)
+    with clip_bar(folder, total=len(rows)) as bar:
+        for number, row in rows:
+            bar.update()
+            try:
+                clip = _clip(folder, number, row, codes)
+                if clip.id in seen:
+                    raise Unusable(f"id {clip.id!r} was already given in row {seen[clip.id]}")
+            except Unusable as error:
+                rejected.append(Rejected(row["path"], number, str(error)))
+                continue
+            seen[clip.id] = number
+            clips.append(clip)
     return Listing(clips, rejected)
 
 

@@ -1,5 +1,7 @@
 """What the readers of corpora share: paths that stay inside the folder, languages, splits, ids that are given once."""
 
+import contextlib
+import contextvars
 import hashlib
 import os
 import posixpath
@@ -9,6 +11,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+from tqdm import tqdm
 
 from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
 from data_pipelines.languages import UnknownLanguage, normalise
@@ -20,6 +24,8 @@ SPLITS = {
     **{name: Split.TEST for name in ("test", "eval")},
 }
 TRAIN_SHARE, DEV_SHARE = 80, 10  # percent, where the source has no split
+BAR_AFTER = 5.0  # seconds of listing, after which it is worth a bar
+_progress = contextvars.ContextVar("progress", default=False)
 
 
 class Unusable(Exception):
@@ -122,14 +128,31 @@ def found(folder: Path, pattern: str, *, what: str) -> list[str]:
     return paths
 
 
+@contextlib.contextmanager
+def shown_progress(shown: bool) -> Iterator[None]:
+    """Whether listings that take long show a bar, in this block."""
+    before = _progress.set(shown)
+    try:
+        yield
+    finally:
+        _progress.reset(before)
+
+
+def clip_bar(folder: Path, *, total: int | None = None) -> tqdm:
+    """A bar that counts clips; it shows itself after `BAR_AFTER` seconds, to a log file twice a minute."""
+    often = 0.5 if sys.stderr.isatty() else 30.0
+    kept = {"leave": False, "disable": not _progress.get(), "delay": BAR_AFTER, "mininterval": often}
+    return tqdm(total=total, desc=f"listing {folder.resolve().name}", unit=" clips", unit_scale=True, **kept)
+
+
 class Lister:
     """Collects clips in their order; what cannot be used is rejected with its reason.
 
-    Strings that many clips share are kept once.
+    Strings that many clips share are kept once. `licence` is that of clips for which none is given.
     """
 
-    def __init__(self, folder: str | Path, *, corpus: str | None = None):
-        self.folder = existing_folder(folder)
+    def __init__(self, folder: str | Path, *, corpus: str | None = None, licence: str = ""):
+        self.folder, self._licence = existing_folder(folder), sys.intern(licence)
         self._corpus = sys.intern(corpus or self.folder.resolve().name)
         self._clips: list[Clip] = []
         self._rejected: list[Rejected] = []
@@ -138,12 +161,14 @@ class Lister:
         self._unknown: dict[str, str] = {}  # language -> the first place that has it
         self._wrong = 0
         self._last: tuple[str, File] | None = None
+        self._bar = clip_bar(self.folder)
 
     def __len__(self) -> int:
         return len(self._clips) + len(self._rejected)
 
     def reject(self, path: str, row: int, reason: str) -> None:
         """Leaves one clip out."""
+        self._bar.update()
         self._rejected.append(Rejected(path, row, reason))
 
     def add(
@@ -154,7 +179,7 @@ class Lister:
         language: str,
         id: str = "",
         speaker: str = "",
-        split: str = "",
+        split: str | Split = "",
         text: str = "",
         licence: str = "",
         samples: int | None = None,
@@ -163,7 +188,8 @@ class Lister:
         start: float = 0.0,
         end: float | None = None,
     ) -> None:
-        """Takes one clip in; fields are those of `Clip`, `language` and `split` as the source spells them.
+        """Takes one clip in; fields are those of `Clip`, `language` and `split` as the source spells them
+        (or a Split).
 
         The file must lie in the folder; its size is looked up where `size` is None. Without an id, the path is the id.
         """
@@ -183,9 +209,9 @@ class Lister:
                 language=code,
                 corpus=self._corpus,
                 speaker=sys.intern(speaker),
-                split=split_of(split, language=code, sentence=text or id),
+                split=split if isinstance(split, Split) else split_of(split, language=code, sentence=text or id),
                 text=text,
-                licence=sys.intern(licence),
+                licence=sys.intern(licence) if licence else self._licence,
                 samples=samples,
                 row=row,
                 size=self._last[1].size if size is None else size,
@@ -198,9 +224,11 @@ class Lister:
             return
         self._rows[id] = row
         self._clips.append(clip)
+        self._bar.update()
 
     def listing(self, *, source: str | Path) -> Listing:
         """What was collected. Raises CorpusError naming `source`: nothing, or languages unknown in over half of it."""
+        self._bar.close()
         if not len(self):
             raise CorpusError(f"{source} lists no clips")
         if 2 * self._wrong > len(self):

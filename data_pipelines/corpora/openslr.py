@@ -1,11 +1,12 @@
-"""Google's crowdsourced corpora on OpenSLR (Googlei18n): line_index*.tsv or utt_spk_text.tsv, and the audio near it.
+"""Google's crowdsourced corpora on OpenSLR (Googlei18n): line_index*.tsv (or .csv), utt_spk_text.tsv, audio near it.
 
 Layout: the pages of openslr.org/32, 35 to 37, 41 to 44, 52 to 54, 61 to 80, 83 and 86, and the file lists in Hugging
-Face's openslr data set. Three forms, all without a header:
+Face's openslr data set; of 61 and 83 the scripts that download them. Four forms, all without a header:
 - <xx>_<yy>_{female,male}/line_index.tsv, "<id> TAB <text>" (some with two tabs, or a field between), with wavs/<id>.wav
 - line_index_{female,male}.tsv at the top, and <xx>_<yy>_{female,male}/<id>.wav
+- line_index_all.csv at the top of 83, "<line>, <id>, <text>" with commas in texts, and <dialect>_english_male/<id>.wav
 - asr_<language>/utt_spk_text.tsv, "<id> TAB <speaker> TAB <text>", with data/<two characters>/<id>.flac
-An <id> of the first two is <language and gender>_<speaker>_<number>.
+An <id> of the first three is <language and gender>_<speaker>_<number>.
 """
 
 import re
@@ -24,8 +25,10 @@ RESOURCES = {
     **{63: "mal", 64: "mar", 65: "tam", 66: "tel", 69: "cat", 70: "eng", 71: "spa", 72: "spa", 73: "spa", 74: "spa"},
     **{75: "spa", 76: "eus", 77: "glg", 78: "guj", 79: "kan", 80: "mya", 83: "eng", 86: "yor"},
 }
-_TABLE = re.compile(r"(?:\w+_)?line_index(?:_\w+)?\.tsv|utt_spk_text\.tsv")
-_LOCALE = re.compile(r"([a-z]{2,3})_[a-z]{2}(?:_(?:fe)?male)?")
+SPOKEN = {"sso": "sot"}  # 32 has Sesotho in st_za/za/sso, and ids to match; in ISO 639-3 sso is Sissano
+_TABLE = re.compile(r"(?:\w+_)?line_index(?:_\w+)?\.[tc]sv|utt_spk_text\.tsv")
+_LOCALE = re.compile(r"([a-z]{2,3})_(?:[a-z]{2}(?:_(?:fe)?male)?|weather_messages)")
+_ENGLISH = re.compile(r"[a-z]+_english(?:_(?:fe)?male)?")
 _ASR = re.compile(r"asr_([a-z]+)")
 _RESOURCE = re.compile(r"(?:open)?slr[-_]?(\d+)(?:_([a-z]{2,3}))?", re.IGNORECASE)
 
@@ -53,7 +56,10 @@ def read(folder: str | Path, *, language: str | None = None) -> Listing:
     taken: set[Path] = set()
     for table in tables:
         for line, content in lines_of(table):
-            fields = [field for field in content.split("\t") if field.strip()]
+            if table.suffix == ".csv":
+                fields = content.split(", ", 2)[1:]
+            else:
+                fields = [field for field in content.split("\t") if field.strip()]
             if len(fields) < 2:
                 out.reject(table, f"line {line}: not an id and a text")
                 continue
@@ -87,10 +93,12 @@ def language_of(place: Path, root: Path, given: str | None) -> str:
         try:
             if match := _LOCALE.fullmatch(name) or _ASR.fullmatch(name):
                 return normalise(match[1])
+            if _ENGLISH.fullmatch(name):
+                return "eng"
             if (match := _RESOURCE.fullmatch(name)) and (match[2] or int(match[1]) in RESOURCES):
                 return normalise(match[2]) if match[2] else RESOURCES[int(match[1])]
             if re.fullmatch("[a-z]{2,3}", name):
-                return normalise(name)
+                return SPOKEN.get(name) or normalise(name)
         except UnknownLanguage:
             continue
     raise CorpusError(f"{place}: no folder above says the language (as ml_in_female or SLR63 do); give `language`")

@@ -16,6 +16,7 @@ from experiments.stages import (
     wavlab_ms,
     wavlm_base_plus,
     wavlm_large,
+    xlsr_2b,
     xlsr_300m,
 )
 
@@ -30,6 +31,7 @@ STAGES = {
     "wavlm_base_plus": wavlm_base_plus,
     "wavlm_large": wavlm_large,
     "xlsr_300m": xlsr_300m,
+    "xlsr_2b": xlsr_2b,
     "mhubert_147_it3": mhubert_147_it3,
     "best_rq_base": best_rq_base,
 }

@@ -46,7 +46,7 @@ def demo_data(*, draw: DrawConfig = NATURAL, mixing: MixingConfig | None = None)
 
 
 # WavLabLM has HuBERT Large's shape, without WavLM's relative position bias; here it hears normalised waveforms.
-LARGE = replace(architecture("hubert_large"), compute_dtype="bfloat16", rematerialize=True)
+LARGE = replace(architecture("hubert_large"), compute_dtype="bfloat16", rematerialize="layers")
 BASE = replace(architecture("hubert_base"), compute_dtype="bfloat16")
 
 # One shape for all demo stages, so that each can continue the one before. The extractor is narrow where time is long,

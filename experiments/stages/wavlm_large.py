@@ -26,7 +26,7 @@ def get_config() -> StageConfig:
         name="wavlm_large",
         learner=dataclasses.replace(
             base.learner,
-            encoder=dataclasses.replace(architecture("wavlm_large"), compute_dtype="bfloat16", rematerialize=True),
+            encoder=dataclasses.replace(architecture("wavlm_large"), compute_dtype="bfloat16", rematerialize="layers"),
             head=HeadConfig(units=500, dim=768),
             optimizer=dataclasses.replace(
                 base.learner.optimizer, peak_learning_rate=1.5e-3, clip_norm=1.0, total_steps=STEPS

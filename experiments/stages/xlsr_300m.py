@@ -34,7 +34,7 @@ def get_config() -> StageConfig:
     return StageConfig(
         name="xlsr_300m",
         learner=LearnerConfig(
-            encoder=dataclasses.replace(architecture("xls_r_300m"), compute_dtype="bfloat16", rematerialize=True),
+            encoder=dataclasses.replace(architecture("xls_r_300m"), compute_dtype="bfloat16", rematerialize="layers"),
             head=ContrastiveHeadConfig(dim=768, codevector_dim=768),
             objective=ContrastiveConfig(feature_penalty_weight=0.0, feature_dropout=0.0, gumbel_floor=0.1),
             optimizer=OptimizerConfig(peak_learning_rate=3e-4, total_steps=STEPS),

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,7 +14,9 @@ from data_pipelines.balance import DrawConfig
 from data_pipelines.batch import Batch, num_frames
 from data_pipelines.identity import data_digest, data_identity, what_changed
 from data_pipelines.manifest import Manifest, Split, write_manifest
+from data_pipelines.mixing import MixingConfig
 from data_pipelines.pipeline import DataConfig, LoadBatch, train_dataset
+from data_pipelines.reverberation import ReverbConfig
 from data_pipelines.units import UnitsError, UnitStore, UnitWriter, frames_at
 from tests.data_pipelines.ramps import CLEAN, LENGTHS, MIXED, assert_same, first
 
@@ -148,3 +151,13 @@ def test_what_changed_is_told_in_words(corpus, tmp_path):
     told = what_changed(data_identity(corpus, cfg), data_identity(Manifest.load(tmp_path, check_shards=False), cfg))
     assert [line.split(":")[0] for line in told] == ["corpus", "hours of fra", "training utterances"]
     assert "training utterances: 48 then, 47 now" in told
+
+
+def test_another_file_of_noise_is_another_run(corpus, tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.ones(16_000, np.float32) / 2, 16_000)
+    noisy = dataclasses.replace(MIXED, mixing=MixingConfig(noise_folder=str(tmp_path)))
+    rooms = dataclasses.replace(MIXED, reverb=ReverbConfig(folder=str(tmp_path)))
+    before = [data_identity(corpus, cfg) for cfg in (noisy, rooms)]
+    soundfile.write(tmp_path / "b.wav", np.ones(8_000, np.float32) / 2, 16_000)
+    changed = [what_changed(then, data_identity(corpus, cfg)) for then, cfg in zip(before, (noisy, rooms), strict=True)]
+    assert [[line.split(":")[0] for line in lines] for lines in changed] == [["files of noise"], ["files of rooms"]]

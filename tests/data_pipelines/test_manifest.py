@@ -114,6 +114,7 @@ def test_the_fingerprint_changes_with_what_it_covers_and_with_nothing_else(tmp_p
     changed = list(COLUMNS[name])
     changed[i] = other
     assert fingerprint(**{name: changed}) != fingerprint()
+    assert fingerprint(content="other audio") != fingerprint()
     assert fingerprint(speaker=["z"] * 4, text=None, licence=None, shard=[0] * 4, record=[0, 1, 2, 3]) == fingerprint()
     order = data.draw(st.permutations(range(4)))
     moved = {key: [COLUMNS[key][k] for k in order] for key in COLUMNS}

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from data_pipelines import shared_batches
 from data_pipelines.balance import DrawConfig, SamplingError
 from data_pipelines.batch import HOP, NO_UTTERANCE, Batch, check_batch, num_frames
 from data_pipelines.crops import CropError
@@ -142,7 +143,9 @@ def test_threads_do_not_change_anything(corpus, units):
             assert_same(batch, again)
 
 
-def test_worker_processes_do_not_change_anything(corpus, units):
+def test_worker_processes_do_not_change_anything(corpus, units, monkeypatch):
+    through_grain = []
+    monkeypatch.setattr(shared_batches, "own_copy", lambda batch: through_grain.append(batch) or batch)
     here = first(MIXED, corpus, units, 7, start=3, host=1, hosts=2)
     cfg = dataclasses.replace(MIXED, workers=2, threads=1)
     with train_batches(cfg, corpus, units, start=3, host=1, hosts=2) as batches:
@@ -150,6 +153,7 @@ def test_worker_processes_do_not_change_anything(corpus, units):
         assert len(multiprocessing.active_children()) == 2
     # After the end, so that memory which a worker took back would show.
     assert multiprocessing.active_children() == []
+    assert not through_grain  # every batch came through a slot
     for batch, again in zip(here, there, strict=True):
         assert_same(batch, again)
         assert all(array.flags.owndata and array.flags.writeable for array in again)

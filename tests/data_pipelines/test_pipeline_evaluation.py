@@ -5,11 +5,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from data_pipelines.ahead import Batches
 from data_pipelines.batch import HOP, NO_UNIT, NO_UTTERANCE, Batch, num_frames
 from data_pipelines.crops import CropError
 from data_pipelines.manifest import Split
 from data_pipelines.pipeline import (
-    Batches,
     PipelineError,
     describe_rows,
     eval_batches,

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.corpora import folder as folder_corpus
-from data_pipelines.manifest import Split
+from data_pipelines.manifest import Manifest, Split
 from data_pipelines.shards import Joining, join_neighbours
 from data_pipelines.sources import ShardSource, check_records
 from tests.data_pipelines.noise_corpus import REPOSITORY, go, noise, prepare_in_a_process, tree, write_table
@@ -156,6 +156,21 @@ def test_the_command_line(raw, tmp_path):
     process = prepare_in_a_process(tmp_path / "nowhere", out)
     assert process.communicate(timeout=60)[1].strip() == f"error: corpus folder {tmp_path / 'nowhere'} does not exist"
     assert process.returncode == 1
+
+
+def test_the_command_line_with_a_reader_and_its_options(raw, tmp_path):
+    kaldi, out = tmp_path / "kaldi", tmp_path / "out"
+    kaldi.mkdir()
+    places = sorted((raw[0] / "fr/one").glob("*.wav"))
+    (kaldi / "wav.scp").write_text("".join(f"utt-{k} {path}\n" for k, path in enumerate(places)))
+    options = ["--reader", "kaldi", "--option", f"data={kaldi}", "language=oci", "--workers", "1"]
+    _, stderr = (process := prepare_in_a_process(raw[0], out, *options)).communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    manifest = Manifest.load(out)
+    assert manifest.languages == ("oci",)
+    assert {name for i in range(len(manifest)) for name in manifest.clip_names(i)} == {f"utt-{k}" for k in range(10)}
+    _, stderr = (process := prepare_in_a_process(raw[0], out, *options[:3], "langauge=oci")).communicate(timeout=60)
+    assert process.returncode == 1 and "no option 'langauge'; did you mean language" in stderr
 
 
 def test_importing_prepare_is_light():

@@ -163,6 +163,15 @@ def test_a_changed_file_is_noticed(raw, whole, tmp_path):
         go(folder, out)
 
 
+def test_other_audio_of_the_same_length_is_another_corpus(raw, whole, tmp_path):
+    """What was made from the one (units) is then refused for the other, although ids and lengths are the same."""
+    shutil.copytree(raw[0], tmp_path / "corpus")
+    path = tmp_path / "corpus/fr/one/00.wav"
+    soundfile.write(path, noise(soundfile.info(path).frames, 77), 16000)
+    other = go(tmp_path / "corpus", tmp_path / "out").manifest
+    assert other.samples.tolist() == whole.manifest.samples.tolist() and other.fingerprint != whole.manifest.fingerprint
+
+
 def test_two_runs_at_once_are_refused(raw, tmp_path):
     (tmp_path / "out").mkdir()
     descriptor = os.open(tmp_path / "out", os.O_RDONLY)

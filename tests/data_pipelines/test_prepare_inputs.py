@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.corpora import CorpusError
+from data_pipelines.compositions import list_corpora
+from data_pipelines.corpora import CorpusError, listing
 from data_pipelines.corpora import folder as folder_corpus
 from data_pipelines.manifest import MANIFEST_NAME, Split
 from data_pipelines.prepare import PrepareError
@@ -312,3 +313,24 @@ def test_splits_are_dealt_by_sentence_where_the_table_has_none(tmp_path):
     for clip in clips[:2400]:
         homes.setdefault(clip.text, set()).add(clip.split)
     assert len(homes) == 800 and all(len(home) == 1 for home in homes.values())
+
+
+def test_a_name_that_is_not_utf8_stops_nothing(tmp_path):
+    folder = tmp_path / "corpus"
+    (folder / "fra/one").mkdir(parents=True)
+    soundfile.write(folder / "fra/one/good.wav", noise(40000, 1), 16000)
+    shutil.copy(folder / "fra/one/good.wav", os.fsencode(folder / "fra/one") + b"/caf\xe9.wav")
+    for out in (tmp_path / "out", tmp_path / "out"):  # the second time, it is read back
+        prepared = go(folder, out)
+        assert [r.reason for r in prepared.rejected] == ["the file's name is not UTF-8: rename it"]
+        assert prepared.manifest.clip_names(0) == ["fra/one/good.wav"]
+
+
+@pytest.mark.parametrize("reader", ["folder", "kaldi"])
+def test_a_listing_that_takes_long_shows_that_it_goes_on(raw, tmp_path, monkeypatch, capsys, reader):
+    monkeypatch.setattr(listing, "BAR_AFTER", 0.0)
+    (tmp_path / "wav.scp").write_text("a fr/one/00.wav\n")
+    options = {"data": str(tmp_path), "language": "fra"} if reader == "kaldi" else {}
+    for progress in (True, False):
+        list_corpora(raw[0], reader=reader, options=options, progress=progress)
+        assert (f"listing {raw[0].name}" in capsys.readouterr().err) == progress

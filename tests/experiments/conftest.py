@@ -23,7 +23,7 @@ from wavlab_jax.sharding import make_mesh
 
 # Once they have the tiny encoder below, they differ from others that the suite trains in their data alone; `make soak`
 # trains them too.
-TWINS = ("cv_hubert_base", "wavlab_ek", "wavlm_base_plus", "wavlm_large", "xlsr_300m", "mhubert_147_it3")
+TWINS = ("cv_hubert_base", "wavlab_ek", "wavlm_base_plus", "wavlm_large", "xlsr_300m", "xlsr_2b", "mhubert_147_it3")
 
 
 def small(name: str, *, steps: int = 6):

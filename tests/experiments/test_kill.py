@@ -2,7 +2,10 @@
 
 import contextlib
 import os
+import random
+import re
 import signal
+import statistics
 import subprocess
 import sys
 import time
@@ -16,6 +19,7 @@ from experiments.stage_files import StageFiles
 from tests.experiments.conftest import lines
 from tests.experiments.small_corpus import write_corpus
 from tests.experiments.small_launcher import STAGE, STEPS
+from wavlab_jax.checkpoint import steps_of
 from wavlab_jax.sharding import MeshConfig, make_mesh
 
 pytestmark = pytest.mark.once
@@ -25,11 +29,11 @@ ROOT = Path(__file__).resolve().parents[2]
 class Launched:
     """The small launcher in a session of its own, as a terminal starts it: Ctrl-C reaches everything in it."""
 
-    def __init__(self, workdir, *arguments, audio, log=None):
+    def __init__(self, workdir, *arguments, audio, log=None, python=sys.executable, steps=STEPS):
         workdir.mkdir(exist_ok=True)
         self.log, self.lines = log or workdir / "log", StageFiles(workdir, STAGE).metrics / "metrics.jsonl"
-        command = [sys.executable, "-m", "tests.experiments.small_launcher", *arguments, "--workdir", str(workdir)]
-        env = {**os.environ, "AUDIO": str(audio), "JAX_NUM_CPU_DEVICES": "1", "TQDM_DISABLE": "1"}
+        command = [python, "-m", "tests.experiments.small_launcher", *arguments, "--workdir", str(workdir)]
+        env = {**os.environ, "AUDIO": str(audio), "JAX_NUM_CPU_DEVICES": "1", "TQDM_DISABLE": "1", "STEPS": str(steps)}
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
 
@@ -123,6 +127,57 @@ def test_ctrl_c_of_a_recipe_and_the_same_command_again(whole, audio, tmp_path):
     assert not list(workdir.rglob(".partial-*"))
     Launched(workdir, *command, audio=audio).ended(0)
     assert_same(workdir, whole)
+
+
+@pytest.mark.soak
+def test_kill_9_at_20_random_moments(whole, audio, tmp_path, capsys):
+    """Never more is lost than an interval and the save in flight; everything else is as if nothing had happened."""
+    steps, interval = 240, 3
+    command = ("train", STAGE, "--corpus", str(whole / "corpus"), "--loop.log-every", "1")
+    Launched(tmp_path / "whole", *command, audio=audio, steps=steps).ended(0)
+    seed = random.SystemRandom().randrange(1 << 32)
+    draw, folder, lost, reached = random.Random(seed), StageFiles(tmp_path / "killed", STAGE).checkpoints, [], 0
+    for kill in range(20):
+        run = Launched(tmp_path / "killed", *command, audio=audio, steps=steps)
+        if kill % 5 != 4:  # every fifth dies while it starts
+            run.when_lines(min(reached + draw.randrange(1, 12), steps - 8))
+        time.sleep(draw.uniform(0.0, 0.2 if kill % 5 != 4 else 6.0))
+        run.process.kill()
+        run.ended(-9)
+        reached = max((line["step"] for line in lines(tmp_path / "killed", STAGE)), default=0)
+        kept = max(steps_of(folder), default=0) if folder.is_dir() else 0
+        lost.append(reached - kept)
+        assert lost[-1] <= 2 * interval, f"seed {seed}: {reached} steps were made, and {kept} are left"
+        reached = min(reached, kept)
+    said = Launched(tmp_path / "killed", *command, audio=audio, steps=steps).ended(0)
+    assert f"from step {reached}" in said
+    one, other = (lines(tmp_path / name, STAGE) for name in ("killed", "whole"))
+    assert one == other and [line["step"] for line in one] == list(range(1, steps + 1))
+    for x, y in zip(*(jax.tree.leaves(parameters_of(tmp_path / name)) for name in ("killed", "whole")), strict=True):
+        np.testing.assert_array_equal(x, y)
+    assert not [path for path in folder.iterdir() if not re.fullmatch(r"\d+", path.name)]
+    with capsys.disabled():
+        print(
+            f"\n20 kills of a run of {steps} steps that saves every {interval} (seed {seed}): steps lost {lost}, at "
+            f"most {max(lost)}, median {statistics.median(lost):g}; {steps} lines of metrics, none twice; parameters "
+            "bit for bit those of a run that was not killed"
+        )
+
+
+@pytest.mark.soak
+def test_a_run_goes_on_with_another_jax_and_back(whole, audio, tmp_path):
+    other = os.environ.get("OTHER_PYTHON", str(ROOT / ".venv-3.12" / "bin" / "python"))
+    need = "this test needs an interpreter with another jax: make test-venv VENV=.venv-3.12 PYTHON=python3.12"
+    assert Path(other).exists(), f"{need}, or OTHER_PYTHON=..."
+    command, work = ("train", STAGE, "--corpus", str(whole / "corpus")), tmp_path / "work"
+    for lines_so_far, python in ((4, sys.executable), (10, other)):
+        run = Launched(work, *command, audio=audio, python=python).when_lines(lines_so_far)
+        run.process.send_signal(signal.SIGTERM)
+        assert "saved; the same command continues" in run.ended(75)
+    said = Launched(work, *command, audio=audio).ended(0)
+    assert "from step" in said
+    for one, other in zip(lines(work, STAGE), lines(whole, STAGE), strict=True):
+        assert one["masked_loss"] == pytest.approx(other["masked_loss"], rel=1e-3)
 
 
 @pytest.mark.soak

@@ -17,8 +17,9 @@ from data_pipelines.manifest import Manifest, write_manifest
 from data_pipelines.units import UnitStore
 from experiments.fit_spool import FitSpool, SpoolError
 from experiments.unit_quality import measure_units, table
-from experiments.units import UnitFiles, UnitMakingError, fit_sample, fitted_centroids
+from experiments.units import UnitFiles, UnitMakingError, UnitsConfig, fit_sample, fitted_centroids
 from tests.experiments import small_units
+from wavlab_jax.evaluation.unit_quality import UnitQualityError
 from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.targets import kmeans
 
@@ -174,6 +175,28 @@ def test_quality_by_language_and_by_phone(corpus, whole, tmp_path):
     assert result["language_information"]["bits"] > 0.1  # the languages of this corpus differ in pitch
     shown = table(result).splitlines()
     assert [line.split()[0] for line in shown[1:7]] == ["deu", "eng", "swa", "train", "held", "all"]
+
+
+def test_alignments_of_another_corpus_are_told(corpus, whole, tmp_path):
+    (tmp_path / "phones.phn").write_text("0.0\t1.0\ta\n")
+    expected = tmp_path / Path(Manifest.load(corpus).clip_names(0)[0]).with_suffix(".phn")
+    with pytest.raises(UnitQualityError, match=f"{tmp_path} has no alignment that fits.* would be {expected};"):
+        measure_units("mfcc", workdir=whole[0], corpus=corpus, alignments=tmp_path)
+
+
+@pytest.mark.parametrize("stage", ["best_rq_base", "xlsr_300m"])
+def test_a_stage_without_a_store_has_nothing_to_measure(answer, tmp_path, stage):
+    told = answer("quality", stage, "--size", "demo", "--workdir", str(tmp_path))
+    assert told.returncode == 1 and f"error: {stage} has no label store" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("name", "../x"), ("units", 0), ("units", 65_537), ("layer", -1), ("fit_hours", float("nan")), ("iterations", 0)],
+)
+def test_units_that_cannot_be_made_are_refused_before_any_work(field, value):
+    with pytest.raises(UnitMakingError, match=f"{field} is {value!r}; "):
+        UnitsConfig(**{"name": "mfcc", "units": 12, field: value})
 
 
 # --- killed, and shared ---

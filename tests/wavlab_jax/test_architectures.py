@@ -28,7 +28,7 @@ def test_every_name_finds_its_encoder_again():
     "change",
     [
         {"dropout": 0.3, "layerdrop": 0.2, "feature_gradient_scale": 0.5},
-        {"compute_dtype": "bfloat16", "rematerialize": True},
+        {"compute_dtype": "bfloat16", "rematerialize": "layers"},
         {"waveform_epsilon": 1e-7, "valid_frames": "fairseq_bins"},
         {"bias_buckets": 32, "bias_max_distance": 64},  # of a bias that it does not have
     ],

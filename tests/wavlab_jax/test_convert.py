@@ -57,7 +57,7 @@ WAVLM = dataclasses.replace(
     bias_buckets=16,
     bias_max_distance=20,
     compute_dtype="bfloat16",
-    rematerialize=True,
+    rematerialize="layers",
     activation_dropout=0.05,
 )
 
@@ -447,7 +447,7 @@ def test_settings_of_a_foreign_folder(folder):
     cfg = import_huggingface(folder).config
     assert (cfg.waveform_epsilon, cfg.feature_gradient_scale) == (1e-7, 1.0)  # the preprocessor's; fairseq's Large
     assert (cfg.layerdrop, cfg.projection_dropout) == (0.1, 0.0)  # what transformers takes absent fields for
-    assert (cfg.compute_dtype, cfg.rematerialize) == ("float32", False)
+    assert (cfg.compute_dtype, cfg.rematerialize) == ("float32", "nothing")
 
 
 @pytest.mark.parametrize(

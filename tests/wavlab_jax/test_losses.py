@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wavlab_jax.heads import ContrastiveHeadConfig, HeadConfig, HeadError
 from wavlab_jax.losses import cosine_logits, cross_entropy, feature_penalty
+from wavlab_jax.objectives import ContrastiveConfig, ObjectiveError, PredictionConfig
 
 
 def example(seed=0, batch=3, frames=17, dim=8, units=11):
@@ -81,3 +83,23 @@ def test_the_feature_penalty_leaves_padding_out():
     valid = np.array([[True] * 5, [True] * 2 + [False] * 3])
     penalty = feature_penalty(jnp.asarray(features), jnp.asarray(valid))
     assert float(penalty.total / penalty.weight) == pytest.approx(np.mean(features[valid] ** 2), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "value"),
+    [
+        (PredictionConfig, "temperature", 0.0),
+        (PredictionConfig, "unmasked_weight", -1.0),
+        (PredictionConfig, "masked_weight", np.nan),
+        (ContrastiveConfig, "temperature", -0.1),
+        (ContrastiveConfig, "negatives", 0),
+        (ContrastiveConfig, "gumbel_decay", 1.5),
+        (ContrastiveConfig, "feature_dropout", 1.0),
+        (HeadConfig, "units", 0),
+        (HeadConfig, "more_units", (5, 0)),
+        (ContrastiveHeadConfig, "codevector_dim", 0),
+    ],
+)
+def test_what_no_objective_can_mean_is_refused(config, field, value):
+    with pytest.raises((ObjectiveError, HeadError), match=field):
+        config(**{field: value})

@@ -70,3 +70,13 @@ def test_epsilon_is_added_to_corrected_moments():
 def test_a_linear_schedule_that_ends_in_its_warm_up_is_refused():
     with pytest.raises(OptimizerError, match="total_steps"):
         OptimizerConfig(warmup_steps=100, total_steps=100)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("peak_learning_rate", -1.0), ("peak_learning_rate", np.nan), ("warmup_steps", -1), ("beta2", 1.0),
+     ("weight_decay", -0.1), ("clip_norm", -1.0), ("epsilon", np.inf)],
+)  # fmt: skip
+def test_what_adam_cannot_have_is_refused(field, value):
+    with pytest.raises(OptimizerError, match=f"{field} is {value}; it must"):
+        OptimizerConfig(**{field: value})

@@ -18,15 +18,27 @@ from orbax.checkpoint import CheckpointManager
 from data_pipelines.atomic import CannotWrite
 from tests.wavlab_jax import tiny
 from tests.wavlab_jax.full_disk import FullDisk
-from wavlab_jax.checkpoint import CheckpointError, Checkpoints, restore_parameters, start
+from wavlab_jax.checkpoint import (
+    CheckpointError,
+    Checkpoints,
+    average,
+    read_about,
+    restore_parameters,
+    restore_state,
+    start,
+    steps_of,
+    write_parameters,
+)
 from wavlab_jax.clock import TIMES
 from wavlab_jax.metrics import MetricsWriter, read_lines
 from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
 from wavlab_jax.step import abstract_state, initial_state, make_train_step
-from wavlab_jax.train import Interrupted, LoopConfig, NonFinite, train
+from wavlab_jax.train import Interrupted, LoopConfig, LoopError, NonFinite, train
 
 CFG = tiny.learner(dropout=0.1, layerdrop=0.1)
 LOOP = LoopConfig(steps=12, log_every=3, save_every=4, keep=2)
+DATA = {"digest": "of the batches"}
+ABOUT = {"versions": {"jax": jax.__version__}}
 SKIP = dataclasses.replace(LOOP, non_finite="skip", skip_in_row=2, skip_in_all=3)
 LANGUAGES = ("aaa", "bbb", "ccc")
 
@@ -47,7 +59,7 @@ def made():
 
 def run(folder, *, loop=LOOP, stream=batches):
     mesh, step, initial = made()
-    checkpoints = Checkpoints(folder / "checkpoints", keep=loop.keep)
+    checkpoints = Checkpoints(folder / "checkpoints", keep=loop.keep, data=DATA, about=ABOUT)
     like = abstract_state(CFG, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     restored = start(checkpoints, like=like, fresh=lambda: jax.device_put(initial, shardings))
@@ -223,14 +235,17 @@ def test_metrics_are_sums_over_their_window(whole):
     assert [round(line["audio_hours"] * 3600, 3) for line in lines_of(whole[0])] == [6.0, 12.0, 18.0, 24.0]
 
 
-def test_a_checkpoint_restores_on_another_mesh(whole):
-    mesh = make_mesh(MeshConfig(fsdp=4))
+@pytest.mark.parametrize("fsdp", [1, 2, 8])
+def test_a_checkpoint_restores_on_another_mesh(whole, fsdp):
+    """Saved on one device; data x fsdp of 8 x 1, 4 x 2 and 1 x 8."""
+    mesh = make_mesh(MeshConfig(fsdp=fsdp))
     checkpoints = Checkpoints(whole[0] / "checkpoints")
     restored = checkpoints.restore(abstract_state(CFG, mesh))
     checkpoints.close()
     same(jax.device_get(restored.state), whole[1])
     kernel = restored.state.params["encoder"]["layers"]["expand"]["kernel"]
     assert kernel.sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", None)
+    assert kernel.addressable_shards[0].data.shape[1] * fsdp == kernel.shape[1]
     assert restored.record["step"] == 12
 
 
@@ -242,7 +257,9 @@ def test_what_a_run_starts_from(whole, tmp_path):
         return initial_state(CFG, mesh)
 
     empty = Checkpoints(tmp_path / "empty")
+    # 4. nothing
     same(start(empty, like=like, fresh=fresh).state, fresh())
+    # 3. parameters of another model, whole or in part
     whole_params = restore_parameters(whole[0] / "checkpoints", like.params)
     continued = start(empty, like=like, fresh=fresh, inherited=whole_params).state
     same(continued.params, whole[1].params)
@@ -250,7 +267,21 @@ def test_what_a_run_starts_from(whole, tmp_path):
     branch = start(empty, like=like, fresh=fresh, inherited={"encoder": whole_params["encoder"]}).state
     same(branch.params["encoder"], whole[1].params["encoder"])
     same(branch.params["head"], fresh().params["head"])
+    # 2. the whole state of another run, before parameters; of any of its steps
+    for step in (8, 12):
+        forked = start(
+            empty,
+            like=like,
+            fresh=fresh,
+            forked=lambda step=step: restore_state(whole[0] / "checkpoints", like, step=step),
+            inherited={"nonsense": 1},
+        )
+        assert int(forked.state.step) == step and forked.record == {}
+        assert all(np.any(x) for x in jax.tree.leaves(forked.state.optimizer))
+    same(forked.state, whole[1])
+    # 1. its own newest checkpoint, before anything else
     own = Checkpoints(whole[0] / "checkpoints")
+    assert int(start(own, like=like, fresh=fresh, forked=lambda: 1 / 0).state.step) == 12
     assert int(start(own, like=like, fresh=fresh, inherited={"nonsense": 1}).state.step) == 12
     with pytest.raises(CheckpointError, match="encoder/nonsense"):
         start(empty, like=like, fresh=fresh, inherited={"encoder": {"nonsense": np.zeros(3)}})
@@ -258,6 +289,59 @@ def test_what_a_run_starts_from(whole, tmp_path):
         start(empty, like=like, fresh=fresh, inherited={"encoder": {"mask_embedding": np.zeros(3)}})
     empty.close()
     own.close()
+
+
+def test_what_a_checkpoint_holds(whole):
+    folder = whole[0] / "checkpoints"
+    items = {path.name for path in (folder / "12").iterdir() if path.is_dir()}
+    assert items == {"params", "optimizer", "train", "data", "about", "metrics"}
+    assert read_about(folder) == {"format": 2, **ABOUT}
+    losses = [line["masked_loss"] for line in lines_of(whole[0])]
+    assert list(steps_of(folder)) == [8, 12] and min(losses) < steps_of(folder)[12] < max(losses)
+
+
+def test_checkpoints_of_other_batches_formats_or_without_an_optimizer_are_refused(whole, tmp_path):
+    like = abstract_state(CFG, make_mesh(MeshConfig(), devices=jax.devices()[:1]))
+    shutil.copytree(whole[0] / "checkpoints", tmp_path / "run")
+    other = Checkpoints(tmp_path / "run", data={"digest": "of others"})
+    with pytest.raises(CheckpointError, match="of a run with other batches"):
+        other.restore(like)
+    other.close()
+    about = tmp_path / "run" / "12" / "about" / "metadata"
+    about.write_text(about.read_text().replace('"format": 2', '"format": 3'))
+    for read, part in ((restore_parameters, like.params), (restore_state, like)):
+        with pytest.raises(CheckpointError, match="12 is of format 3, and this code reads 2"):
+            read(tmp_path / "run", part)
+    shutil.rmtree(about.parent)
+    (tmp_path / "run" / "12" / "record").mkdir()  # as before there were formats
+    with pytest.raises(CheckpointError, match="written before checkpoints had their present form"):
+        restore_parameters(tmp_path / "run", like.params)
+    write_parameters(tmp_path / "mean", whole[1].params, step=12, about={})
+    same(restore_parameters(tmp_path / "mean", like.params), whole[1].params)
+    with pytest.raises(CheckpointError, match="parameters and no optimizer"):
+        restore_state(tmp_path / "mean", like)
+
+
+def test_an_average_is_the_mean_of_the_parameters(whole):
+    folder, like = whole[0] / "checkpoints", abstract_state(CFG, make_mesh(MeshConfig(), devices=jax.devices()[:1]))
+    each = [jax.tree.leaves(jax.device_get(restore_parameters(folder, like.params, step=step))) for step in (8, 12)]
+    for mean, first, second in zip(jax.tree.leaves(average(folder, [8, 12], like.params)), *each, strict=True):
+        np.testing.assert_array_equal(mean, ((first.astype(np.float64) + second) / 2).astype(np.float32))
+        assert mean.dtype == np.float32
+
+
+def test_checkpoints_are_kept_by_policy(tmp_path):
+    """The latest, every fourth step, and the two lowest scores; an unscored one is not among the best."""
+    state = initial_state(CFG, make_mesh(MeshConfig(), devices=jax.devices()[:1]))
+    scores = {1: 0.5, 2: 9.0, 3: 0.7, 4: 8.0, 5: 0.6, 6: 7.0, 7: 5.0}
+    for part in ((1, 2, 3), (4, 5, 6, 7)):  # the run is continued in between, and knows the scores again
+        checkpoints = Checkpoints(tmp_path, keep=1, keep_every=4, keep_best=2)
+        for step in part:
+            checkpoints.save(dataclasses.replace(state, step=np.int32(step)), {}, score=scores[step])
+        checkpoints.close()
+    assert steps_of(tmp_path) == {1: 0.5, 4: 8.0, 5: 0.6, 7: 5.0}
+    with pytest.raises(LoopError, match="multiple of loop.save_every, 3"):
+        LoopConfig(save_every=3, keep_every=4)
 
 
 def test_checkpoints_that_do_not_fit_or_do_not_exist_are_named(whole, tmp_path):

@@ -192,7 +192,7 @@ _NOT_THE_MODEL = dict(
     layerdrop=0.0,
     feature_gradient_scale=1.0,
     compute_dtype="float32",
-    rematerialize=False,
+    rematerialize="nothing",
     waveform_epsilon=1e-5,
     valid_frames="convolution",
 )

@@ -1,7 +1,7 @@
 """What an encoder is made of, and how its operations are spelled on each platform."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from data_pipelines.batch import HOP, RECEPTIVE_FIELD
 
@@ -9,6 +9,8 @@ from data_pipelines.batch import HOP, RECEPTIVE_FIELD
 class EncoderError(ValueError):
     """An encoder configuration or input that cannot work; the message names the field and what to do."""
 
+
+Rematerialize = Literal["nothing", "dots", "layers"]
 
 _SIZES = (
     *("extractor_channels", "extractor_kernels", "extractor_strides", "width", "layers", "heads", "feed_forward"),
@@ -44,7 +46,9 @@ class EncoderConfig:
         dropout .. layerdrop: probabilities, used only where a key is given.
         feature_gradient_scale: gradient multiplier of the extractor, 0.1 for Base and 1.0 for Large.
         compute_dtype: of matrix products; norms' statistics, softmax and losses are float32 always.
-        rematerialize: recompute each layer in the backward pass instead of storing its activations.
+        rematerialize: what the backward pass computes again instead of storing it. "nothing": all activations are
+            stored; "dots": of a layer, all but the outputs of its six dense products (attention weights, norms, GELU,
+            dropout are made again); "layers": all of a layer but its input. Changes memory and time, not results.
     """
 
     extractor_channels: tuple[int, ...] = (512,) * 7
@@ -73,9 +77,15 @@ class EncoderConfig:
     feature_gradient_scale: float = 0.1
     norm_epsilon: float = 1e-5
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    rematerialize: bool = False
+    rematerialize: Rematerialize = "nothing"
 
     def __post_init__(self):
+        if isinstance(self.rematerialize, bool):  # files of runs begun when this was a yes or no
+            object.__setattr__(self, "rematerialize", "layers" if self.rematerialize else "nothing")
+        if self.rematerialize not in get_args(Rematerialize):
+            raise EncoderError(
+                f"rematerialize is {self.rematerialize!r}; it must be one of {', '.join(get_args(Rematerialize))}"
+            )
         convolutions = len(self.extractor_channels)
         if len(self.extractor_kernels) != convolutions or len(self.extractor_strides) != convolutions:
             raise EncoderError(

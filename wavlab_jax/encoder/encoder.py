@@ -12,7 +12,7 @@ from jax import lax
 from data_pipelines.batch import HOP, RECEPTIVE_FIELD, num_frames
 from wavlab_jax.encoder.config import EncoderConfig, EncoderError, Formulation, formulation_for
 from wavlab_jax.encoder.frontend import Frontend
-from wavlab_jax.encoder.layers import Layer, Norm, PositionConvolution, dropout, fold, relative_buckets
+from wavlab_jax.encoder.layers import DENSE, Layer, Norm, PositionConvolution, dropout, fold, relative_buckets
 
 
 class LayerStatistics(NamedTuple):
@@ -254,8 +254,10 @@ def _run_layers(
         keep = jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, 2**20), index), 1.0 - cfg.layerdrop)
         return lax.cond(keep, apply, lambda x: x, x)
 
-    if cfg.rematerialize:
+    if cfg.rematerialize == "layers":
         run = jax.checkpoint(run)
+    elif cfg.rematerialize == "dots":
+        run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(DENSE))
     stacked = not isinstance(encoder.layers, nnx.List)
     if formulation.scan_layers and stacked:
 

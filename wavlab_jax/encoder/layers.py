@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from wavlab_jax.encoder.config import EncoderConfig
 
@@ -46,6 +47,9 @@ def torch_uniform(key: jax.Array, shape: tuple[int, ...], *, fan_in: int) -> jax
     return jax.random.uniform(key, shape, minval=-bound, maxval=bound)
 
 
+DENSE = "dense"  # what a policy of rematerialisation calls the outputs of `Dense`
+
+
 class Dense(nnx.Module):
     """[..., inputs] -> [..., outputs]: x @ kernel + bias."""
 
@@ -63,7 +67,8 @@ class Dense(nnx.Module):
         kernel = self.kernel[...]
         rows = x.reshape(-1, x.shape[-1])
         product = jnp.dot(rows, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
-        return (product + self.bias[...][None]).astype(x.dtype).reshape(*x.shape[:-1], kernel.shape[-1])
+        out = (product + self.bias[...][None]).astype(x.dtype).reshape(*x.shape[:-1], kernel.shape[-1])
+        return checkpoint_name(out, DENSE)
 
 
 class Norm(nnx.Module):

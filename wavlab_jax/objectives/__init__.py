@@ -16,6 +16,7 @@ of one pass, [rows, ...]; `mask` [rows, frames] bool is True where a frame is hi
     module.judge(model, batch, mask, keys=, cfg=, head=, formulation=)
                                                           `Judged`, on padded rows, without dropout or noise
     module.SHOWN                                          names of the sums that a progress line shows, loss first
+    module.ADDITIVE                                       whether every sum over rows is that of two halves, added up
 
 Terms that are nonlinear in a batch's statistics (code diversity, perplexities) are of one pass, over all devices: a
 weighted mean over passes, not the value of the whole step; each says so. All other terms do not depend on how rows are
@@ -27,7 +28,7 @@ from types import ModuleType
 from wavlab_jax.heads import AnyHeadConfig, ContrastiveHeadConfig, HeadConfig, HeadError
 from wavlab_jax.objectives import contrastive, prediction
 from wavlab_jax.objectives.contrastive import ContrastiveConfig
-from wavlab_jax.objectives.hiding import Judged, Keys, Measured, draw_masks, loss_of
+from wavlab_jax.objectives.hiding import Judged, Keys, Measured, ObjectiveError, draw_masks, loss_of
 from wavlab_jax.objectives.prediction import PredictionConfig
 
 AnyObjectiveConfig = PredictionConfig | ContrastiveConfig
@@ -38,6 +39,7 @@ __all__ = [
     "Judged",
     "Keys",
     "Measured",
+    "ObjectiveError",
     "PredictionConfig",
     "check_head",
     "draw_masks",

@@ -8,6 +8,7 @@ The diversity term and the perplexities are statistics of one pass (over all of 
 frames; with gradient accumulation they depend on the number of passes, as they do on fairseq's GPUs.
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,10 +23,11 @@ from wavlab_jax.losses import contrast, feature_penalty
 from wavlab_jax.masking import MaskConfig
 from wavlab_jax.metrics import Sum
 from wavlab_jax.model import Model
-from wavlab_jax.objectives.hiding import Judged, Keys, Measured, hear, total
+from wavlab_jax.objectives.hiding import Judged, Keys, Measured, hear, require, total
 from wavlab_jax.quantizer import choose, diversity, gumbel_noise, gumbel_temperature, perplexities, quantize
 
 SHOWN = ("contrastive_loss", "contrastive_accuracy", "code_perplexity")
+ADDITIVE = False  # diversity
 
 # Streams of a row's keys; the encoder and the masks have other ones.
 _NEGATIVES, _GUMBEL, _FEATURE_DROPOUT = 10, 2000, 2001
@@ -55,6 +57,13 @@ class ContrastiveConfig:
     gumbel_start: float = 2.0
     gumbel_floor: float = 0.5
     gumbel_decay: float = 0.999995
+
+    def __post_init__(self):
+        require(self, lambda x: 0 < x < math.inf, "be positive", "temperature", "gumbel_start", "gumbel_floor")
+        require(self, lambda x: 0 <= x < math.inf, "be at least 0", "diversity_weight", "feature_penalty_weight")
+        require(self, lambda x: x >= 1, "be at least 1", "negatives")
+        require(self, lambda x: 0 < x <= 1, "lie in (0, 1]", "gumbel_decay")
+        require(self, lambda x: 0 <= x < 1, "lie in [0, 1)", "feature_dropout")
 
 
 def coefficients(cfg: ContrastiveConfig, head: ContrastiveHeadConfig) -> dict[str, float]:

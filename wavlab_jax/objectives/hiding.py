@@ -1,6 +1,6 @@
 """What all objectives share: frames are hidden, the encoder hears the rest, and terms are divided once."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import jax
@@ -11,6 +11,17 @@ from wavlab_jax.encoder import Encoded, Encoder, Formulation, encode
 from wavlab_jax.encoder.encoder import LayerStatistics
 from wavlab_jax.masking import MaskConfig, channel_masks, span_masks
 from wavlab_jax.metrics import Sum, Sums
+
+
+class ObjectiveError(ValueError):
+    """A weight, temperature or schedule of an objective that cannot be meant; names the field."""
+
+
+def require(cfg: object, fits: Callable[[float], bool], said: str, *fields: str) -> None:
+    """Raises ObjectiveError at the first of these `fields` of `cfg` that does not fit: it must be `said`."""
+    for field in fields:
+        if not fits(getattr(cfg, field)):
+            raise ObjectiveError(f"{type(cfg).__name__}.{field} is {getattr(cfg, field)}; it must {said}")
 
 
 class Keys(NamedTuple):

@@ -9,6 +9,7 @@ sum over sets of the mean over that set's scored frames. Where every frame has a
 which adds up the sets' losses and divides by the first set's count (`hubert_criterion.py`).
 """
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,9 +24,10 @@ from wavlab_jax.losses import cosine_logits, cross_entropy, feature_penalty, lin
 from wavlab_jax.masking import MaskConfig
 from wavlab_jax.metrics import Sums
 from wavlab_jax.model import Model
-from wavlab_jax.objectives.hiding import Judged, Keys, Measured, hear, occurrences, total
+from wavlab_jax.objectives.hiding import Judged, Keys, Measured, hear, occurrences, require, total
 
 SHOWN = ("masked_loss", "masked_accuracy")
+ADDITIVE = True
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,11 @@ class PredictionConfig:
     masked_weight: float = 1.0
     unmasked_weight: float = 0.0
     feature_penalty_weight: float = 10.0
+
+    def __post_init__(self):
+        require(self, lambda x: 0 < x < math.inf, "be positive", "temperature")
+        weights = ("masked_weight", "unmasked_weight", "feature_penalty_weight")
+        require(self, lambda x: 0 <= x < math.inf, "be at least 0", *weights)
 
 
 def coefficients(cfg: PredictionConfig, head: HeadConfig) -> dict[str, float]:

@@ -19,6 +19,7 @@ alphabets (fairseq issue 5453).
 """
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -30,9 +31,10 @@ from tqdm import tqdm
 
 from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.targets.fit_state import FitState, read_state, write_state
-from wavlab_jax.targets.nearest import nearest, nearest_unit
+from wavlab_jax.targets.nearest import HOST_BLOCK, HostSearch, nearest, nearest_unit
 from wavlab_jax.targets.seeding import plus_plus
 from wavlab_jax.targets.streamed import (
+    Chunk,
     Frames,
     KMeansError,
     StreamedFrames,
@@ -46,7 +48,6 @@ __all__ = ["Centroids", "Frames", "KMeansError", "Usage", "assign", "fit", "near
 
 FRAMES_PER_UNIT = 256  # frames that seeding looks at, for each unit; faiss trains on no more than this either
 CHUNK = 8192  # frames that a device takes at once; [8192, 768] float32 are 25 MB
-CPU_ASSIGN_CHUNK = 2048  # where nothing is added up: what is copied then stays in the cache
 BATCH = 10_000  # frames of a mini-batch (fairseq's learn_kmeans.py)
 STALLED = 1e-3  # mini-batches stop after a pass that lowers the inertia by less than this share of it
 SAVE_SECONDS = 10.0  # between two savings of a fit that can be continued
@@ -172,8 +173,8 @@ def assign(centers: np.ndarray, features: Frames, *, chunk: int | None = None) -
     """The nearest of `centers` [units, width] to each of `features` [frames, width]: int32 [frames].
 
     Ties go to the lowest unit. Takes any centroids, for instance those of another project's scikit-learn model. Frames
-    are read in chunks, by default of `CHUNK`, on a CPU of `CPU_ASSIGN_CHUNK`. (`nearest_unit` is the same inside a
-    jitted function.)
+    are read in chunks, by default of `CHUNK`, on a CPU of `HOST_BLOCK`, where numpy does the work. (`nearest_unit` is
+    the same inside a jitted function, but for ties to within the rounding of float32.)
 
     Raises KMeansError if shapes do not fit, or if centers or features hold NaN or infinity (the first row is named).
     """
@@ -189,10 +190,12 @@ def assign(centers: np.ndarray, features: Frames, *, chunk: int | None = None) -
         raise KMeansError(f"center {row} is not finite")
     shift = centers.mean(axis=0, dtype=np.float64).astype(np.float32)
     centers = (centers - shift).astype(np.float32)
-    chunk = chunk or (CPU_ASSIGN_CHUNK if jax.default_backend() == "cpu" else CHUNK)
-    data = StreamedFrames(features, shift, make_mesh(MeshConfig(), devices=jax.local_devices()[:1]), chunk)
+    if jax.default_backend() == "cpu":
+        results = _assigned_on_host(centers, shift, features, chunk or HOST_BLOCK)
+    else:
+        results = _assigned_on_device(centers, shift, features, chunk or CHUNK)
     labels = np.empty(len(features), np.int32)
-    for start, real, found in data.on_device(lambda block, _: _nearest(centers, shift, block)):
+    for start, real, found in results:
         labels[start : start + real] = np.asarray(found.units)[:real]
         if not found.finite:  # or too large to be squared: look before blaming
             require_finite(np.asarray(features[start : start + real], np.float32), start)
@@ -275,8 +278,22 @@ def _reseeds(state: FitState, data: StreamedFrames, *, count: int) -> np.ndarray
 
 
 class _Assigned(NamedTuple):
-    units: jax.Array
-    finite: jax.Array
+    units: jax.Array | np.ndarray
+    finite: jax.Array | np.ndarray
+
+
+def _assigned_on_host(centers: np.ndarray, shift: np.ndarray, features: Frames, chunk: int) -> Iterator[Chunk]:
+    search = HostSearch(centers, shift, block=min(chunk, len(features)))
+    for start in range(0, len(features), chunk):
+        found = search(np.asarray(features[start : start + chunk], np.float32))
+        yield Chunk(start, len(found.units), _Assigned(found.units, np.isfinite(found.scores).all()))
+
+
+def _assigned_on_device(centers: np.ndarray, shift: np.ndarray, features: Frames, chunk: int) -> Iterator[Chunk]:
+    mesh = make_mesh(MeshConfig(), devices=jax.local_devices()[:1])
+    centers, shift = jax.device_put((centers, shift), jax.local_devices()[0])
+    data = StreamedFrames(features, shift, mesh, chunk)
+    return data.on_device(lambda block, _: _nearest(centers, shift, block))
 
 
 @jax.jit

@@ -89,9 +89,8 @@ class StreamedFrames:
 
     def sweep(self, centers: np.ndarray) -> Sums:
         """Sums over all frames, float64, int64 and float, each frame given to the nearest of `centers`."""
-        centers = centers.astype(np.float32)
         total = Sums(np.zeros(centers.shape, np.float64), np.zeros(len(centers), np.int64), 0.0)
-        call = functools.partial(_summing(self.mesh), centers, self.shift)
+        call = functools.partial(_summing(self.mesh), *self._everywhere(centers))
         for _, _, part in self.on_device(call):
             total = Sums(*(before + np.asarray(more) for before, more in zip(total, part, strict=True)))
         return total._replace(inertia=float(total.inertia))
@@ -105,7 +104,7 @@ class StreamedFrames:
     def farthest(self, centers: np.ndarray, *, count: int) -> np.ndarray:
         """The `count` frames farthest from their nearest center, [count, width] around `shift`, the farthest first."""
         farthest: list[tuple[float, int]] = []
-        call = functools.partial(_distances(self.mesh), centers.astype(np.float32), self.shift)
+        call = functools.partial(_distances(self.mesh), *self._everywhere(centers))
         for start, real, found in self.on_device(lambda block, _: call(block)):
             found = np.asarray(found)[:real]
             rows = np.argsort(-found, kind="stable")[:count]
@@ -133,6 +132,14 @@ class StreamedFrames:
             waiting = Chunk(start, real, result)
         if waiting is not None:
             yield waiting
+
+    def _everywhere(self, centers: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """`centers` as float32, and the shift, on every device: once for all chunks of a pass."""
+        sharding = NamedSharding(self.mesh, P())
+        return tuple(
+            jax.make_array_from_callback(values.shape, sharding, lambda index, values=values: values[index])
+            for values in (centers.astype(np.float32), self.shift)
+        )
 
     def _placed(self, take: Callable[[int, int], np.ndarray], real: int, size: int) -> jax.Array:
         """`take(first, last)` of the first `real` rows, zeros after them, [size or more, width], split over the mesh.

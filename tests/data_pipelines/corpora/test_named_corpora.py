@@ -192,6 +192,12 @@ def make_openslr(root):
     put(root / "asr_sinhala" / "utt_spk_text.tsv", f"0011a4ad11\t83b57\t{third}", "0022\t83b57\tgone")
     expect("SLR32/af_za/za/afr/wavs/afr_0184_0162.wav", "afr_0184", more, other, "afr")
     put(root / "SLR32" / "af_za" / "za" / "afr" / "line_index.tsv", f"afr_0184_0162\tx\t{more}")
+    expect("SLR32/st_za/za/sso/wavs/sso_1367_79.wav", "sso_1367", third, last, "sot")  # not Sissano
+    put(root / "SLR32" / "st_za" / "za" / "sso" / "line_index.tsv", f"sso_1367_79\tx\t{third}")
+    expect("british/welsh_english_female/wef_02484_00388.wav", "wef_02484", "Well, no, thanks", sound, "eng")
+    put(root / "british" / "line_index_all.csv", "EN0001, wef_02484_00388, Well, no, thanks")
+    expect("SLR61/es_weather_messages/arf_05223_0001.wav", "arf_05223", more, other, "spa")
+    put(root / "SLR61" / "es_ar_line_index_weather.tsv", f"arf_05223_0001\t{more}")
     write(root / "asr_sinhala" / "data" / "00" / "stray.flac", sound)
     stray = {"asr_sinhala/data/00/stray.flac": "no table names it", "asr_sinhala/0022": "line 2: no audio file"}
     return Miniature(made, stray)

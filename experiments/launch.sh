@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# The same command on every host:  experiments/launch.sh [--again] train STAGE [...]
+#
+# Runs `python -m experiments ...` and, where that was stopped by a scheduler or lost another host, sees to it that it is
+# run again. docs/scaling.md shows it on TPU pods, under Slurm, by hand and on spot machines.
+#
+#   in a Slurm batch script   starts a task of itself on every place of the allocation (srun); puts the job back into the
+#                             queue (scontrol requeue) when the tasks were stopped before they were done
+#   in a Slurm task (srun)    runs the command; jax asks Slurm for the other tasks
+#   on a TPU machine          runs the command; jax asks the cloud for the other hosts of a pod
+#   elsewhere                 runs the command, alone, or as WAVLAB_COORDINATOR, WAVLAB_PROCESSES, WAVLAB_PROCESS say
+#   --again                   runs it again here, in a loop, after it was stopped or lost another host; five runs of less
+#                             than a minute in a row are the last
+#
+# Statuses after which it is worth running again: 75, stopped by a signal and saved; 69, another process is gone; 134,
+# jax ended the process because another is gone; 137, 138 and 143, killed by SIGKILL, SIGUSR1 or SIGTERM before training
+# began or could save. PYTHON: the interpreter, by default that of .venv beside this folder.
+set -u
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=${PYTHON:-$here/.venv/bin/python}
+[ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
+pause=${WAVLAB_AGAIN_SECONDS:-10} # between two runs, so that a machine that is going away is gone
+
+again=
+if [ "${1:-}" = --again ]; then again=1; shift; fi
+if [ $# -eq 0 ]; then sed -n '2,/^set -u/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2; fi
+
+stopped() { case $1 in 75 | 138 | 143) true ;; *) false ;; esac }
+lost() { case $1 in 69 | 134 | 137) true ;; *) false ;; esac }
+
+# `run COMMAND...`: its status; signals that reach this shell are passed on to it, and it is waited for.
+run() {
+  "$@" &
+  child=$!
+  for name in TERM USR1 INT; do
+    # shellcheck disable=SC2064
+    trap "told=1; kill -$name $child 2>/dev/null" "$name"
+  done
+  while :; do
+    wait "$child"
+    status=$?
+    kill -0 "$child" 2>/dev/null || break # a signal ends `wait` before the child ends
+  done
+  trap - TERM USR1 INT
+  return "$status"
+}
+
+told= # whether this shell itself was asked to stop
+
+if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then
+  # srun does not take this over from sbatch by itself
+  [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}"
+  run srun --kill-on-bad-exit=0 "$here/experiments/launch.sh" "$@"
+  status=$?
+  if stopped "$status"; then
+    echo "stopped with status $status; back into the queue: job $SLURM_JOB_ID" >&2
+    scontrol requeue "$SLURM_JOB_ID"
+  fi
+  exit "$status"
+fi
+
+# A TPU machine: Google's PCI vendor number, and the devices that TPUs are reached by.
+if [ -z "${WAVLAB_HOSTS:-}" ] && { [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ]; } &&
+  grep -qs 0x1ae0 /sys/bus/pci/devices/*/vendor; then
+  export WAVLAB_HOSTS=auto
+fi
+
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}" # from any folder; paths on the command line are relative to it
+[ -n "$again" ] || exec "$python" -m experiments "$@"
+short=0
+while :; do
+  began=$SECONDS
+  run "$python" -m experiments "$@"
+  status=$?
+  if [ -n "$told" ] || ! { stopped "$status" || lost "$status"; }; then exit "$status"; fi
+  if [ $((SECONDS - began)) -lt 60 ]; then short=$((short + 1)); else short=0; fi
+  [ "$short" -lt 5 ] || exit "$status"
+  echo "ended with status $status; again in $pause s" >&2
+  sleep "$pause"
+done

@@ -1,0 +1,236 @@
+"""What a stage will take on devices that are not at hand: compiled, counted and added up before the run."""
+
+import dataclasses
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+
+from data_pipelines.batch import SAMPLE_RATE, num_frames
+from data_pipelines.manifest import Manifest
+from data_pipelines.pipeline import rows_per_step
+from experiments.stage import StageConfig, StageError
+from experiments.targets import is_online
+from wavlab_jax import plan
+from wavlab_jax.chips import chip_named
+from wavlab_jax.model import abstract_parameters, count
+from wavlab_jax.plan import Compiled, DoesNotFit, Memory, Pod, Step, Tried
+from wavlab_jax.sharding import make_mesh, micro_batches
+from wavlab_jax.targets.online import Targets, make_targets
+from wavlab_jax.targets.random_projection import RandomProjectionConfig, random_projection
+
+CPU_HEADROOM = 0.9  # of a chip's memory that an estimate may fill: compilers, drivers and fragmentation take some
+DEFAULT_UTILISATION = 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class PlanConfig:
+    """For what a stage is planned.
+
+    Attributes:
+        topology: of TPUs, a chip and its sides: v5e:16x16, v4:4x4x2. Compiled by libtpu where it is installed.
+        chips: their number, where there is no topology: GPUs, and estimates.
+        chip: which: a100-80, h100, v4, ...
+        utilisation: share of the chips' peak that the run is assumed to reach (MFU), for times and costs.
+        search: compile further sizes to find the most audio that a chip can hold in one pass.
+    """
+
+    topology: str | None = None
+    chips: int | None = None
+    chip: str | None = None
+    utilisation: float = DEFAULT_UTILISATION
+    search: bool = True
+
+    def check(self) -> None:
+        """Raises StageError if this does not say what to plan for."""
+        if (self.topology is None) == (self.chips is None):
+            raise StageError("give either --topology (TPUs: v5e:16x16) or --chips N with --chip (GPUs: a100-80)")
+        if self.chips is not None and (self.chips < 1 or self.chip is None):
+            raise StageError("--chips N, at least 1, goes with --chip: a100-80, h100, v4, ...")
+        if not 0 < self.utilisation <= 1:
+            raise StageError(f"utilisation is {self.utilisation:g}; it is a share of the peak, above 0 and at most 1")
+
+
+def prepare(cfg: PlanConfig) -> Pod:
+    """The devices, described; before JAX's backend starts, whose virtual CPU devices stand in where libtpu cannot."""
+    cfg.check()
+    chip = chip_named(cfg.chip) if cfg.topology is None else plan.chip_of_topology(cfg.topology)
+    jax.config.update("jax_platforms", "cpu")  # nothing is run: a chip that is here stays free
+    if cfg.topology is not None and importlib.util.find_spec("libtpu") is not None:
+        return plan.tpu_pod(cfg.topology)
+    wanted = cfg.chips or plan.chips_of_topology(cfg.topology)
+    try:
+        jax.config.update("jax_num_cpu_devices", wanted)
+    except RuntimeError:  # a backend has been started, by a caller that is no command line
+        pass
+    if len(jax.devices("cpu")) < wanted:
+        raise plan.PlanError(f"JAX has started with {len(jax.devices('cpu'))} CPU devices, and {wanted} are needed")
+    return Pod(jax.devices("cpu")[:wanted], chip, False)
+
+
+def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = None, say=print) -> dict:
+    """Everything that is known of a run before it starts, as JSON; `say` is told what is being compiled.
+
+    Raises PlanError, ChipError, ShardingError (a mesh that does not divide), StageError, ManifestError.
+    """
+    pod = prepare(cfg)
+    mesh = make_mesh(stage.mesh, devices=pod.devices)
+    samples = stage.data.lengths[-1]
+    rows = rows_per_step(samples, cfg=stage.data)
+    passes = micro_batches(rows, samples, seconds_per_device=stage.seconds_per_device, devices=mesh.size)
+    online = sum(map(is_online, stage.unit_sets))
+    step = Step(rows, samples, passes, sets=len(stage.unit_sets) - online, clean=stage.data.keep_clean)
+    targets, notes = _targets(stage, mesh)
+    if targets is None:
+        step = step._replace(sets=len(stage.unit_sets))
+    params = abstract_parameters(stage.learner.encoder, stage.learner.head)
+    flops = plan.training_flops(stage.learner, step, mesh)
+    limit = int(pod.chip.memory_bytes * (1 if pod.own_compiler else CPU_HEADROOM))
+    result = {
+        "stage": stage.name,
+        "devices": {
+            "chip": pod.chip.name,
+            "chips": mesh.size,
+            "mesh": dict(mesh.shape),
+            "memory_bytes": pod.chip.memory_bytes,
+            "compiled_by": "libtpu, for these chips" if pod.own_compiler else "XLA:CPU, an estimate",
+        },
+        "parameters": {name: count(part) for name, part in params.items()},
+        "step": {**step._asdict(), "seconds_per_chip_and_pass": _seconds(step, mesh.size)},
+        "rematerialize": stage.learner.encoder.rematerialize,
+        "flops_per_step": {"formula": flops},
+        "memory_by_formula": _memory(plan.memory_by_formula(stage.learner, mesh, step)),
+        "run": _run(stage, step, flops, mesh.size, pod.chip.peak_flops, cfg.utilisation),
+        "notes": notes,
+    }
+
+    def compiled(step: Step) -> Compiled:
+        say(f"compiling {stage.name}: {_seconds(step, mesh.size):g} s a chip and pass, {step.passes} pass(es) ...")
+        return plan.compile_step(stage.learner, mesh, step, pod=pod, targets=targets)
+
+    try:
+        found = compiled(step)
+    except DoesNotFit as error:
+        result["does_not_fit"] = str(error)
+        notes.append("this step does not fit: lower seconds_per_device, or recompute more (rematerialize)")
+    else:
+        total = found.program.flops * mesh.size
+        result["flops_per_step"] |= {"compiled": total, "ratio": total / flops}
+        result["memory"] = _memory(found.memory)
+        result["fits"] = found.memory.total <= limit
+        result["exchanges"] = [each._asdict() for each in plan.exchanges(found.program, mesh)]
+        result["unexplained"] = [
+            f"{each.times} x {each.kind} {list(each.shapes)} over {plan.axes_of(each, mesh)}"
+            for each in plan.strangers(found.program, stage.learner, mesh)
+        ]
+    if cfg.search:
+
+        def memory_of(rows: int) -> int | None:
+            try:
+                return compiled(plan.with_rows(step, rows, mesh)).memory.total
+            except DoesNotFit:
+                return None
+
+        result["tried"] = [_tried(each, samples) for each in plan.largest_rows(memory_of, limit=limit)]
+        fitting = [each["seconds"] for each in result["tried"] if each["memory_bytes"] is not None]
+        result["largest_seconds_per_chip"] = max(fitting, default=0.0)
+    if corpus is not None:
+        from experiments.run import shares_table  # takes a second, which the command line's help need not
+
+        result["languages"] = shares_table(stage, Manifest.load(corpus))
+    return result
+
+
+def _targets(stage: StageConfig, mesh) -> tuple[Targets | None, list[str]]:
+    """Of units that are computed in the step; a teacher's are not planned for, and said so."""
+    if not any(map(is_online, stage.unit_sets)):
+        return None, []
+    if not all(isinstance(each, RandomProjectionConfig) for each in stage.unit_sets if is_online(each)):
+        return None, ["the teacher that computes units in the step is not counted: neither operations nor memory"]
+    sets = [random_projection(each) if is_online(each) else None for each in stage.unit_sets]
+    here = make_mesh(dataclasses.replace(stage.mesh, data=1, fsdp=1), devices=jax.devices("cpu")[:1])
+    return plan.abstract_targets(make_targets(sets, here), mesh), []
+
+
+def _seconds(step: Step, devices: int) -> float:
+    return -(-step.rows // (step.passes * devices)) * step.samples / SAMPLE_RATE
+
+
+def _memory(memory: Memory) -> dict[str, int]:
+    return {**memory._asdict(), "total": memory.total}
+
+
+def _tried(each: Tried, samples: int) -> dict:
+    return {"rows": each.rows, "seconds": each.rows * samples / SAMPLE_RATE, "memory_bytes": each.memory}
+
+
+def _run(stage: StageConfig, step: Step, flops: float, chips: int, peak: float, utilisation: float) -> dict:
+    steps_per_second = peak * chips * utilisation / flops
+    hours = stage.loop.steps / steps_per_second / 3600
+    return {
+        "steps": stage.loop.steps,
+        "audio_hours": stage.loop.steps * stage.data.seconds_per_step / 3600,
+        "frames": stage.loop.steps * step.rows * num_frames(step.samples),
+        "utilisation": utilisation,
+        "steps_per_second": steps_per_second,
+        "hours": hours,
+        "chip_hours": hours * chips,
+    }
+
+
+def table(result: dict) -> str:
+    """The result for people."""
+    devices, step, flops, run = (result[key] for key in ("devices", "step", "flops_per_step", "run"))
+    mesh = " x ".join(f"{axis} {size}" for axis, size in devices["mesh"].items())
+    lines = [
+        f"{result['stage']} on {devices['chips']} {devices['chip']} ({mesh}); compiled by {devices['compiled_by']}",
+        f"parameters          {sum(result['parameters'].values()):,} "
+        f"({', '.join(f'{name} {number:,}' for name, number in result['parameters'].items())})",
+        f"a step              {step['rows']} rows of {step['samples'] / SAMPLE_RATE:g} s in {step['passes']} pass(es), "
+        f"{step['seconds_per_chip_and_pass']:g} s a chip and pass; rematerialize {result['rematerialize']}",
+        f"operations a step   {flops['formula'] / 1e12:,.1f} TFLOP by formula"
+        + (f", {flops['compiled'] / 1e12:,.1f} compiled (ratio {flops['ratio']:.3f})" if "ratio" in flops else ""),
+    ]
+    if result["rematerialize"] != "nothing":
+        lines[-1] += "; what is rematerialised is in the compiled figure alone"
+    for title, memory in (("memory, compiled", result.get("memory")), ("memory, formula", result["memory_by_formula"])):
+        if memory:
+            lines.append(f"{title:<20}" + _gib(memory, devices["memory_bytes"]))
+    if "does_not_fit" in result:
+        lines.append(f"does not fit        {result['does_not_fit']}")
+    elif not result["fits"]:
+        lines.append("does not fit        this step needs more memory than the chip has")
+    for each in result.get("exchanges", ()):
+        size = f"{each['bytes'] / 2**30:8.3f} GiB"
+        lines.append(f"exchanges a step    {each['count']:>5} {each['kind']:<18} over {each['axes']:<10} {size}")
+    if "exchanges" in result:
+        unexplained = result["unexplained"]
+        lines.append(f"not of fsdp or gradient  {'; '.join(unexplained) if unexplained else 'none'}")
+    for each in result.get("tried", ()):
+        memory = each["memory_bytes"]
+        fits = "does not fit" if memory is None else f"fits, {memory / 2**30:.2f} GiB"
+        lines.append(f"compiled            {each['seconds']:6g} s a chip in one pass: {fits}")
+    if "tried" in result:
+        lines.append(f"largest that fits   {result['largest_seconds_per_chip']:g} s of audio a chip and pass")
+    lines += [
+        f"the whole run       {run['steps']:,} steps, {run['audio_hours']:,.0f} h of audio, "
+        f"{run['frames'] / 1e9:,.2f} G frames",
+        f"at {run['utilisation']:.0%} of peak      {run['steps_per_second']:.2f} steps/s, {run['hours']:,.1f} h, "
+        f"{run['chip_hours']:,.0f} chip-hours",
+    ]
+    for name, row in sorted(result.get("languages", {}).items(), key=lambda item: -item[1]["heard"]):
+        lines.append(
+            f"  {name:<8} {row['hours']:10,.1f} h here, {row['heard']:10,.1f} h heard, {row['epochs']:7.2f} epochs"
+        )
+    return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
+
+
+def _gib(memory: dict[str, int], available: int) -> str:
+    parts = ", ".join(f"{name} {size / 2**30:.2f}" for name, size in memory.items() if name != "total" and size)
+    return f"{memory['total'] / 2**30:.2f} of {available / 2**30:.1f} GiB a chip: {parts}"
+
+
+def as_json(result: dict) -> str:
+    """The result for programs."""
+    return json.dumps(result, indent=1, ensure_ascii=False)
