@@ -39,7 +39,8 @@ def small(name: str, *, steps: int = 6):
         head=head,
         optimizer=dataclasses.replace(cfg.learner.optimizer, warmup_steps=2, total_steps=steps),
     )
-    data = dataclasses.replace(cfg.data, lengths=(16_000, 32_000), seconds_per_step=8.0, threads=1)
+    lengths = (16_000, 32_000) if name in ("hubert_base_it1", "wavlab_ms") else (32_000,)  # each is compiled for
+    data = dataclasses.replace(cfg.data, lengths=lengths, seconds_per_step=8.0, threads=1)
     units = cfg.units and dataclasses.replace(cfg.units, units=tiny.UNITS)
     if isinstance(units, UnitsConfig):
         units = dataclasses.replace(units, layer=min(units.layer, 2), fit_hours=0.01)

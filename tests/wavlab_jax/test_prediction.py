@@ -74,9 +74,9 @@ def test_value_and_gradient_against_pytorch(split, scoring):
     loss.backward()
     assert float(value) == pytest.approx(loss.item(), rel=1e-5)
     for name, tensor in p.items():
-        np.testing.assert_allclose(gradients[0][name], tensor.grad.numpy(), atol=2e-6, err_msg=name)
-    np.testing.assert_allclose(gradients[1], x.grad.numpy(), atol=2e-6)
-    np.testing.assert_allclose(gradients[2], f.grad.numpy(), atol=2e-6)
+        np.testing.assert_allclose(gradients[0][name], tensor.grad.numpy(), rtol=1e-5, atol=2e-6, err_msg=name)
+    np.testing.assert_allclose(gradients[1], x.grad.numpy(), rtol=1e-5, atol=2e-6)
+    np.testing.assert_allclose(gradients[2], f.grad.numpy(), rtol=1e-5, atol=2e-6)
 
 
 def test_a_model_is_described_with_its_head_and_old_descriptions_are_read(tmp_path):
