@@ -86,7 +86,7 @@ def merge_shards(
 
 
 class _Columns:
-    """The columns of all shards' tables (`shards._TABLE`), as `write_manifest` takes them."""
+    """The columns of all shards' tables (`shards.TABLE`), as `write_manifest` takes them."""
 
     def __init__(self, folder: Path):
         self._numbers = {name: Numbers(dtype, folder=folder) for name, dtype in (("samples", "i8"), ("split", "i1"))}

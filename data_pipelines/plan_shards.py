@@ -9,7 +9,7 @@ import numpy as np
 
 from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.corpora import Listing
-from data_pipelines.corpora.clips import NAMES, NUMBERS, STRINGS, Clips
+from data_pipelines.corpora.clips import NAMES, NUMBERS, PIECE, STRINGS, Clips
 from data_pipelines.manifest import Split
 from data_pipelines.plan_order import Kin, kin_in_order
 from data_pipelines.shards import (
@@ -200,14 +200,17 @@ def drop_duplicates(plan: Plan, hashes: Iterable[bytes], *, order: Sequence[str]
     same[1:] = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
     first = np.maximum.accumulate(np.where(same, 0, np.arange(len(same))))
     found: dict[int, list[Duplicate]] = {}
-    for copy in np.flatnonzero(same).tolist():
-        name = clips[rows[some[first[copy]]]].where
-        place = int(some[copy] - bounds[number[copy]])
-        found.setdefault(int(number[copy]), []).append(Duplicate(place, name))
+    copies = np.flatnonzero(same)
+    places = (some - bounds[number])[copies].tolist()
+    for at in range(0, len(copies), PIECE):
+        piece = copies[at : at + PIECE]
+        names = [clip.where for clip in clips.take(rows[some[first[piece]]])]
+        for shard, place, name in zip(number[piece].tolist(), places[at : at + PIECE], names, strict=True):
+            found.setdefault(shard, []).append(Duplicate(place, name))
     less = list(shards)
-    for number, duplicates in found.items():
+    for at, duplicates in found.items():
         kept = tuple(sorted(duplicates))
-        less[number] = shards[number]._replace(name=name_without(shards[number].name, kept), duplicates=kept)
+        less[at] = shards[at]._replace(name=name_without(shards[at].name, kept), duplicates=kept)
     return tuple(less)
 
 

@@ -28,7 +28,7 @@ LENGTH_TOLERANCE = 2  # samples by which a resampled clip may differ from the le
 BETWEEN_TEXTS = " | "
 HASH_BYTES = 16  # of a clip's samples: two of 25 million clips meet by chance once in 10^24 corpora
 
-_TABLE = pa.schema(
+TABLE = pa.schema(
     [
         pa.field("id", pa.large_string(), nullable=False),
         pa.field("clip_names", pa.large_list(pa.large_string()), nullable=False),
@@ -260,15 +260,15 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
         tally = Tally(len(task.clips), len(rows), read, written, repeated, left_out, len(rejected), clipped)
         head = {"bytes": size, "tally": tally, "rejected": rejected, "hashes": hashes, "times": task.times}
         head["source_rates"] = dict(sorted(rates.items()))
-        write_shard_table(task.name, out, rows, head)
+        write_shard_table(task.name, out, pa.Table.from_pylist(rows, schema=TABLE), head)
     except (OSError, RuntimeError, pa.ArrowException) as error:
         raise cannot_write(error, records) from error
     return tally
 
 
-def write_shard_table(name: str, out: str | Path, rows: list[dict], head: dict) -> None:
-    """Writes out/shards/NAME.arrow: `rows` by the names of `_TABLE`'s columns, and `head`, which `read_shard` reads."""
-    table = pa.Table.from_pylist(rows, schema=_TABLE.with_metadata({"shard": json.dumps(head, ensure_ascii=False)}))
+def write_shard_table(name: str, out: str | Path, table: pa.Table, head: dict) -> None:
+    """Writes out/shards/NAME.arrow: a `table` with the columns of `TABLE`, and `head`, which `read_shard` reads."""
+    table = table.replace_schema_metadata({"shard": json.dumps(head, ensure_ascii=False)})
     path = Path(out) / SHARD_FOLDER / f"{name}.arrow"
     with whole_file(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
         with pa.ipc.new_file(sink, table.schema) as writer:
@@ -289,7 +289,7 @@ def read_shard(name: str, out: str | Path) -> Shard | None:
         found = records.stat().st_size if shard.bytes else 0
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
-    return shard if found == shard.bytes and table.schema.equals(_TABLE) else None
+    return shard if found == shard.bytes and table.schema.equals(TABLE) else None
 
 
 def _load(containers: Containers, clip: Clip, filters: Filters) -> _Sound:
