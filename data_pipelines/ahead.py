@@ -1,13 +1,14 @@
 """Batches made ahead, in threads and in processes, by Grain."""
 
 import contextlib
+import functools
 from collections.abc import Iterator
 
 import grain
 from absl import flags
 
 from data_pipelines.batch import Batch
-from data_pipelines.shared_batches import SharedBatches, be_worker, own_copy, supported
+from data_pipelines.shared_batches import Place, SharedBatches, be_worker, own_copy, supported
 from data_pipelines.stalls import STALL_SECONDS, StallError, next_in_time
 from data_pipelines.worker_processes import follow_parent, interrupts_blocked
 
@@ -44,11 +45,13 @@ class Batches(Iterator[Batch]):
             share = max(1, prefetch // workers)
             if batch_bytes and supported():
                 # Of each worker Grain holds `share` batches in a queue and as many here; one waits on either side of
-                # the queue, and one is being copied out.
-                self._shared = SharedBatches(workers=workers, slots=2 * share + 3, slot_bytes=batch_bytes)
+                # the queue, one is being copied out, and in the worker itself some are being made or are ahead.
+                slots = 2 * share + 3 + (threads + prefetch if threads else 1)
+                self._shared = SharedBatches(workers=workers, slots=slots, slot_bytes=batch_bytes)
                 stream = stream.map(self._shared.place)
             options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=share)
-            stream = stream.mp_prefetch(options, worker_init_fn=_start_worker)
+            start = functools.partial(_start_worker, place=self._shared.place if self._shared else None)
+            stream = stream.mp_prefetch(options, worker_init_fn=start)
         self._workers, self._started = workers, False
         with interrupts_blocked() if workers else contextlib.nullcontext():
             self._iterator = iter(stream)
@@ -87,6 +90,6 @@ class Batches(Iterator[Batch]):
         self.close()
 
 
-def _start_worker(index: int, count: int) -> None:
-    be_worker(index)
+def _start_worker(index: int, count: int, *, place: Place | None) -> None:
+    be_worker(index, place)
     follow_parent()

@@ -21,8 +21,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
-from data_pipelines.corpora.listing import shown_progress
+from data_pipelines.corpora import CorpusError, Listing, Rejected
+from data_pipelines.corpora.listing import clip_writer, shown_progress
 from data_pipelines.corpora.readers import option_names, read
 
 SUFFIX = ".toml"
@@ -60,7 +60,7 @@ def list_corpora(path: str | Path, *, reader: str, options: Mapping[str, object]
     if options or reader != "folder":
         raise CorpusError(f"{path} says itself how its corpora are read: give no reader, table or options beside it")
     corpora = read_composition(path)
-    clips: list[Clip] = []
+    writer = clip_writer()
     rejected: list[Rejected] = []
     for corpus in tqdm(corpora, desc="listing", unit="corpus", disable=not progress):
         try:
@@ -68,17 +68,9 @@ def list_corpora(path: str | Path, *, reader: str, options: Mapping[str, object]
                 listing = read(corpus.reader, corpus.folder, corpus.options)
         except CorpusError as error:
             raise CorpusError(f"corpus {corpus.root!r}: {error}") from error
-        clips += (
-            clip._replace(
-                id=f"{corpus.root}/{clip.id}",
-                corpus=corpus.name,
-                root=corpus.root,
-                licence=clip.licence or corpus.licence,
-            )
-            for clip in listing.clips
-        )
+        writer.extend(listing.clips, root=corpus.root, corpus=corpus.name, licence=corpus.licence)
         rejected += (entry._replace(path=f"{corpus.root}/{entry.path}") for entry in listing.rejected)
-    return Listed({corpus.root: str(corpus.folder) for corpus in corpora}, Listing(clips, rejected))
+    return Listed({corpus.root: str(corpus.folder) for corpus in corpora}, Listing(writer.clips(), rejected))
 
 
 def read_composition(path: str | Path) -> list[Corpus]:

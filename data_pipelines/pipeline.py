@@ -31,7 +31,7 @@ from data_pipelines.manifest import Manifest, Split
 from data_pipelines.mixing import MixingConfig
 from data_pipelines.reverberation import ReverbConfig
 from data_pipelines.sampling import Draw
-from data_pipelines.shared_batches import bytes_of
+from data_pipelines.shared_batches import Wanted, batch_arrays, bytes_of
 from data_pipelines.sources import ShardSource
 from data_pipelines.stalls import STALL_SECONDS
 from data_pipelines.units import UnitStore
@@ -144,8 +144,9 @@ class LoadBatch(grain.transforms.Map):
         drawn = self.draw.take(place, first_row + own.start, len(own))
         batch.utterance[:], batch.start[:] = drawn.utterance, drawn.start
         batch.language[:] = self.manifest.language[drawn.utterance]
-        for at, row in enumerate(own):
-            utterance, start = int(drawn.utterance[at]), int(drawn.start[at])
+        batch.valid[:], batch.samples[:] = True, samples
+        drawn_rows = zip(own, drawn.utterance.tolist(), drawn.start.tolist(), strict=True)
+        for at, (row, utterance, start) in enumerate(drawn_rows):
             # Everything else that is random about a row comes from this one generator.
             rng = np.random.default_rng([self.cfg.seed, step, row])
             batch.seed[at] = rng.integers(1 << 32, dtype=np.uint32)
@@ -155,7 +156,7 @@ class LoadBatch(grain.transforms.Map):
             heard = self.interferer.disturb(clean, place=place, row=first_row + row, rng=rng)
             if heard.waveform is not clean or self.cfg.keep_clean:
                 batch.waveform[at] = heard.waveform
-            batch.partner[at], batch.valid[at], batch.samples[at] = heard.partner, True, samples
+            batch.partner[at] = heard.partner
             for at_set, store in enumerate(self.units):
                 batch.units[at, :, at_set] = store.crop(utterance, start=start, frames=num_frames(samples))
         return check_batch(batch)
@@ -310,19 +311,25 @@ def describe_rows(batch: Batch, manifest: Manifest) -> list[str]:
 
 def _empty_batch(rows: int, samples: int, *, sets: int, clean: bool = False, silent: bool = True) -> Batch:
     """A batch of filler rows: silence (or, not `silent`, whatever the memory holds), no units, nothing valid."""
-    frames, audio = num_frames(samples), np.zeros if silent else np.empty
-    return Batch(
-        waveform=audio((rows, samples), np.float32),
-        clean=audio((rows, samples if clean else 0), np.float32),
-        units=np.full((rows, frames, sets), NO_UNIT, np.int32),
-        valid=np.zeros((rows, frames), np.bool_),
-        samples=np.zeros(rows, np.int32),
-        language=np.zeros(rows, np.int32),  # a filler's language is 0, so that it can index; nothing of it is valid
-        utterance=np.full(rows, NO_UTTERANCE, np.int32),
-        partner=np.full(rows, NO_UTTERANCE, np.int32),
-        start=np.zeros(rows, np.int32),
-        seed=np.zeros(rows, np.uint32),
+    frames = num_frames(samples)
+    wanted = Batch(
+        waveform=Wanted(np.float32, (rows, samples)),
+        clean=Wanted(np.float32, (rows, samples if clean else 0)),
+        units=Wanted(np.int32, (rows, frames, sets)),
+        valid=Wanted(np.bool_, (rows, frames)),
+        samples=Wanted(np.int32, (rows,)),
+        language=Wanted(np.int32, (rows,)),  # a filler's is 0, so that it can index; nothing of it is valid
+        utterance=Wanted(np.int32, (rows,)),
+        partner=Wanted(np.int32, (rows,)),
+        start=Wanted(np.int32, (rows,)),
+        seed=Wanted(np.uint32, (rows,)),
     )
+    batch = Batch(*batch_arrays(wanted))
+    fillers = {"units": NO_UNIT, "utterance": NO_UTTERANCE, "partner": NO_UTTERANCE}
+    for name, array in zip(Batch._fields, batch, strict=True):
+        if silent or name not in ("waveform", "clean"):
+            array[...] = fillers.get(name, 0)
+    return batch
 
 
 def _check_hosts(host: int, hosts: int) -> None:

@@ -1,26 +1,30 @@
 """Which clips go into which shard: a pure function of what was listed and of the options."""
 
 import hashlib
-import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from data_pipelines.batch import SAMPLE_RATE
-from data_pipelines.corpora import Clip, Listing
+from data_pipelines.corpora import Listing
+from data_pipelines.corpora.clips import NAMES, NUMBERS, PIECE, STRINGS, Clips
 from data_pipelines.manifest import Split
+from data_pipelines.plan_order import Kin, kin_in_order
 from data_pipelines.shards import (
+    HASH_BYTES,
     NO_FILTERS,
+    RECIPE,
     Duplicate,
     Filters,
     Joining,
-    Shard,
     ShardTask,
-    make_task,
-    without_duplicates,
+    name_without,
 )
+
+# What a clip is, all but when its file was changed: a corpus that was copied is the same one.
+_CONTENT = tuple(name for name in (*NAMES, *STRINGS, *NUMBERS) if name != "modified")
 
 
 class PrepareError(RuntimeError):
@@ -35,12 +39,43 @@ class OtherPlan(PrepareError):
         self.reason = reason
 
 
-class Plan(NamedTuple):
-    """What will be made: the `tasks`, a `digest` of them all, and `summary`, which tells two plans apart in words."""
+class Planned(NamedTuple):
+    """One shard to be made.
 
-    tasks: tuple[ShardTask, ...]
+    Attributes:
+        name: that of its `ShardTask`. times: a hash of when its clips' files were changed last.
+        rows: [clips] integers, of the listing. size: of its clips, in bytes.
+        duplicates: clips that are left out because they are elsewhere already.
+    """
+
+    name: str
+    times: str
+    rows: np.ndarray
+    size: int
+    duplicates: tuple[Duplicate, ...] = ()
+
+
+class Plan(NamedTuple):
+    """What will be made: the `shards` out of `clips`, in these `folders`, by these rules.
+
+    `digest` is one of all of them, `times` one of when their files were changed, and `summary` tells two plans apart in
+    words. A `ShardTask`, which holds its clips, is made when its turn comes: 25 million at once would be 20 GB.
+    """
+
+    shards: tuple[Planned, ...]
+    clips: Clips
+    folders: Mapping[str, str]
+    joining: Joining
+    filters: Filters
     digest: str
+    times: str
     summary: dict
+
+    def task(self, shard: Planned) -> ShardTask:
+        """What a worker needs to make the shard."""
+        clips = self.clips.part(shard.rows)
+        folders = {root: self.folders[root] for root in clips.columns["root"].dictionary.to_pylist()}
+        return ShardTask(shard.name, folders, clips, self.joining, self.filters, shard.duplicates, shard.times)
 
 
 def make_plan(
@@ -61,29 +96,31 @@ def make_plan(
     Raises PrepareError: no usable clip, or none to train on.
     """
     named = ", ".join(map(str, folders.values()))
-    if not listing.clips:
+    clips = listing.clips
+    if not len(clips):
         first = listing.rejected[0]
         raise PrepareError(
             f"none of the {len(listing.rejected)} clips of {named} is usable; "
             f"the first: {first.path} (row {first.row}): {first.reason}"
         )
-    if all(clip.split is not Split.TRAIN for clip in listing.clips):
-        raise PrepareError(f"{named} has no clip of the split 'train', only {', '.join(_splits(listing.clips))}")
-    groups: dict[tuple[Split, str], list[Clip]] = {}  # sorted one by one: the keys of all clips would take gigabytes
-    for clip in listing.clips:
-        groups.setdefault((clip.split, clip.language), []).append(clip)
+    splits = np.unique(clips.columns["split"])
+    if Split.TRAIN not in splits:
+        raise PrepareError(
+            f"{named} has no clip of the split 'train', only {', '.join(Split(s).name.lower() for s in splits)}"
+        )
     joining = Joining(round(join_seconds * SAMPLE_RATE), round(min_seconds * SAMPLE_RATE))
-    tasks = []
-    languages: dict[str, list] = {}
-    for split, language in sorted(groups):
-        kin = groups.pop((split, language))
-        kin.sort(key=lambda c: (c.corpus, c.speaker, c.root, c.path, c.start, c.id))
-        tally = languages.setdefault(language, [0, hashlib.sha256()])
-        for number, dealt in enumerate(_deal(kin, clips_per_shard)):
-            tasks.append(make_task(number, folders, dealt, joining, filters))
-            tally[0] += len(dealt)
-            for clip in dealt:  # one after another: a language of millions would be gigabytes of text at once
-                tally[1].update(json.dumps(clip).encode())
+    shards: list[Planned] = []
+    languages: dict[str, _Language] = {}
+    for kin in kin_in_order(clips):
+        language = languages.setdefault(kin.language, _Language())
+        for number, rows in enumerate(_deal(kin, clips_per_shard)):
+            digest = hashlib.sha256(json.dumps([RECIPE, joining, filters]).encode())
+            for content in (clips.content(name, rows) for name in _CONTENT):
+                digest.update(len(content).to_bytes(8, "little"))
+                digest.update(content)
+            times = language.add(clips, rows)
+            name = f"{kin.language}-{kin.split.name.lower()}-{number:05d}-{digest.hexdigest()[:12]}"
+            shards.append(Planned(name, times, rows, int(clips.columns["size"][rows].sum())))
     rejected = sorted(listing.rejected, key=lambda r: r.row)
     options = {
         "clips_per_shard": clips_per_shard,
@@ -93,64 +130,103 @@ def make_plan(
         "drop_duplicates": drop_duplicates,
     }
     order = list(folders) if drop_duplicates else []
-    content = json.dumps([[task.name for task in tasks], rejected, drop_duplicates, order], ensure_ascii=False)
+    content = json.dumps([[shard.name for shard in shards], rejected, drop_duplicates, order], ensure_ascii=False)
     summary = {
         "options": options,
         "corpora": order,
-        "clips": len(listing.clips),
+        "clips": len(clips),
         "rejected": len(rejected),
-        "languages": {name: [count, digest.hexdigest()[:16]] for name, (count, digest) in sorted(languages.items())},
+        "languages": {name: language.summary() for name, language in sorted(languages.items())},
     }
-    return Plan(tuple(tasks), hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest(), summary)
+    return Plan(
+        tuple(shards),
+        clips,
+        dict(folders),
+        joining,
+        filters,
+        digest=hashlib.sha256(content.encode(errors="surrogatepass")).hexdigest(),
+        times=hashlib.sha256("".join(shard.times for shard in shards).encode()).hexdigest(),
+        summary=summary,
+    )
 
 
-def drop_duplicates(
-    tasks: Sequence[ShardTask], shards: Sequence[Shard], *, order: Sequence[str]
-) -> tuple[ShardTask, ...]:
-    """The tasks less the clips whose samples are those of another one, as the `shards` of the tasks have hashed them.
+class _Language:
+    """What a plan's summary says of a language: how many clips, a hash of them, and one of their files' times."""
 
+    def __init__(self):
+        self._count, self._times = 0, hashlib.sha256()
+        self._content = {name: hashlib.sha256() for name in _CONTENT}  # one each: however clips are dealt, it is this
+
+    def add(self, clips: Clips, rows: np.ndarray) -> str:
+        """Takes some more in; gives the hash of their times."""
+        self._count += len(rows)
+        for name, digest in self._content.items():
+            digest.update(clips.content(name, rows))
+        times = clips.content("modified", rows)
+        self._times.update(times)
+        return hashlib.sha256(times).hexdigest()[:16]
+
+    def summary(self) -> list:
+        content = hashlib.sha256("".join(digest.hexdigest() for digest in self._content.values()).encode())
+        return [self._count, content.hexdigest()[:16], self._times.hexdigest()[:16]]
+
+
+def drop_duplicates(plan: Plan, hashes: Iterable[bytes], *, order: Sequence[str]) -> tuple[Planned, ...]:
+    """The plan's shards less the clips whose samples are those of another one.
+
+    `hashes` has, of each shard, its clips' hashes one after another, `HASH_BYTES` each, zeros where there is none.
     Held-out clips are kept before training clips, so that test sets stay whole; then the corpora that come first in
-    `order` (names of `Clip.root`), then the earlier row. 25 million clips take 1 GB for a moment.
+    `order` (names of `Clip.root`), then the earlier row.
     """
+    clips, shards = plan.clips, plan.shards
+    digests = np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, HASH_BYTES // 8)
+    rows = np.concatenate([shard.rows for shard in shards])
+    if len(digests) != len(rows):
+        raise PrepareError(f"{len(digests)} hashes of {len(rows)} clips: a shard is of another plan")
+    ordered = np.sort(digests[:, 0])
+    alike = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    del ordered
+    some = np.flatnonzero(np.isin(digests[:, 0], alike) & digests.any(axis=1))  # few: only these are looked at closely
+    bounds = np.cumsum([0, *(len(shard.rows) for shard in shards)])
+    number = np.searchsorted(bounds, some, side="right") - 1
+    low, high = digests[some].T
     ranks = {root: rank for rank, root in enumerate(order)}
-    digests, keys = [], []
-    for number, (task, shard) in enumerate(zip(tasks, shards, strict=True)):
-        digests.append(np.frombuffer(bytes.fromhex("".join(h or "0" * 32 for h in shard.hashes)), np.uint64))
-        keys += [(c.split is Split.TRAIN, ranks[c.root], c.row, number, place) for place, c in enumerate(task.clips)]
-    low, high = np.concatenate(digests).reshape(-1, 2).T
-    keys = np.array(keys, np.int64)
-    sorted_by = np.lexsort((*keys.T[::-1], high, low))
-    low, high, keys = low[sorted_by], high[sorted_by], keys[sorted_by]
-    same = np.zeros(len(low), bool)
-    same[1:] = (low[1:] == low[:-1]) & (high[1:] == high[:-1]) & ((low[1:] != 0) | (high[1:] != 0))
+    root = clips.columns["root"]
+    ranked = np.array([ranks[name] for name in root.dictionary.to_pylist()])[root.indices.to_numpy()[rows[some]]]
+    training = clips.columns["split"][rows[some]] == Split.TRAIN
+    by = np.lexsort((some, clips.columns["row"][rows[some]], ranked, training, high, low))
+    some, number, low, high = some[by], number[by], low[by], high[by]
+    same = np.zeros(len(some), bool)
+    same[1:] = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
     first = np.maximum.accumulate(np.where(same, 0, np.arange(len(same))))
     found: dict[int, list[Duplicate]] = {}
-    for copy in np.flatnonzero(same):
-        kept = keys[first[copy]]
-        name = tasks[kept[3]].clips[kept[4]].where
-        found.setdefault(int(keys[copy, 3]), []).append(Duplicate(int(keys[copy, 4]), name))
-    return tuple(without_duplicates(task, sorted(found.get(number, ()))) for number, task in enumerate(tasks))
+    copies = np.flatnonzero(same)
+    places = (some - bounds[number])[copies].tolist()
+    for at in range(0, len(copies), PIECE):
+        piece = copies[at : at + PIECE]
+        names = [clip.where for clip in clips.take(rows[some[first[piece]]])]
+        for shard, place, name in zip(number[piece].tolist(), places[at : at + PIECE], names, strict=True):
+            found.setdefault(shard, []).append(Duplicate(place, name))
+    less = list(shards)
+    for at, duplicates in found.items():
+        kept = tuple(sorted(duplicates))
+        less[at] = shards[at]._replace(name=name_without(shards[at].name, kept), duplicates=kept)
+    return tuple(less)
 
 
-def _splits(clips: list[Clip]) -> list[str]:
-    return [split.name.lower() for split in sorted({clip.split for clip in clips})]
-
-
-def _deal(clips: list[Clip], limit: int) -> Iterator[list[Clip]]:
-    shard: list[Clip] = []
-    for _, speaker in itertools.groupby(clips, key=lambda c: (c.corpus, c.speaker)):
-        speaker = list(speaker)
-        if shard and len(shard) + len(speaker) > limit:
-            yield shard
-            shard = []
-        while len(speaker) > limit:  # cut evenly: a sliver at the end would leave an utterance too short
-            pieces = -(-len(speaker) // limit)
-            size = -(-len(speaker) // pieces)
-            yield speaker[:size]
-            speaker = speaker[size:]
-        shard += speaker
-    if shard:
-        yield shard
+def _deal(kin: Kin, limit: int) -> Iterator[np.ndarray]:
+    begin = 0  # of the shard that is being filled
+    for first, end in zip(kin.speakers, [*kin.speakers[1:], len(kin.rows)], strict=True):
+        if begin < first and end - begin > limit:
+            yield kin.rows[begin:first]
+            begin = first
+        while end - first > limit:  # cut evenly: a sliver at the end would leave an utterance too short
+            pieces = -(-(end - first) // limit)
+            size = -(-(end - first) // pieces)
+            yield kin.rows[first : first + size]
+            begin = first = first + size
+    if begin < len(kin.rows):
+        yield kin.rows[begin:]
 
 
 def difference(old: dict, new: dict) -> str:
@@ -164,10 +240,15 @@ def difference(old: dict, new: dict) -> str:
         if old.get(key) != new[key]:
             changes.append(f"{key} were {old.get(key)}, are {new[key]}")
     before, after = old.get("languages", {}), new["languages"]
+    both = sorted(set(before) & set(after))
     for words, names in (
         ("new languages", sorted(set(after) - set(before))),
         ("languages gone", sorted(set(before) - set(after))),
-        ("clips changed in", sorted(n for n in set(before) & set(after) if before[n] != after[n])),
+        ("clips changed in", [name for name in both if before[name][:2] != after[name][:2]]),
+        (
+            "files written since (of the same size) in",
+            [name for name in both if before[name][:2] == after[name][:2] and before[name][2:] != after[name][2:]],
+        ),
     ):
         if names:
             changes.append(f"{words}: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}")

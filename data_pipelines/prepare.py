@@ -13,34 +13,29 @@ names of their own. The first shards stay until the manifest is there, so a kill
 import concurrent.futures
 import contextlib
 import fcntl
-import hashlib
-import itertools
 import json
 import multiprocessing
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
-from data_pipelines.atomic import TEMPORARY_PREFIX, delete_leftovers, whole_file
+from data_pipelines.atomic import delete_leftovers, whole_file
 from data_pipelines.batch import SAMPLE_RATE
-from data_pipelines.compositions import Listed, list_corpora
-from data_pipelines.corpora import CorpusError, Listing, Rejected
-from data_pipelines.manifest import MANIFEST_NAME, SHARD_FOLDER, Manifest, ManifestError, Split, write_manifest
-from data_pipelines.plan_shards import OtherPlan, Plan, PrepareError, difference, drop_duplicates, make_plan
-from data_pipelines.shards import NO_FILTERS, Filters, Shard, ShardTask, Tally, read_shard, write_shard
+from data_pipelines.compositions import list_corpora
+from data_pipelines.corpora import CorpusError, Rejected
+from data_pipelines.corpora.listing import scratch_in
+from data_pipelines.manifest import MANIFEST_NAME, SHARD_FOLDER, Manifest, ManifestError
+from data_pipelines.merge_shards import QUARANTINE_NAME, merge_shards, read_quarantine
+from data_pipelines.plan_shards import OtherPlan, Plan, Planned, PrepareError, difference, drop_duplicates, make_plan
+from data_pipelines.shards import HASH_BYTES, NO_FILTERS, Filters, Shard, ShardTask, Tally, read_shard, write_shard
 from data_pipelines.worker_processes import die_of_interrupts, follow_parent, interrupts_blocked
 
 PLAN_NAME = "plan.json"
-QUARANTINE_NAME = "quarantine.tsv"
-_ONE_FIELD = dict.fromkeys(map(ord, "\t\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"), " ")
 IN_FLIGHT = 3  # tasks handed out per worker, so that a long plan is not pickled all at once
 
 
@@ -116,7 +111,8 @@ def prepare(
     out, options = Path(out), dict(options or {})
     if table is not None:
         options["table"] = table
-    listed = list_corpora(folder, reader=reader, options=options, progress=progress)
+    with scratch_in(out):
+        listed = list_corpora(folder, reader=reader, options=options, progress=progress)
     for root in listed.folders.values():
         if out.resolve() == Path(root).resolve():
             raise PrepareError(f"--out is the corpus folder itself ({out}); give another one")
@@ -137,57 +133,64 @@ def prepare(
         for place in (out, out / SHARD_FOLDER):
             delete_leftovers(place, everyones=alone)
         with whole_file(out / PLAN_NAME) as temporary:
-            temporary.write_text(json.dumps({"digest": plan.digest, **plan.summary}, indent=1, ensure_ascii=False))
+            about = {"digest": plan.digest, "times": plan.times, **plan.summary}
+            temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False))
         count = workers or os.cpu_count() or 1
         if part is not None:
-            return _run_part(plan, listed, out, part, count, progress=progress)
-        _run(plan.tasks, out, count, first=not duplicates, progress=progress)
-        tasks = plan.tasks
+            return _run_part(plan, out, part, count, progress=progress)
+        _run(plan, plan.shards, out, count, first=not duplicates, progress=progress)
+        shards = plan.shards
         if not duplicates:
-            tasks = drop_duplicates(tasks, _hashed(tasks, out), order=list(listed.folders))
-            _run(tasks, out, count, progress=progress)
-        return _merge(tasks, plan, listed.listing, out)
+            shards = drop_duplicates(plan, _hashed(plan.shards, out), order=list(plan.folders))
+            _run(plan, shards, out, count, progress=progress)
+        tally, rejected = merge_shards(shards, plan, listed.listing.rejected, out, progress=progress)
+        return Prepared(out, Manifest.load(out), tally, rejected, fresh=True)
 
 
 def _share(items: Sequence, part: Part) -> Sequence:
     return items[part.part - 1 :: part.of]
 
 
-def _run_part(plan: Plan, listed: Listed, out: Path, part: Part, workers: int, *, progress: bool) -> PartDone:
+def _run_part(plan: Plan, out: Path, part: Part, workers: int, *, progress: bool) -> PartDone:
     """Writes a share of the plan's shards; where all are there, its share of those that lose duplicates."""
-    tasks = plan.tasks
+    shards = plan.shards
     dropping = plan.summary["options"]["drop_duplicates"]
-    _run(_share(tasks, part), out, workers, first=dropping, progress=progress)
-    missing = sum(shard is None for shard in (_first_shards if dropping else _shards)(tasks, out))
+    _run(plan, _share(shards, part), out, workers, first=dropping, progress=progress)
+    missing = sum(shard is None for shard in (_first_shards if dropping else _shards)(shards, out))
     if dropping and not missing:
-        tasks = drop_duplicates(tasks, _hashed(tasks, out), order=list(listed.folders))
-        _run(_share(tasks, part), out, workers, progress=progress)
-        missing = sum(shard is None for shard in _shards(tasks, out))
-    return PartDone(len(_share(tasks, part)), missing)
+        shards = drop_duplicates(plan, _hashed(shards, out), order=list(plan.folders))
+        _run(plan, _share(shards, part), out, workers, progress=progress)
+        missing = sum(shard is None for shard in _shards(shards, out))
+    return PartDone(len(_share(shards, part)), missing)
 
 
-def _shards(tasks: Sequence[ShardTask], out: Path) -> list[Shard | None]:
-    return [read_shard(task.name, out) for task in tasks]
+def _shards(shards: Sequence[Planned], out: Path) -> Iterator[Shard | None]:
+    """Each of the shards as it is on disk; None where it is not there whole, or of files that were written since."""
+    return (_of_these_files(read_shard(shard.name, out), shard) for shard in shards)
 
 
-def _first_shards(tasks: Sequence[ShardTask], out: Path) -> list[Shard | None]:
-    """Each task's shard, or the same less duplicates, which has the same hashes."""
+def _of_these_files(found: Shard | None, shard: Planned) -> Shard | None:
+    return found if found is not None and found.times == shard.times else None
+
+
+def _first_shards(shards: Sequence[Planned], out: Path) -> Iterator[Shard | None]:
+    """The same, or in place of a shard the same less duplicates, which has the same hashes."""
     less: dict[str, list[str]] = {}
     for name in sorted(os.listdir(out / SHARD_FOLDER)):
         if name.endswith(".arrow"):
             less.setdefault(name.rpartition("-")[0], []).append(name.removesuffix(".arrow"))
-    return [
-        next(filter(None, (read_shard(name, out) for name in (task.name, *less.get(task.name, ())))), None)
-        for task in tasks
-    ]
+    for shard in shards:
+        names = (shard.name, *less.get(shard.name, ()))
+        found = (_of_these_files(read_shard(name, out), shard) for name in names)
+        yield next(filter(None, found), None)
 
 
-def _hashed(tasks: Sequence[ShardTask], out: Path) -> list[Shard]:
-    shards = _first_shards(tasks, out)
-    for task, shard in zip(tasks, shards, strict=True):
+def _hashed(shards: Sequence[Planned], out: Path) -> Iterator[bytes]:
+    """Of each shard, the hashes of its clips, as `drop_duplicates` takes them."""
+    for planned, shard in zip(shards, _first_shards(shards, out), strict=True):
         if shard is None:
-            raise PrepareError(f"shard {task.name} in {out} is not whole after it was written: is the disk sound?")
-    return shards
+            raise PrepareError(f"shard {planned.name} in {out} is not whole after it was written: is the disk sound?")
+        yield bytes.fromhex("".join(value or "0" * 2 * HASH_BYTES for value in shard.hashes))
 
 
 @contextlib.contextmanager
@@ -220,28 +223,31 @@ def _finished(out: Path, plan: Plan, *, overwrite: bool) -> Prepared | None:
             raise PrepareError(
                 f"{out} holds a manifest, but no {PLAN_NAME}: give another --out, or --overwrite"
             ) from None
-    if old is not None and old.get("digest") != plan.digest and not overwrite:
+    same = old is not None and (old.get("digest"), old.get("times")) == (plan.digest, plan.times)
+    if old is not None and not same and not overwrite:
         raise OtherPlan(f"{out} was prepared from something else: {difference(old, plan.summary)}")
     with contextlib.suppress(ManifestError):
         manifest = Manifest.load(out)
-        if manifest.facts.get("plan") == plan.digest:
-            return Prepared(out, manifest, Tally(*manifest.facts["tally"]), _read_quarantine(out), fresh=False)
+        if same and manifest.facts.get("plan") == plan.digest:
+            return Prepared(out, manifest, Tally(*manifest.facts["tally"]), read_quarantine(out), fresh=False)
     # From here on the folder is not whole, and must not look as if it were.
     (out / MANIFEST_NAME).unlink(missing_ok=True)
     return None
 
 
-def _run(tasks: Sequence[ShardTask], out: Path, workers: int, *, progress: bool, first: bool = False) -> None:
+def _run(
+    plan: Plan, shards: Sequence[Planned], out: Path, workers: int, *, progress: bool, first: bool = False
+) -> None:
     """Writes every shard that is not there yet; `first`: only its clips' hashes are needed, see `_first_shards`."""
     left, read = [], 0
-    for task, shard in zip(tasks, (_first_shards if first else _shards)(tasks, out), strict=True):
+    for planned, shard in zip(shards, (_first_shards if first else _shards)(shards, out), strict=True):
         if shard is None:
-            left.append(task)
+            left.append(planned)
         else:
             read += shard.tally.read
-    done = len(tasks) - len(left)
+    done = len(shards) - len(left)
     often = 0.5 if sys.stderr.isatty() else 30.0  # seconds; a log file wants a line now and then
-    with tqdm(total=len(tasks), initial=done, unit="shard", disable=not progress, mininterval=often) as bar:
+    with tqdm(total=len(shards), initial=done, unit="shard", disable=not progress, mininterval=often) as bar:
 
         def advance(tally: Tally) -> None:
             nonlocal read
@@ -250,24 +256,30 @@ def _run(tasks: Sequence[ShardTask], out: Path, workers: int, *, progress: bool,
             bar.update()
 
         if workers == 1:
-            for task in left:
-                advance(write_shard(task, out))
+            for planned in left:
+                advance(write_shard(plan.task(planned), out))
         else:
-            _run_in_pool(left, out, workers, advance)
+            _run_in_pool(left, plan.task, out, workers, advance)
 
 
-def _run_in_pool(tasks: list[ShardTask], out: Path, workers: int, advance) -> None:
+def _run_in_pool(
+    shards: list[Planned],
+    task_of: Callable[[Planned], ShardTask],
+    out: Path,
+    workers: int,
+    advance: Callable[[Tally], None],
+) -> None:
     # Long tasks first keeps all workers busy to the end; the order has no say in what is written.
-    waiting = sorted(tasks, key=lambda task: sum(clip.size for clip in task.clips))  # popped from its end
+    waiting = sorted(shards, key=lambda shard: shard.size)  # popped from its end
     # Spawned, not forked: the parent may hold threads and locks of the libraries that it imported.
     context = multiprocessing.get_context("spawn")
-    count = max(1, min(workers, len(tasks)))
+    count = max(1, min(workers, len(shards)))
     with concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
         running: dict[concurrent.futures.Future, str] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < workers * IN_FLIGHT:
-                    task = waiting.pop()
+                    task = task_of(waiting.pop())
                     with interrupts_blocked():  # the first task starts the processes
                         running[pool.submit(write_shard, task, out)] = task.name
                 ready, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -289,67 +301,6 @@ def _start_worker() -> None:
     follow_parent()
 
 
-def _merge(tasks: Sequence[ShardTask], plan: Plan, listing: Listing, out: Path) -> Prepared:
-    """Writes quarantine.tsv and, last of all, manifest.arrow; deletes shards of older plans."""
-    shards: list[Shard] = []
-    for task in tasks:
-        shard = read_shard(task.name, out)
-        if shard is None:
-            raise PrepareError(f"shard {task.name} in {out} is not whole after it was written: is the disk sound?")
-        shards.append(shard)
-    rejected = sorted(
-        [*listing.rejected, *(r for shard in shards for r in shard.rejected)], key=lambda r: (r.row, r.path)
-    )
-    tally = sum((shard.tally for shard in shards), Tally())
-    tally = tally._replace(clips=tally.clips + len(listing.rejected), rejected=len(rejected))
-    _write_quarantine(out, rejected)
-    full = [shard for shard in shards if shard.tally.utterances]
-    if not any(Split.TRAIN in shard.table.column("split").to_pylist() for shard in full):
-        reasons = Counter(r.reason for r in rejected).most_common(3)
-        raise PrepareError(
-            f"no training clip is usable ({len(rejected)} of {tally.clips} clips left out: "
-            f"{'; '.join(f'{n} x {reason}' for reason, n in reasons)}); see {out / QUARANTINE_NAME}"
-        )
-    rows = pa.concat_tables([shard.table.replace_schema_metadata() for shard in full])
-    counts = [shard.tally.utterances for shard in full]
-    write_manifest(
-        out,
-        **{name: rows.column(name).combine_chunks() for name in rows.column_names},
-        shard=np.repeat(np.arange(len(counts)), counts),
-        record=np.concatenate([np.arange(count) for count in counts]),
-        shard_names=[f"{SHARD_FOLDER}/{shard.name}.arrayrecord" for shard in full],
-        shard_records=counts,
-        shard_bytes=[shard.bytes for shard in full],
-        content=hashlib.sha256("".join(itertools.chain(*(shard.hashes for shard in shards))).encode()).hexdigest(),
-        facts={"plan": plan.digest, "options": plan.summary["options"], "tally": tally},
-    )
-    current = {shard.name for shard in shards}
-    for path in (out / SHARD_FOLDER).iterdir():
-        temporary = path.name.startswith(TEMPORARY_PREFIX)  # another run's, where there are no locks
-        if path.suffix in (".arrow", ".arrayrecord") and path.stem not in current and not temporary:
-            path.unlink()
-    return Prepared(out, Manifest.load(out), tally, tuple(rejected), fresh=True)
-
-
-def _write_quarantine(out: Path, rejected: list[Rejected]) -> None:
-    lines = ["path\trow\treason", *("\t".join(_field(value) for value in (r.path, r.row, r.reason)) for r in rejected)]
-    with whole_file(out / QUARANTINE_NAME) as temporary:
-        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _read_quarantine(out: Path) -> tuple[Rejected, ...]:
-    try:
-        lines = (out / QUARANTINE_NAME).read_text(encoding="utf-8").splitlines()[1:]
-    except OSError:
-        return ()
-    fields = (line.split("\t", maxsplit=2) for line in lines)
-    return tuple(Rejected(path, int(row), reason) for path, row, reason in fields)
-
-
-def _field(value: object) -> str:
-    return str(value).encode(errors="backslashreplace").decode().translate(_ONE_FIELD)
-
-
 __all__ = [
     "CorpusError",
     "OtherPlan",
@@ -358,6 +309,7 @@ __all__ = [
     "Plan",
     "PrepareError",
     "Prepared",
+    "QUARANTINE_NAME",
     "make_plan",
     "prepare",
 ]

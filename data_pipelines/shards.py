@@ -7,7 +7,7 @@ the byte, and is either whole on disk or absent.
 import errno
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -23,12 +23,12 @@ from data_pipelines.corpora import Clip, Rejected
 from data_pipelines.manifest import SHARD_FOLDER, Split
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one record a read; FLAC does not compress further
-RECIPE = 3  # goes into every shard's name: raise it when the same task would give other bytes
+RECIPE = 4  # goes into every shard's name: raise it when the same task would give other bytes
 LENGTH_TOLERANCE = 2  # samples by which a resampled clip may differ from the length that the table gives
 BETWEEN_TEXTS = " | "
 HASH_BYTES = 16  # of a clip's samples: two of 25 million clips meet by chance once in 10^24 corpora
 
-_TABLE = pa.schema(
+TABLE = pa.schema(
     [
         pa.field("id", pa.large_string(), nullable=False),
         pa.field("clip_names", pa.large_list(pa.large_string()), nullable=False),
@@ -99,17 +99,20 @@ class ShardTask(NamedTuple):
     """Clips of one split and language, in order, that become one shard.
 
     Attributes:
-        name: file name without suffix; holds a hash of all else but `folders`, so no other task takes its place.
+        name: file name without suffix; holds a hash of all else but `folders` and `times`, so no other task takes its
+            place: "fra-train-00003-5f3ac1d2e4b0".
         folders: the folder of every `Clip.root`. clips: sorted by corpus, speaker, path. joining: the rule for training
             clips. filters: what is left out. duplicates: clips that are left out because they are elsewhere already.
+        times: a hash of when the clips' files were changed last; it is kept with the shard.
     """
 
     name: str
     folders: Mapping[str, str]
-    clips: tuple[Clip, ...]
+    clips: Sequence[Clip]
     joining: Joining
     filters: Filters = NO_FILTERS
     duplicates: tuple[Duplicate, ...] = ()
+    times: str = ""
 
 
 class Tally(NamedTuple):
@@ -138,6 +141,8 @@ class Tally(NamedTuple):
 class Shard(NamedTuple):
     """A finished shard: its `name`, record file's size in `bytes` (0: no record, no file), table, tally and rejects.
 
+    `times` is its task's.
+
     `hashes` has one of each of the task's clips, in hexadecimal: that of its samples, "" where it was left out for
     another reason than that the same samples are elsewhere.
     """
@@ -148,6 +153,7 @@ class Shard(NamedTuple):
     tally: Tally
     rejected: tuple[Rejected, ...]
     hashes: tuple[str, ...]
+    times: str
 
 
 class _Sound(NamedTuple):
@@ -157,24 +163,9 @@ class _Sound(NamedTuple):
     source_rate: int  # Hz, before resampling
 
 
-def make_task(
-    number: int, folders: Mapping[str, str], clips: Iterable[Clip], joining: Joining, filters: Filters
-) -> ShardTask:
-    """A task whose name says language, split, place and content: "fra-train-00003-5f3ac1d2"."""
-    clips = tuple(clips)
-    content = json.dumps([RECIPE, joining, filters, clips], ensure_ascii=False, separators=(",", ":"))
-    digest = hashlib.sha256(content.encode()).hexdigest()[:12]
-    name = f"{clips[0].language}-{clips[0].split.name.lower()}-{number:05d}-{digest}"
-    return ShardTask(name, {clip.root: folders[clip.root] for clip in clips}, clips, joining, filters)
-
-
-def without_duplicates(task: ShardTask, duplicates: Iterable[Duplicate]) -> ShardTask:
-    """The task less these of its clips, under a name of its own that begins with the task's."""
-    duplicates = tuple(duplicates)
-    if not duplicates:
-        return task
-    digest = hashlib.sha256(json.dumps(duplicates, ensure_ascii=False).encode()).hexdigest()[:8]
-    return task._replace(name=f"{task.name}-{digest}", duplicates=duplicates)
+def name_without(name: str, duplicates: tuple[Duplicate, ...]) -> str:
+    """The name of the shard `name` less these of its clips; it begins with that."""
+    return f"{name}-{hashlib.sha256(json.dumps(duplicates, ensure_ascii=False).encode()).hexdigest()[:8]}"
 
 
 def join_neighbours(items: Iterable[T], joining: Joining, *, samples: Callable[[T], int]) -> Iterator[list[T]]:
@@ -267,31 +258,38 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
         written = sum(row["samples"] for row in rows)
         left_out = sum(r.samples for r in rejected)
         tally = Tally(len(task.clips), len(rows), read, written, repeated, left_out, len(rejected), clipped)
-        head = {"bytes": size, "tally": tally, "rejected": rejected, "hashes": hashes}
+        head = {"bytes": size, "tally": tally, "rejected": rejected, "hashes": hashes, "times": task.times}
         head["source_rates"] = dict(sorted(rates.items()))
-        table = pa.Table.from_pylist(rows, schema=_TABLE.with_metadata({"shard": json.dumps(head, ensure_ascii=False)}))
-        with whole_file(records.with_suffix(".arrow")) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-            with pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
+        write_shard_table(task.name, out, pa.Table.from_pylist(rows, schema=TABLE), head)
     except (OSError, RuntimeError, pa.ArrowException) as error:
         raise cannot_write(error, records) from error
     return tally
+
+
+def write_shard_table(name: str, out: str | Path, table: pa.Table, head: dict) -> None:
+    """Writes out/shards/NAME.arrow: a `table` with the columns of `TABLE`, and `head`, which `read_shard` reads."""
+    table = table.replace_schema_metadata({"shard": json.dumps(head, ensure_ascii=False)})
+    path = Path(out) / SHARD_FOLDER / f"{name}.arrow"
+    with whole_file(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
 
 
 def read_shard(name: str, out: str | Path) -> Shard | None:
     """The finished shard of this name, or None where it is not there whole (its table damaged, its records cut)."""
     path = Path(out) / SHARD_FOLDER / f"{name}.arrow"
     try:
-        with pa.OSFile(str(path)) as file:
+        with pa.memory_map(str(path)) as file:
             table = pa.ipc.open_file(file).read_all()
         head = json.loads(table.schema.metadata[b"shard"])
         rejected = tuple(Rejected(*entry) for entry in head["rejected"])
-        shard = Shard(name, head["bytes"], table, Tally(*head["tally"]), rejected, tuple(head["hashes"]))
+        tally, hashes, times = Tally(*head["tally"]), tuple(head["hashes"]), head["times"]
+        shard = Shard(name, head["bytes"], table, tally, rejected, hashes, times)
         records = path.with_suffix(".arrayrecord")
         found = records.stat().st_size if shard.bytes else 0
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
-    return shard if found == shard.bytes and table.schema.equals(_TABLE) else None
+    return shard if found == shard.bytes and table.schema.equals(TABLE) else None
 
 
 def _load(containers: Containers, clip: Clip, filters: Filters) -> _Sound:
@@ -313,7 +311,7 @@ def _load(containers: Containers, clip: Clip, filters: Filters) -> _Sound:
     return _Sound(clip, int16, int((np.abs(sound.waveform) > 1.0).sum()), sound.source_rate)
 
 
-def _speakers(clips: tuple[Clip, ...]) -> Iterator[list[Clip]]:
+def _speakers(clips: Iterable[Clip]) -> Iterator[list[Clip]]:
     group: list[Clip] = []
     for clip in clips:
         if group and (clip.corpus, clip.speaker) != (group[0].corpus, group[0].speaker):

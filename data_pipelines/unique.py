@@ -1,5 +1,8 @@
 """Whether strings are all different, for tens of millions of them: by 64-bit hashes, and only those alike by letter."""
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 import pyarrow as pa
 
@@ -9,23 +12,36 @@ _PIECE = 1 << 14  # strings hashed in one piece: what is in hand stays in the ca
 _WORD = 8  # bytes hashed at a time
 
 
+class Repeated(NamedTuple):
+    """The string at `row` stands at `first` already."""
+
+    row: int
+    first: int
+
+
 def first_repeated(values: pa.LargeStringArray) -> str | None:
-    """A string that comes more than once, or None. Nulls are taken for "".
+    """A string that comes more than once, or None. Nulls are taken for ""."""
+    for repeated in repetitions(values):
+        return values[repeated.row].as_py() or ""
+    return None
+
+
+def repetitions(values: pa.LargeStringArray) -> Iterator[Repeated]:
+    """Every row whose string stands at an earlier row, in order. Nulls are taken for "".
 
     A table of all strings (Arrow's `count_distinct`) misses every cache: 25 million ids take it over a minute.
     """
     if not len(values):
-        return None
+        return
     hashes = np.concatenate([_hashes(values[first : first + _PIECE]) for first in range(0, len(values), _PIECE)])
     ordered = np.sort(hashes)
     alike = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    seen: set[str] = set()
-    for row in np.flatnonzero(np.isin(hashes, alike)) if len(alike) else ():
-        value = values[int(row)].as_py() or ""
-        if value in seen:
-            return value
-        seen.add(value)
-    return None
+    del ordered
+    seen: dict[str, int] = {}
+    for row in np.flatnonzero(np.isin(hashes, alike)).tolist() if len(alike) else ():
+        first = seen.setdefault(values[row].as_py() or "", row)
+        if first != row:
+            yield Repeated(row, first)
 
 
 def _hashes(values: pa.LargeStringArray) -> np.ndarray:

@@ -5,6 +5,7 @@
 a file, or a member of a container (a tar, a Parquet file, a TFDS data set), or a stretch of either.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from data_pipelines.manifest import Split
@@ -27,6 +28,7 @@ class Clip(NamedTuple):
         member: which part of the container at `path` this is, as `containers` understands it; "" for a file.
         start, end: seconds of the file or member that are the clip; an `end` of None is its end.
         root: which of a composition's corpora it belongs to, so which folder `path` lies in; readers leave it "".
+        modified: when the file was last changed, in nanoseconds since 1970; of a member, when its container was.
     """
 
     id: str
@@ -44,6 +46,7 @@ class Clip(NamedTuple):
     start: float = 0.0
     end: float | None = None
     root: str = ""
+    modified: int = 0
 
     @property
     def where(self) -> str:
@@ -66,7 +69,7 @@ class Rejected(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """What a reader found: usable `clips`, and what it had to leave out."""
+    """What a reader found: usable `clips` (`clips.Clips`, which are columns), and what it had to leave out."""
 
-    clips: list[Clip]
+    clips: Sequence[Clip]
     rejected: list[Rejected]

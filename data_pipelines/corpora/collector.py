@@ -29,7 +29,7 @@ class Collector:
     def __init__(self, folder: str | Path, *, corpus: str, licence: str = ""):
         self._lister = Lister(folder, corpus=corpus, licence=licence)
         self.folder = self._lister.folder
-        self._pieces: dict[str, int] = {}  # path -> clips so far
+        self._pieces: dict[str, int] = {}  # path -> stretches so far
 
     def take(
         self,
@@ -42,15 +42,16 @@ class Collector:
         samples: int | None = None,
         span: Span | None = None,
     ) -> None:
-        """Adds the clip at `path` (in `folder`), or rejects it: no such file, empty, not a UTF-8 name, listed before.
+        """Adds the clip at `path` (in `folder`), or rejects it: no such file, not a UTF-8 name, listed before.
 
         `language` is an ISO 639-3 code (see `language_of`). `samples` as in `Clip`. With a `span`, one file
         may give several clips.
         """
         name = self._name(path)
-        piece = self._pieces.get(name, 0)
-        if piece and span is None:
-            return self.reject(path, "was listed before")
+        piece = 0
+        if span is not None:
+            piece = self._pieces.get(name, 0)
+            self._pieces[name] = piece + 1
         start, end = span or Span()
         self._lister.add(
             name,
@@ -64,7 +65,6 @@ class Collector:
             start=start,
             end=end,
         )
-        self._pieces[name] = piece + 1
 
     def reject(self, path: Path, reason: str) -> None:
         """Notes what was left out, and why."""

@@ -3,6 +3,8 @@
 Beside NAME.tsv may lie, line by line, NAME.lang (languages) and NAME.wrd (transcripts).
 """
 
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 from data_pipelines.corpora import CorpusError, Listing
@@ -42,20 +44,20 @@ def read(
     lister = Lister(folder)
     row = 0
     for name in names:
-        lines = list(lines_of(place / name))
-        if not lines or "\t" in lines[0]:
+        lines = lines_of(place / name)
+        first = next(lines, None)
+        if first is None or "\t" in first:
             raise CorpusError(f"{place / name} is no fairseq manifest: its first line is the audio's root")
-        root = "" if ignore_root else inside(folder, str((place / lines[0]).resolve()))
+        root = "" if ignore_root else inside(folder, str((place / first).resolve()))
         if root.startswith("/"):
             raise CorpusError(
-                f"{place / name} has the root {lines[0]}, outside of {folder}: give that as the folder, with "
+                f"{place / name} has the root {first}, outside of {folder}: give that as the folder, with "
                 f"the option manifests={place}; or ignore_root=true where the audio was moved to {folder}"
             )
-        languages = _beside(place / name, ".lang", len(lines) - 1)
-        texts = _beside(place / name, ".wrd", len(lines) - 1)
-        if language is None and languages is None and language_folder is None:
+        has_languages = (place / name).with_suffix(".lang").is_file()
+        if language is None and not has_languages and language_folder is None:
             raise needs_language(place / name, ("language", "language_folder", f"{Path(name).stem}.lang beside it"))
-        for number, line in enumerate(lines[1:]):
+        for line, said, text in zip(lines, _beside(place / name, ".lang"), _beside(place / name, ".wrd"), strict=False):
             row += 1
             path, _, frames = line.partition("\t")
             if not frames.isdigit():
@@ -64,19 +66,20 @@ def read(
             lister.add(
                 f"{root}/{path}" if root and root != "." else path,
                 row=row,
-                language=languages[number] if languages else language or folder_name(path, language_folder),
+                language=said if has_languages else language or folder_name(path, language_folder),
                 split=split_in(Path(name).stem),
-                text=texts[number] if texts else "",
+                text=text,
                 samples=int(frames),
             )
     return lister.listing(source=place)
 
 
-def _beside(manifest: Path, suffix: str, count: int) -> list[str] | None:
+def _beside(manifest: Path, suffix: str) -> Iterator[str]:
+    """The lines of the file beside it; "" without end where there is none. Raises CorpusError: of another length."""
     path = manifest.with_suffix(suffix)
     if not path.is_file():
-        return None
-    lines = list(lines_of(path))
-    if len(lines) != count:
-        raise CorpusError(f"{path} has {len(lines)} lines for {count} clips of {manifest.name}")
-    return lines
+        return itertools.repeat("")
+    count, clips = (sum(1 for _ in lines_of(each)) for each in (path, manifest))
+    if count != clips - 1:
+        raise CorpusError(f"{path} has {count} lines for {clips - 1} clips of {manifest.name}")
+    return lines_of(path)

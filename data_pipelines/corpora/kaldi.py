@@ -6,7 +6,8 @@ Entries of wav.scp that are commands ("... |") are never run.
 from pathlib import Path
 
 from data_pipelines.corpora import CorpusError, Listing
-from data_pipelines.corpora.listing import Lister, existing_folder, inside, lines_of, needs_language, one_of, split_in
+from data_pipelines.corpora.keyed_lines import KeyedLines
+from data_pipelines.corpora.listing import Lister, existing_folder, inside, needs_language, one_of, split_in
 
 
 def read(folder: str | Path, *, data: str | None = None, language: str | None = None) -> Listing:
@@ -26,14 +27,15 @@ def read(folder: str | Path, *, data: str | None = None, language: str | None = 
     lister = Lister(folder)
     row = 0
     for table in tables:
-        recordings = _table(table / "wav.scp")
-        speakers, languages, texts = (_table(table / name) for name in ("utt2spk", "utt2lang", "text"))
-        if language is None and not languages:
+        recordings, speakers, languages, texts = (
+            KeyedLines(table / name) for name in ("wav.scp", "utt2spk", "utt2lang", "text")
+        )
+        if language is None and not len(languages):
             raise needs_language(table, ("language", "utt2lang"))
         if (table / "segments").is_file():
-            utterances = _table(table / "segments").items()
+            utterances = KeyedLines(table / "segments").items()
         else:
-            utterances = ((name, None) for name in recordings)
+            utterances = ((name, None) for name, _ in recordings.items())
         for name, segment in utterances:
             row += 1
             fields = segment.split() if segment is not None else [name, "0", "-1"]
@@ -53,9 +55,9 @@ def read(folder: str | Path, *, data: str | None = None, language: str | None = 
                 row=row,
                 id=name,
                 language=languages.get(name) or language or "",
-                speaker=speakers.get(name, ""),
+                speaker=speakers.get(name) or "",
                 split=split_in(table.name),
-                text=texts.get(name, ""),
+                text=texts.get(name) or "",
                 start=start,
                 end=None if end == -1 else end,
             )
@@ -70,15 +72,3 @@ def _unusable(recording: str, given: str | None, path: str) -> str | None:
     if path.startswith("/"):
         return f"outside of the corpus folder: give a folder that holds {given}"
     return None
-
-
-def _table(path: Path) -> dict[str, str]:
-    """First field -> the rest of the line; empty if there is no such file."""
-    if not path.is_file():
-        return {}
-    table = {}
-    for line in lines_of(path):
-        key, *rest = line.split(maxsplit=1) if line.strip() else ("",)
-        if key:
-            table[key] = rest[0].strip() if rest else ""
-    return table

@@ -12,11 +12,14 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
+from data_pipelines.corpora.clips import ClipWriter
 from data_pipelines.languages import UnknownLanguage, normalise
 from data_pipelines.manifest import Split
+from data_pipelines.unique import repetitions
 
 SPLITS = {
     **{name: Split.TRAIN for name in ("train", "training")},
@@ -26,6 +29,7 @@ SPLITS = {
 TRAIN_SHARE, DEV_SHARE = 80, 10  # percent, where the source has no split
 BAR_AFTER = 5.0  # seconds of listing, after which it is worth a bar
 _progress = contextvars.ContextVar("progress", default=False)
+_scratch = contextvars.ContextVar("scratch", default=None)
 
 
 class Unusable(Exception):
@@ -33,10 +37,12 @@ class Unusable(Exception):
 
 
 class File(NamedTuple):
-    """A file of a corpus: its `path` relative to the folder, with "/", and its `size` in bytes."""
+    """A file of a corpus: its `path` relative to the folder, with "/", its `size` in bytes, and when it was last
+    `modified`, in nanoseconds since 1970."""
 
     path: str
     size: int
+    modified: int
 
 
 def file_in(folder: str | Path, given: str) -> File:
@@ -55,7 +61,7 @@ def file_in(folder: str | Path, given: str) -> File:
         raise Unusable(f"no such file ({error.strerror})") from error
     if not stat.S_ISREG(status.st_mode):
         raise Unusable("not a file")
-    return File(path, status.st_size)
+    return File(path, status.st_size, status.st_mtime_ns)
 
 
 def inside(folder: str | Path, path: str) -> str:
@@ -138,6 +144,21 @@ def shown_progress(shown: bool) -> Iterator[None]:
         _progress.reset(before)
 
 
+@contextlib.contextmanager
+def scratch_in(folder: str | Path) -> Iterator[None]:
+    """In this block, columns of long listings lie in files without names in `folder`, not in memory."""
+    before = _scratch.set(Path(folder))
+    try:
+        yield
+    finally:
+        _scratch.reset(before)
+
+
+def clip_writer() -> ClipWriter:
+    """Columns of clips, to be filled; where they lie says `scratch_in`."""
+    return ClipWriter(_scratch.get())
+
+
 def clip_bar(folder: Path, *, total: int | None = None) -> tqdm:
     """A bar that counts clips; it shows itself after `BAR_AFTER` seconds, to a log file twice a minute."""
     often = 0.5 if sys.stderr.isatty() else 30.0
@@ -148,20 +169,19 @@ def clip_bar(folder: Path, *, total: int | None = None) -> tqdm:
 class Lister:
     """Collects clips in their order; what cannot be used is rejected with its reason.
 
-    Strings that many clips share are kept once. `licence` is that of clips for which none is given.
+    `licence` is that of clips for which none is given; `total`, for the bar, how many clips there will be.
     """
 
-    def __init__(self, folder: str | Path, *, corpus: str | None = None, licence: str = ""):
-        self.folder, self._licence = existing_folder(folder), sys.intern(licence)
-        self._corpus = sys.intern(corpus or self.folder.resolve().name)
-        self._clips: list[Clip] = []
+    def __init__(self, folder: str | Path, *, corpus: str | None = None, licence: str = "", total: int | None = None):
+        self.folder, self._licence = existing_folder(folder), licence
+        self._corpus = corpus or self.folder.resolve().name
+        self._clips = clip_writer()
         self._rejected: list[Rejected] = []
-        self._rows: dict[str, int] = {}
         self._codes: dict[str, str | UnknownLanguage] = {}
         self._unknown: dict[str, str] = {}  # language -> the first place that has it
         self._wrong = 0
         self._last: tuple[str, File] | None = None
-        self._bar = clip_bar(self.folder)
+        self._bar = clip_bar(self.folder, total=total)
 
     def __len__(self) -> int:
         return len(self._clips) + len(self._rejected)
@@ -178,6 +198,7 @@ class Lister:
         row: int,
         language: str,
         id: str = "",
+        corpus: str = "",
         speaker: str = "",
         split: str | Split = "",
         text: str = "",
@@ -196,38 +217,40 @@ class Lister:
         try:
             if self._last is None or self._last[0] != path:  # the members of one container come one after another
                 self._last = (path, file_in(self.folder, path))
-            path = sys.intern(self._last[1].path) if member or end is not None else self._last[1].path
+            path = self._last[1].path
             code = self._language(language, row)
             if not 0 <= start < (float("inf") if end is None else end):
                 raise Unusable(f"the stretch from {start} to {end} s is none")
-            id = path if not id or id == path else id  # one string for both
-            if id in self._rows:
-                raise Unusable(f"id {id!r} was already given in row {self._rows[id]}")
+            id = id or path
             clip = Clip(
                 id=id,
                 path=path,
                 language=code,
-                corpus=self._corpus,
-                speaker=sys.intern(speaker),
+                corpus=corpus or self._corpus,
+                speaker=speaker,
                 split=split if isinstance(split, Split) else split_of(split, language=code, sentence=text or id),
                 text=text,
-                licence=sys.intern(licence) if licence else self._licence,
+                licence=licence or self._licence,
                 samples=samples,
                 row=row,
                 size=self._last[1].size if size is None else size,
                 member=member,
                 start=start,
                 end=end,
+                modified=self._last[1].modified,
             )
+            _check_text(clip)
         except Unusable as error:
             self.reject(path, row, str(error))
             return
-        self._rows[id] = row
-        self._clips.append(clip)
+        self._clips.add(clip)
         self._bar.update()
 
     def listing(self, *, source: str | Path) -> Listing:
-        """What was collected. Raises CorpusError naming `source`: nothing, or languages unknown in over half of it."""
+        """What was collected, once; a clip whose id an earlier one has is rejected.
+
+        Raises CorpusError naming `source`: nothing, or languages unknown in over half of it.
+        """
         self._bar.close()
         if not len(self):
             raise CorpusError(f"{source} lists no clips")
@@ -237,12 +260,26 @@ class Lister:
             raise CorpusError(
                 f"{self._wrong} of {len(self)} clips have no language that is known: {'; '.join(first + more)}"
             )
-        return Listing(self._clips, self._rejected)
+        clips = self._clips.clips()
+        again = list(repetitions(clips.columns["id"]))
+        if again:
+            for clip, first in zip(
+                clips.take(np.array([one.row for one in again])),
+                clips.columns["row"][[one.first for one in again]].tolist(),
+                strict=True,
+            ):
+                self._rejected.append(Rejected(clip.path, clip.row, f"id {clip.id!r} was already given in row {first}"))
+            kept = np.ones(len(clips), bool)
+            kept[[one.row for one in again]] = False
+            writer = clip_writer()
+            writer.extend(clips, np.flatnonzero(kept))
+            clips = writer.clips()
+        return Listing(clips, self._rejected)
 
     def _language(self, given: str, row: int) -> str:
         if given not in self._codes:
             try:
-                self._codes[given] = sys.intern(normalise(given))
+                self._codes[given] = normalise(given)
             except UnknownLanguage as error:
                 self._codes[given] = error
                 self._unknown[given] = f"row {row}"
@@ -251,6 +288,17 @@ class Lister:
             self._wrong += 1
             raise Unusable(str(code) if given.strip() else "no language")
         return code
+
+
+def _check_text(clip: Clip) -> None:
+    """Raises Unusable: a field holds half of a surrogate pair, as JSON can have it, which no file in UTF-8 can."""
+    for name in ("id", "speaker", "text", "member", "licence", "corpus"):
+        value = getattr(clip, name)
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise Unusable(f"{name} {value!r} is not valid Unicode: mend it in the source") from error
 
 
 def one_of(folder: Path, given: str | Path | None, *, what: str) -> Path:

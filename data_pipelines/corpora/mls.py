@@ -9,7 +9,8 @@ is not needed. Language models lie in mls_lm_<language>.
 from pathlib import Path
 
 from data_pipelines.corpora import Listing
-from data_pipelines.corpora.collector import Collector, audio_below, folders_in, lines_of, wrong_layout
+from data_pipelines.corpora.collector import Collector, audio_below, folders_in, wrong_layout
+from data_pipelines.corpora.keyed_lines import KeyedLines
 from data_pipelines.corpora.listing import SPLITS
 
 LAYOUT = "mls_<language>/{train,dev,test}/audio/<speaker>/<book>/, or a folder of several mls_<language>/"
@@ -43,19 +44,16 @@ def _is_language(folder: Path) -> bool:
 
 
 def _read_part(out: Collector, part: Path, code: str) -> None:
-    table, texts = part / "transcripts.txt", {}
-    if table.is_file():
-        for _, line in lines_of(table):
-            name, _, text = line.partition("\t")
-            texts[name] = text
+    table = part / "transcripts.txt"
+    texts = KeyedLines(table, separator="\t")
     for path in audio_below(part / "audio"):
         out.take(
             path,
             language=code,
             split=SPLITS[part.name],
             speaker=path.stem.split("_")[0],
-            text=texts.pop(path.stem, ""),
+            text=texts.get(path.stem) or "",
         )
-    for name in texts:
+    for name in texts.unasked():
         speaker, book = (name.split("_") + [""])[:2]
         out.reject(part / "audio" / speaker / book / name, f"{table.name} has it, but there is no audio")

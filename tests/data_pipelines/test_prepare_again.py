@@ -163,6 +163,40 @@ def test_a_changed_file_is_noticed(raw, whole, tmp_path):
         go(folder, out)
 
 
+def test_a_file_of_the_same_size_in_place_of_another_is_noticed_and_costs_its_shard_alone(raw, whole, tmp_path):
+    folder, out = tmp_path / "corpus", tmp_path / "out"
+    shutil.copytree(raw[0], folder)  # times are copied too
+    shutil.copytree(whole.root, out)
+    assert not go(folder, out).fresh
+    path = folder / "fr/one/00.wav"
+    size, before = path.stat().st_size, Manifest.load(out).fingerprint
+    soundfile.write(path, noise(soundfile.info(path).frames, 77), 16000)
+    assert path.stat().st_size == size
+    with pytest.raises(PrepareError, match=r"something else: files written since \(of the same size\) in: fra\. "):
+        go(folder, out)
+    inodes = {p.name: p.stat().st_ino for p in out.glob("shards/*.arrayrecord")}
+    made = go(folder, out, overwrite=True)
+    again = {p.name: p.stat().st_ino for p in out.glob("shards/*.arrayrecord")}
+    assert made.manifest.fingerprint != before and set(again) == set(inodes)
+    assert sum(again[name] != inodes[name] for name in again) == 1
+    assert tree(out) == tree(go(folder, tmp_path / "straight").root)
+    assert not go(folder, out).fresh
+
+
+def test_a_run_killed_while_it_replaces_does_not_keep_the_old(raw, whole, tmp_path, monkeypatch):
+    folder, out = tmp_path / "corpus", tmp_path / "out"
+    shutil.copytree(raw[0], folder)
+    shutil.copytree(whole.root, out)
+    path = folder / "fr/one/00.wav"
+    soundfile.write(path, noise(soundfile.info(path).frames, 77), 16000)
+    with monkeypatch.context() as patch:
+        patch.setattr("data_pipelines.prepare._run", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full")))
+        with pytest.raises(OSError, match="full"):
+            go(folder, out, overwrite=True)
+    go(folder, out)
+    assert tree(out) == tree(go(folder, tmp_path / "straight").root)
+
+
 def test_other_audio_of_the_same_length_is_another_corpus(raw, whole, tmp_path):
     """What was made from the one (units) is then refused for the other, although ids and lengths are the same."""
     shutil.copytree(raw[0], tmp_path / "corpus")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.batch import Batch
-from data_pipelines.shared_batches import Placed, SharedBatches, be_worker, bytes_of
+from data_pipelines.shared_batches import Placed, SharedBatches, Wanted, batch_arrays, be_worker, bytes_of
 
 
 def batch_of(seed: int, rows: int = 2) -> Batch:
@@ -52,6 +52,28 @@ def test_slots_are_used_again_only_once_they_were_copied_out(shared):
     assert all(array.flags.owndata for array in shared.take(place.map(batches[4])))
 
 
+def test_what_a_worker_makes_in_a_slot_stays_there(shared):
+    place = pickle.loads(pickle.dumps(shared.place))
+    be_worker(1, pickle.loads(pickle.dumps(shared.place)))
+    like = batch_of(0)
+    wanted = [Wanted(array.dtype, array.shape) for array in like]
+    made = [Batch(*batch_arrays(wanted)) for _ in range(3)]
+    assert [batch.waveform.flags.owndata for batch in made] == [False, False, True]  # two slots, then memory
+    for seed, batch in enumerate(made):
+        for array, value in zip(batch, batch_of(seed), strict=True):
+            array[...] = value
+    first, second, third = (place.map(batch) for batch in made)
+    assert third is made[2] and (first.slot, second.slot) == (2, 3)
+    assert_same(shared.take(second), batch_of(1))
+    again = Batch(*batch_arrays(wanted))  # in the slot that is free, whichever that is
+    assert place.map(again).slot == second.slot
+    assert_same(shared.take(first), batch_of(0))
+    large = [Wanted(np.float32, (1 << 20,)), *wanted[1:]]
+    assert batch_arrays(large)[0].flags.owndata
+    be_worker(0)
+    assert batch_arrays(wanted)[0].flags.owndata
+
+
 def test_workers_have_slots_of_their_own_and_large_batches_go_another_way(shared):
     slots = []
     for number in (0, 1):
@@ -70,7 +92,7 @@ def test_a_closed_file_is_not_taken_for_another(tmp_path):
     other = tmp_path / "checkpoint"
     other.write_bytes(bytes(1 << 20))
     with open(other, "rb+") as file:
-        assert place._path.endswith(f"/{file.fileno()}")  # the number is given again
+        assert place.path.endswith(f"/{file.fileno()}")  # the number is given again
         batch = batch_of(1)
         assert place.map(batch) is batch
     assert other.read_bytes() == bytes(1 << 20)
