@@ -112,6 +112,7 @@ def _grown(counts: np.ndarray, rows: int) -> np.ndarray:
 
 
 def alignment_name(clip: str) -> Path:
+    """Where a clip's alignment lies, below their folder."""
     path = Path(clip)
     return path.with_suffix(".phn") if path.suffix.lower() in AUDIO_SUFFIXES else Path(f"{clip}.phn")
 

@@ -2,7 +2,8 @@
 
 One SVG unit is one CSS pixel. Text stays text in the page's own font. Every colour is written as the page's CSS
 variable, so a chart follows the page into dark mode. The same input gives the same bytes. All quantities arrive as
-floats, NaN where there is none. matplotlib is imported here and nowhere else: import this module late.
+floats, NaN where there is none. matplotlib is imported here and in the
+modules that draw with this one's helpers, and nowhere else: import them late.
 """
 
 import io
