@@ -32,9 +32,12 @@ class Trend(NamedTuple):
 
 def trends(
     panels: Sequence[tuple[Panel, Sequence[Trend]]], *, name: str, alt: str, x_title: str, width: float,
-    height: float = 118.0,
+    height: float = 118.0, spread: float = 0.006,
 ) -> Markup:  # fmt: skip
-    """`panels` above each other over one x axis; series stand a little apart, so that their intervals can be told."""
+    """`panels` above each other over one x axis.
+
+    Series stand apart by `spread` of its length, so that their intervals can be told.
+    """
     left, right, top = 46.0, 14.0, 24.0
     every = np.concatenate([np.asarray(trend.x, float) for _, drawn in panels for trend in drawn])
     end = max(float(every.max()), 1.0)
@@ -51,7 +54,7 @@ def trends(
             )  # fmt: skip
             for order, trend in enumerate(drawn):
                 paint = colour(trend.look.colour)
-                x = np.asarray(trend.x, float) + (order - (len(drawn) - 1) / 2) * 0.006 * end
+                x = np.asarray(trend.x, float) + (order - (len(drawn) - 1) / 2) * spread * end
                 values, low, high, level = (
                     np.asarray(column, float) for column in (trend.values, trend.low, trend.high, trend.level)
                 )
