@@ -13,8 +13,7 @@ from typing import NamedTuple
 import wavlab_jax.model as models
 from data_pipelines.atomic import whole_folder
 from experiments.machine import git_commit, versions
-from experiments.run import write_json
-from experiments.stage_files import StageFiles
+from experiments.stage_files import StageFiles, write_json
 from experiments.trained import beginning
 from wavlab_jax.checkpoint import CheckpointError, average, steps_of, write_parameters
 

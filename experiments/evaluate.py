@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +16,9 @@ from data_pipelines.atomic import whole_file
 from data_pipelines.batch import NO_UTTERANCE, SAMPLE_RATE, Batch
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.pipeline import eval_batches
-from experiments.run import write_json
+from experiments.hosts import is_first
 from experiments.stage import StageConfig, check_unchanged
-from experiments.stage_files import StageFiles
+from experiments.stage_files import StageFiles, write_json
 from experiments.targets import Labels, is_online, make_labels
 from experiments.trained import check_corpus, lineage, load_encoder
 from experiments.units import fit_sample
@@ -26,7 +27,8 @@ from wavlab_jax.encoder import Encoder, encode, formulation_for, make_encoder
 from wavlab_jax.evaluation import language_probe
 from wavlab_jax.evaluation.masked_accuracy import ClipScores, by_language, macro, score_clips, summary
 from wavlab_jax.features import log_mel
-from wavlab_jax.sharding import BATCH_AXES, abstract_on, make_mesh, place_batch
+from wavlab_jax.model import Parameters
+from wavlab_jax.sharding import BATCH_AXES, abstract_on, make_mesh, place_whole_batch
 from wavlab_jax.step import abstract_state, make_predict_step
 
 # Samples. Clips are padded to the smallest that holds them; longer ones are judged in windows, and probed on the first.
@@ -48,20 +50,12 @@ def evaluate_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> dict:
     mesh = make_mesh(cfg.mesh)
     labels = make_labels(cfg.unit_sets, workdir, manifest, mesh, stored=True)
     params = restore_parameters(files.checkpoints, abstract_on(abstract_state(cfg.learner, mesh).params, mesh))
-    predict = make_predict_step(cfg.learner, mesh, labels.targets)
     rows = held_out(manifest)
     if not len(rows):
         result = {"stage": cfg.name, "note": "no held-out data"}
         write_json(files.evaluation, result)
         return result
-    majority = _majority(cfg, labels, manifest, mesh)
-    per_batch = -(-cfg.evaluation_rows // mesh.size) * mesh.size
-    with eval_batches(manifest, labels.stores, rows, lengths=LENGTHS, rows_per_batch=per_batch) as batches:
-        scores = score_clips(
-            lambda batch: predict(params, place_batch(batch, mesh=mesh, passes=1)),
-            with_progress(batches, hours=_hours(manifest.samples[rows]), title=f"evaluate {cfg.name}"),
-            majority=majority,
-        )
+    scores = clip_judge(cfg, labels, manifest, mesh, rows, title=f"evaluate {cfg.name}")(params)
     with whole_file(files.clips) as temporary, open(temporary, "wb") as file:
         np.savez(file, **scores._asdict())
     languages = by_language(scores, manifest.languages)
@@ -75,6 +69,41 @@ def evaluate_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> dict:
     }
     write_json(files.evaluation, result)
     return result
+
+
+def clip_judge(
+    cfg: StageConfig,
+    labels: Labels,
+    manifest: Manifest,
+    mesh: Mesh,
+    rows: np.ndarray,
+    *,
+    title: str,
+    leave: bool = True,
+) -> Callable[[Parameters], ClipScores]:
+    """A function from a stage's parameters, laid out on `mesh`, to the scores of the utterances `rows`.
+
+    Compiled once, however often it is called; all processes call it alike. `title` of its bar; `leave`: which stays.
+    """
+    predict = make_predict_step(cfg.learner, mesh, labels.targets)
+    majority = _majority(cfg, labels, manifest, mesh)
+    per_batch = shared_rows(cfg.evaluation_rows, mesh)
+    hours = _hours(manifest.samples[rows])
+
+    def judge(params: Parameters) -> ClipScores:
+        with eval_batches(manifest, labels.stores, rows, lengths=LENGTHS, rows_per_batch=per_batch) as batches:
+            return score_clips(
+                lambda batch: predict(params, place_whole_batch(batch, mesh=mesh)),
+                with_progress(batches, hours=hours, title=title, leave=leave),
+                majority=majority,
+            )
+
+    return judge
+
+
+def shared_rows(rows: int, mesh: Mesh) -> int:
+    """At least `rows`, and as many on each device."""
+    return -(-rows // mesh.size) * mesh.size
 
 
 def _majority(cfg: StageConfig, labels: Labels, manifest: Manifest, mesh: Mesh) -> int | None:
@@ -98,18 +127,18 @@ def _majority(cfg: StageConfig, labels: Labels, manifest: Manifest, mesh: Mesh) 
 
     counted = jax.jit(counts, in_shardings=(everywhere, place), out_shardings=everywhere)
     total = np.zeros(units, np.int64)
-    per_batch = -(-cfg.evaluation_rows // mesh.size) * mesh.size
+    per_batch = shared_rows(cfg.evaluation_rows, mesh)
     with eval_batches(manifest, labels.stores, rows, lengths=LENGTHS, rows_per_batch=per_batch) as batches:
         hours = _hours(manifest.samples[rows])
         for batch in with_progress(batches, hours=hours, title=f"count units of {cfg.name}"):
-            total += np.asarray(counted(targets.frozen, place_batch(batch, mesh=mesh, passes=1)))
+            total += np.asarray(counted(targets.frozen, place_whole_batch(batch, mesh=mesh)))
     return int(total.argmax())
 
 
-def with_progress(batches: Iterable[Batch], *, hours: float, title: str) -> Iterator[Batch]:
-    """The same batches, under a bar that counts the audio-hours of those that were worked on."""
-    done = 0.0
-    with tqdm(total=round(hours, 3), desc=title, unit="audio-h", dynamic_ncols=True, mininterval=1.0) as bar:
+def with_progress(batches: Iterable[Batch], *, hours: float, title: str, leave: bool = True) -> Iterator[Batch]:
+    """The same batches, under a bar of the first process that counts the audio-hours of those that were worked on."""
+    done, shown = 0.0, {"unit": "audio-h", "dynamic_ncols": True, "mininterval": 1.0, "leave": leave}
+    with tqdm(total=round(hours, 3), desc=title, disable=not is_first(), **shown) as bar:
         for batch in batches:
             yield batch
             done += _hours(batch.samples)
@@ -154,7 +183,7 @@ def probe_stages(stages: list[StageConfig], *, workdir: Path, corpus: Path, seed
     layers = {"log-mel": None} | {name: encoder.config.layers // 2 for name, encoder in encoders.items()}
     features = pool_utterances({"log-mel": _log_mel(mesh), **_hidden(encoders, mesh)}, rows, manifest, mesh)
     results = {
-        name: language_probe.evaluate(features.pop(name), **labels)
+        name: language_probe.evaluate(_at(rows, features.pop(name), of=len(manifest)), **labels)
         for name in tqdm(layers, desc="fit probes", unit="probe", dynamic_ncols=True, mininterval=1.0)
     }
     last = stages[-1].name
@@ -221,22 +250,50 @@ def pool_utterances(
     *,
     lengths: tuple[int, ...] = PROBE_LENGTHS,
 ) -> dict[str, np.ndarray]:
-    """By name, the vector of each utterance, [utterances, width], from its first 8 s; NaN outside `rows`.
+    """By name, the vector of each of the utterances `rows` (ascending), [rows, width], from its first 8 s.
 
     The audio is read once for all of them. `lengths`, in samples: what clips are padded to, and cut after the last.
     """
-    per_batch = 16 * mesh.size
-    heard = np.minimum(manifest.samples[rows], lengths[-1])
     found: dict[str, np.ndarray] = {}
-    with eval_batches(manifest, (), rows, lengths=lengths, rows_per_batch=per_batch) as batches:
-        first = _first_windows(batches, rows_per_batch=per_batch)
-        for batch in with_progress(first, hours=_hours(heard), title="probe"):
-            placed, real = place_batch(batch, mesh=mesh, passes=1), batch.utterance != NO_UTTERANCE
-            for name, function in vectors.items():
-                values = np.asarray(function(placed.waveform, placed.samples, placed.valid))
-                table = found.setdefault(name, np.full((len(manifest), values.shape[1]), np.nan, np.float32))
-                table[batch.utterance[real]] = values[real]
+    for batch, placed in beginnings(rows, manifest, mesh, lengths=lengths, rows_per_batch=16 * mesh.size):
+        real = batch.utterance != NO_UTTERANCE
+        for name, function in vectors.items():
+            values = np.asarray(function(placed.waveform, placed.samples, placed.valid))
+            table = found.setdefault(name, np.full((len(rows), values.shape[1]), np.nan, np.float32))
+            table[np.searchsorted(rows, batch.utterance[real])] = values[real]
     return found
+
+
+def _at(rows: np.ndarray, values: np.ndarray, *, of: int) -> np.ndarray:
+    """[of, width]: `values` [rows, width] in their places, NaN elsewhere."""
+    whole = np.full((of, values.shape[1]), np.nan, np.float32)
+    whole[rows] = values
+    return whole
+
+
+class Beginnings(NamedTuple):
+    """A batch of the beginnings of utterances, as it was read (every process has it whole), and on the devices."""
+
+    batch: Batch
+    placed: Batch
+
+
+def beginnings(
+    rows: np.ndarray,
+    manifest: Manifest,
+    mesh: Mesh,
+    *,
+    lengths: tuple[int, ...] = PROBE_LENGTHS,
+    rows_per_batch: int,
+    title: str = "probe",
+    leave: bool = True,
+) -> Iterator[Beginnings]:
+    """The first `lengths[-1]` samples of each of the utterances `rows`, in batches of one of the lengths."""
+    heard = np.minimum(manifest.samples[rows], lengths[-1])
+    with eval_batches(manifest, (), rows, lengths=lengths, rows_per_batch=rows_per_batch) as batches:
+        first = _first_windows(batches, rows_per_batch=rows_per_batch)
+        for batch in with_progress(first, hours=_hours(heard), title=title, leave=leave):
+            yield Beginnings(batch, place_whole_batch(batch, mesh=mesh))
 
 
 def _first_windows(batches: Iterable[Batch], *, rows_per_batch: int) -> Iterator[Batch]:
@@ -268,17 +325,26 @@ def _log_mel(mesh: Mesh) -> Vectors:
 
 def _hidden(encoders: dict[str, Encoder], mesh: Mesh) -> dict[str, Vectors]:
     """The middle layer of each encoder, pooled. Encoders of one shape share one compiled program."""
+    compiled = layer_of(mesh, reduce=language_probe.pooled)
+    return {name: partial(compiled, encoder) for name, encoder in encoders.items()}
+
+
+def layer_of(mesh: Mesh, *, layer: int | None = None, reduce: Callable[[jax.Array, jax.Array], jax.Array]):
+    """Jitted (encoder, placed waveform, samples, valid) -> `reduce(hidden, valid)` of a layer, on every device.
+
+    Of the rows of one batch: hidden [rows, frames, width], valid [rows, frames]. `layer`: None is the middle one; 0 is
+    the first one's input, n the output of layer n.
+    """
     # Unrolled on every platform: layers above the middle one are then never computed.
     formulation = formulation_for(mesh.devices.flat[0].platform)._replace(scan_layers=False)
     rows, everywhere = _placement(mesh)
 
-    def pooled(encoder, waveform, samples, valid):
+    def reduced(encoder, waveform, samples, valid):
         real = jnp.arange(waveform.shape[2])[None] < samples[0][:, None]
-        hidden = encode(encoder, waveform[0], real, formulation=formulation).hidden[encoder.config.layers // 2]
-        return language_probe.pooled(hidden, valid[0])
+        place = encoder.config.layers // 2 if layer is None else layer
+        return reduce(encode(encoder, waveform[0], real, formulation=formulation).hidden[place], valid[0])
 
-    compiled = jax.jit(pooled, in_shardings=(None, rows, rows, rows), out_shardings=everywhere)
-    return {name: partial(compiled, encoder) for name, encoder in encoders.items()}
+    return jax.jit(reduced, in_shardings=(None, rows, rows, rows), out_shardings=everywhere)
 
 
 def _untrained_like(encoder: Encoder, *, seed: int) -> Encoder:

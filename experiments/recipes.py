@@ -10,7 +10,7 @@ from pathlib import Path
 from experiments.ledger import COUNTED, Ledger
 from experiments.machine import describe_machine, git_commit
 from experiments.stage import StageConfig, as_text
-from experiments.stage_files import StageFiles
+from experiments.stage_files import StageFiles, write_json
 from experiments.stages import stage_function
 
 DEMO_CORPUS = Path(__file__).resolve().parent.parent / "demo_corpus"
@@ -142,7 +142,6 @@ def run_recipe(name: str, workdir: Path, *, corpus: Path | None = None, plan_onl
     """
     from experiments.report import write_report
     from experiments.results import collect_results
-    from experiments.run import write_json
 
     if name not in RECIPES:
         near = difflib.get_close_matches(name, RECIPES, n=3, cutoff=0.3) or list(RECIPES)

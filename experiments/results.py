@@ -15,7 +15,7 @@ from experiments.stage_files import StageFiles
 from experiments.stages import STAGES
 from experiments.units import UnitFiles
 from wavlab_jax.evaluation.masked_accuracy import compare, times_trivial
-from wavlab_jax.metrics import JSON_LINES, read_lines
+from wavlab_jax.metrics import JSON_LINES, PROBE_LINES, read_lines
 from wavlab_jax.targets.kmeans import usage
 
 LABELS = {
@@ -60,6 +60,10 @@ def collect_results(title: str, workdir: Path, times: list[dict], *, corpus: Pat
             "points": _curve(workdir, name, low=set(low_resource(manifest))),
         }
         for name in stages
+    ]
+    lines = {name: list(read_lines(StageFiles(workdir, name).metrics / PROBE_LINES)) for name in stages}
+    results["probes"] = [
+        {"stage": name, "label": LABELS[name], "points": points} for name, points in lines.items() if points
     ]
     evaluated = [name for name in stages if StageFiles(workdir, name).evaluation.exists()]
     results["accuracy"] = [{"label": LABELS[name], **_evaluation(workdir, name)} for name in evaluated]

@@ -20,8 +20,10 @@ from data_pipelines.sampling import Draw
 from data_pipelines.units import UnitStore
 from experiments.hosts import agree, check_shared, is_first, peer_lost, wait_for_all
 from experiments.machine import git_commit, versions
+from experiments.probe_clips import check_alignments
+from experiments.probes import make_probes
 from experiments.stage import StageConfig, StageError, as_text, check_unchanged, flatten
-from experiments.stage_files import StageFiles
+from experiments.stage_files import StageFiles, write_json
 from experiments.targets import Labels, make_labels
 from experiments.trained import beginning, check_corpus, imported_model, is_finished, lineage, load_model
 from wavlab_jax.checkpoint import Checkpoints, restore_state, start, steps_of
@@ -53,7 +55,8 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
     With several processes (`experiments.hosts`) all of them call this, and the first writes what there is one of.
 
     Raises StageError (changed configuration), CorpusChanged, SamplingError (too little to draw from), CheckpointError,
-    UnitsError, ManifestError, HostsError (processes that were not started alike), PeerLost, NonFinite, Interrupted.
+    UnitQualityError (too few alignments to probe phones), UnitsError, ManifestError, HostsError (processes that were
+    not started alike), PeerLost, NonFinite, Interrupted.
     """
     agree("the configuration", as_text(cfg))
     agree("what is installed", json.dumps(versions()))
@@ -67,6 +70,7 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
     if finished:
         return
     shares = shares_table(cfg, manifest)  # before units are made: not every corpus can be drawn from as asked
+    check_alignments(manifest, cfg.probes)
     mesh = make_mesh(cfg.mesh)
     labels = make_labels(cfg.unit_sets, workdir, manifest, mesh)
     check_units(cfg, labels.stores)
@@ -114,9 +118,12 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
         tracker = None
         if cfg.loop.wandb and is_first():
             tracker = WandbTracker(files.folder, project=cfg.loop.wandb, name=cfg.name, config=flatten(cfg))
+        # a run without a checkpoint of its own writes all its lines, that of the probe before its first step as well
+        written = first if own is not None else -1
         writer = opened.enter_context(
-            closing(MetricsWriter(files.metrics, resume_step=first, active=is_first(), tracker=tracker))
+            closing(MetricsWriter(files.metrics, resume_step=written, active=is_first(), tracker=tracker))
         )
+        probes = make_probes(cfg, labels, manifest, mesh, at_start=own is None, files=files)
         batches = opened.enter_context(
             train_batches(cfg.data, manifest, labels.stores, start=first, host=host, hosts=hosts)
         )
@@ -134,6 +141,7 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
             title=cfg.name,
             languages=manifest.languages,
             work=work_of(cfg, mesh),
+            probes=probes,
             shown=objective_of(cfg.learner.objective).SHOWN,
         )
     if is_first():
@@ -326,10 +334,3 @@ def _remember(
         with whole_file(files.config) as temporary:
             temporary.write_text(as_text(cfg))
     check_shared(files.config, as_text(cfg))
-
-
-def write_json(path: Path, content) -> None:
-    """`content` as indented JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

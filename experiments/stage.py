@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from data_pipelines.pipeline import DataConfig
+from experiments.probe_clips import ProbesConfig
 from experiments.stage_files import StageFiles
 from experiments.targets import UnitSetConfig, is_online
 from wavlab_jax.sharding import MeshConfig
@@ -40,6 +41,7 @@ class StageConfig:
             and learner. To fork a run, under another `name`.
         init_head: of such a model, take the head over too: its units are this stage's (nothing here can check that).
         evaluation_rows: held-out rows judged at once.
+        probes: how the parameters are judged while they are trained; by default not at all.
     """
 
     name: str
@@ -54,6 +56,7 @@ class StageConfig:
     continue_from: str | None = None
     init_head: bool = False
     evaluation_rows: int = 16
+    probes: ProbesConfig = ProbesConfig()
 
     def __post_init__(self):
         classes, units = self.learner.head.unit_sets, tuple(each.units for each in self.unit_sets)
@@ -80,6 +83,9 @@ class StageConfig:
                 f"{self.name}: init_from begins with a model's parameters, continue_from goes on with a run's whole "
                 "state: give one of them"
             )
+        layers, layer = self.learner.encoder.layers, self.probes.layer
+        if layer is not None and not 0 <= layer <= layers:
+            raise StageError(f"{self.name}: probes.layer is {layer}; the encoder has layers 0 to {layers}")
         if self.evaluation_rows < 1:
             raise StageError(f"{self.name}: evaluation_rows is {self.evaluation_rows}; it must be at least 1")
 
@@ -112,7 +118,7 @@ def as_text(config: StageConfig) -> str:
 # A run may be continued with other values of these; everything else would make it another run.
 # (Steps that are not finite change no parameters, whether they are skipped or stop the run.)
 FREE_TO_CHANGE = ("loop.log_every", "loop.keep", "loop.non_finite", "loop.skip_", "loop.profile_steps", "loop.wandb",
-                  "mesh.", "seconds_per_device", "evaluation_rows", "data.workers", "data.threads",
+                  "mesh.", "seconds_per_device", "evaluation_rows", "probes.", "data.workers", "data.threads",
                   "data.prefetch", "learner.encoder.rematerialize")  # fmt: skip
 
 

@@ -1,6 +1,9 @@
 """Where a stage keeps what, below a workdir."""
 
+import json
 from pathlib import Path
+
+from data_pipelines.atomic import whole_file
 
 
 class StageFiles:
@@ -14,6 +17,14 @@ class StageFiles:
         self.model = self.folder / "model.json"
         self.checkpoints = self.folder / "checkpoints"
         self.metrics = self.folder
+        self.first_probe = self.folder / "first_probe.npz"
         self.finished = self.folder / "finished.json"
         self.evaluation = self.folder / "evaluation.json"
         self.clips = self.folder / "clips.npz"
+
+
+def write_json(path: Path, content) -> None:
+    """`content` as indented JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")

@@ -10,9 +10,9 @@ from data_pipelines.manifest import Manifest
 from data_pipelines.prepare import OtherPlan, prepare
 from experiments.evaluate import evaluate_stage, probe_stages
 from experiments.export import export_stage
-from experiments.run import shares_table, train_stage, write_json
+from experiments.run import shares_table, train_stage
 from experiments.stage import StageConfig, StageError
-from experiments.stage_files import StageFiles
+from experiments.stage_files import StageFiles, write_json
 from experiments.targets import UnitSetConfig, is_online
 from experiments.units import fitted_centroids, make_units
 from wavlab_jax.evaluation.masked_accuracy import times_trivial

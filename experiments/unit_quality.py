@@ -10,7 +10,7 @@ from data_pipelines.audio import AUDIO_SUFFIXES
 from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.units import UnitStore
-from experiments.run import write_json
+from experiments.stage_files import write_json
 from experiments.units import UnitFiles
 from wavlab_jax.evaluation.unit_quality import (
     NO_PHONE,
@@ -82,7 +82,7 @@ def _phones(store: UnitStore, manifest: Manifest, rows: dict[str, np.ndarray], f
             joint = np.zeros_like(total)
             for i in utterances.tolist():
                 bar.update()
-                phones = _utterance_phones(manifest, i, folder)
+                phones = utterance_phones(manifest, i, folder)
                 if phones is None:
                     left_out.append(i)
                     continue
@@ -98,7 +98,7 @@ def _phones(store: UnitStore, manifest: Manifest, rows: dict[str, np.ndarray], f
             total = _grown(total, len(names)) + _grown(joint, len(names))
             by_language[language] = _phone_row(phone_quality(joint)) if joint.any() else None
     if not total.any():
-        expected = folder / _alignment_name(manifest.clip_names(0)[0])
+        expected = folder / alignment_name(manifest.clip_names(0)[0])
         raise UnitQualityError(
             f"{folder} has no alignment that fits an utterance of the corpus (the first one's would be {expected}; "
             f"{aligned} fit but name no phone, {len(left_out)} are not there or of another length)"
@@ -111,7 +111,8 @@ def _grown(counts: np.ndarray, rows: int) -> np.ndarray:
     return np.concatenate([counts, np.zeros((rows - len(counts), counts.shape[1]), counts.dtype)])
 
 
-def _alignment_name(clip: str) -> Path:
+def alignment_name(clip: str) -> Path:
+    """Where a clip's alignment lies, below their folder."""
     path = Path(clip)
     return path.with_suffix(".phn") if path.suffix.lower() in AUDIO_SUFFIXES else Path(f"{clip}.phn")
 
@@ -121,14 +122,14 @@ class _Clip(NamedTuple):
     seconds: float
 
 
-def _utterance_phones(manifest: Manifest, i: int, folder: Path) -> Phones | None:
+def utterance_phones(manifest: Manifest, i: int, folder: Path) -> Phones | None:
     """The phones of an utterance, its clips' one after another; None if one has none, or if lengths do not fit.
 
     A clip is as long as its alignment says: of several clips the manifest knows only the sum, which must agree.
     """
     clips = []
     for name in manifest.clip_names(i):
-        path = folder / _alignment_name(name)
+        path = folder / alignment_name(name)
         if not path.exists():
             return None
         phones = read_phones(path)

@@ -25,6 +25,7 @@ TIMES = (
     "device_memory_gb",
     "seconds",
 )
+PROBE_TIMES = ("probe_seconds", "probe_share")  # likewise, of a probe's line
 
 
 class Work(NamedTuple):
@@ -45,7 +46,8 @@ class Clock:
     """Time and audio that the whole run took so far, pauses between its processes left out; and of the open window, as
     far as this process saw it."""
 
-    def __init__(self, *, seconds: float, audio_seconds: float, work: Work | None = None):
+    def __init__(self, *, seconds: float, audio_seconds: float, probe_seconds: float = 0.0, work: Work | None = None):
+        self._probed, self._last_probe = probe_seconds, 0.0
         self._before, self._since, self.audio_seconds = seconds, time.monotonic(), audio_seconds
         self._work = work
         self._start_window()
@@ -66,6 +68,18 @@ class Clock:
         yield
         self._waited += time.monotonic() - began
 
+    @contextlib.contextmanager
+    def probing(self) -> Iterator[None]:
+        """Around a probe."""
+        began = time.monotonic()
+        yield
+        self._last_probe = time.monotonic() - began
+        self._probed += self._last_probe
+
+    def probed(self) -> dict[str, float]:
+        """`PROBE_TIMES`: seconds that the last probe took, and the share of the run's time that all of them took."""
+        return {"probe_seconds": self._last_probe, "probe_share": _over(self._probed, self._seconds())}
+
     def stepped(self) -> None:
         """At the end of every turn of the loop."""
         now = time.monotonic()
@@ -74,7 +88,7 @@ class Clock:
 
     def record(self) -> dict:
         """What a checkpoint remembers."""
-        return {"seconds": self._seconds(), "audio_seconds": self.audio_seconds}
+        return {"seconds": self._seconds(), "audio_seconds": self.audio_seconds, "probe_seconds": self._probed}
 
     def line(self) -> dict[str, float]:
         """The numbers of `TIMES` that are known, and `audio_hours`; a new window begins."""

@@ -19,6 +19,7 @@ from tensorboardX.record_writer import masked_crc32c
 from data_pipelines.atomic import cannot_write, whole_file
 
 JSON_LINES = "metrics.jsonl"
+PROBE_LINES = "probes.jsonl"  # a line a probe; in TensorBoard its numbers begin with "probe/"
 # A line's objects, and what TensorBoard calls each of their entries: {"languages": {"eng": {"masked_loss": 2.0}}} in
 # JSON is language/eng/masked_loss there.
 OBJECTS = {"languages": "language", "layers": "layer", "modules": "module"}
@@ -46,11 +47,11 @@ class Tracker(Protocol):
 
 class MetricsWriter:
     """Appends one JSON line a record and the same numbers to TensorBoard, and to a tracker if there is one; a step is
-    never written twice.
+    never written twice. Probes have a file of their own, made with the first.
 
     Opening with `resume_step` drops every line after that step, so that a run killed between a metric and the next
-    checkpoint does not leave lines that the resumed run will write again. Of several hosts one is `active`; the others'
-    writers write nothing.
+    checkpoint does not leave lines that the resumed run will write again; -1 drops all. Of several hosts one is
+    `active`; the others' writers write nothing.
 
     Everything raises CannotWrite naming the file. What a full disk cuts short is taken back, so that both files hold
     whole records only; the JSON line comes first, and stays when TensorBoard's file fails.
@@ -61,13 +62,13 @@ class MetricsWriter:
         self._active, self._tracker = active, tracker
         if not active:
             return
-        path, board = folder / JSON_LINES, folder / "tensorboard"
+        board, self._probes = folder / "tensorboard", folder / PROBE_LINES
         board.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in read_lines(path) if line["step"] <= resume_step]
-        with whole_file(path) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        _cut(folder / JSON_LINES, resume_step)
+        if self._probes.exists():
+            _cut(self._probes, resume_step)
         with self._files:
-            self._lines = self._files.enter_context(_Appended(path))
+            self._lines = [self._files.enter_context(_Appended(folder / JSON_LINES))]
             # The names sort by time, as TensorBoard reads them.
             name = f"events.out.tfevents.{int(time.time()):010d}.{platform.node()}.{os.getpid()}"
             self._board = self._files.enter_context(_Appended(board / name))
@@ -80,9 +81,20 @@ class MetricsWriter:
         """One line {"step": step, **values}; non-finite floats become null, so that the line stays JSON."""
         if not self._active:
             return
+        self._write(step, values, to=self._lines[0])
+
+    def write_probe(self, step: int, values: Mapping[str, Any]) -> None:
+        """The same of a probe."""
+        if not self._active:
+            return
+        if len(self._lines) == 1:
+            self._lines.append(self._files.enter_context(_Appended(self._probes)))
+        self._write(step, values, to=self._lines[1], prefix="probe/")
+
+    def _write(self, step: int, values: Mapping[str, Any], *, to: "_Appended", prefix: str = "") -> None:
         clean = _clean(values)
-        self._lines.append((json.dumps({"step": step, **clean}) + "\n").encode())
-        scalars = flat(clean)
+        to.append((json.dumps({"step": step, **clean}) + "\n").encode())
+        scalars = {f"{prefix}{name}": value for name, value in flat(clean).items()}
         self._event(
             step=step, summary=Summary(value=[Summary.Value(tag=k, simple_value=v) for k, v in scalars.items()])
         )
@@ -92,7 +104,8 @@ class MetricsWriter:
     def sync(self) -> None:
         """Returns when all lines are on the disk: before a checkpoint, whose run will not write them again."""
         if self._active:
-            self._lines.sync()
+            for lines in self._lines:
+                lines.sync()
 
     def close(self) -> None:
         """Brings both files to the disk and closes them, and the tracker; a second time does nothing."""
@@ -128,6 +141,13 @@ def _clean(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _clean(part) for name, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _cut(path: Path, last: int) -> None:
+    """Leaves the lines up to that step."""
+    kept = [line for line in read_lines(path) if line["step"] <= last]
+    with whole_file(path) as temporary:
+        temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
 
 class _Appended:

@@ -177,6 +177,20 @@ def place_batch(batch: Batch, *, mesh: Mesh, passes: int) -> Batch:
     return Batch(*(place(np.asarray(field)) for field in batch))
 
 
+def place_whole_batch(batch: Batch, *, mesh: Mesh) -> Batch:
+    """A batch that every process holds in full -> global arrays [1, rows, ...], rows split over the mesh, in order.
+
+    The rows must divide over the devices.
+    """
+    sharding = NamedSharding(mesh, P(None, BATCH_AXES))
+
+    def place(field):
+        field = np.asarray(field)[None]
+        return jax.make_array_from_callback(field.shape, sharding, lambda index: field[index])
+
+    return Batch(*map(place, batch))
+
+
 @lru_cache(maxsize=64)  # a handful of values, placed once each
 def place_flag(value: int, *, mesh: Mesh) -> jax.Array:
     """This process' `value` on each of its devices: int32 [devices of all processes]."""

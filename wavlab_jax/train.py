@@ -3,7 +3,7 @@
 1. The step on batch k is dispatched.            4. Every `log_every` steps, one line of metrics is written.
 2. The metrics of step k - 1 are read.           5. Every `save_every` steps, and at the end or when interrupted, the
 3. A step that was not finite changes nothing;      state is saved - after its own metrics were read.
-   it stops the run, or is skipped and named.
+   it stops the run, or is skipped and named.    6. Before that, where a probe is due, the parameters are probed.
 
 A signal to stop may reach one process of several. Its number travels with the next step, whose result tells it to all;
 they read that in 2., and so stop after the same step. Alone, a process stops after the step at hand.
@@ -11,11 +11,11 @@ they read that in 2., and so stop after the same step. Alone, a process stops af
 
 import math
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 from tqdm import tqdm
@@ -31,7 +31,7 @@ from wavlab_jax.state import TrainState
 from wavlab_jax.step import StepResult
 from wavlab_jax.window import Window
 
-__all__ = ["Interrupted", "LoopConfig", "LoopError", "NonFinite", "train"]
+__all__ = ["Interrupted", "LoopConfig", "LoopError", "NonFinite", "Probes", "train"]
 
 
 NONE_SKIPPED = {"in_row": 0, "in_all": 0}
@@ -97,6 +97,20 @@ class LoopConfig:
             )
 
 
+class Probes(NamedTuple):
+    """How the parameters are judged while they are trained.
+
+    Attributes:
+        every: steps between two probes; there is one after the last step as well.
+        at_start: whether one comes before the first step.
+        judge: the parameters and the number of steps made, to what is written: all processes call it at the same steps.
+    """
+
+    every: int
+    at_start: bool
+    judge: Callable[[Parameters, int], Mapping[str, Any]]
+
+
 def train(
     state: TrainState,
     step: Callable[[TrainState, Batch, int], tuple[TrainState, StepResult]],
@@ -112,6 +126,7 @@ def train(
     title: str,
     languages: Sequence[str] = (),
     work: Work | None = None,
+    probes: Probes | None = None,
     shown: tuple[str, ...] = ("masked_loss", "masked_accuracy"),
     validate: Callable[[Parameters], float] | None = None,
 ) -> TrainState:
@@ -127,6 +142,7 @@ def train(
         cfg: lengths and intervals.
         record: what was saved beside `state`: the open window of metrics and the time spent so far.
         languages: names of those that the step tells apart. work: what utilisation is measured with.
+        probes: when and how parameters are judged; None: never.
         title: of the progress bar. shown: the sums that it shows beside the speed (an objective's `SHOWN`).
         validate: parameters -> the validation loss, asked for before each save; it is what `keep_best` goes by then,
             and stands in the metrics as `valid_loss`.
@@ -137,7 +153,8 @@ def train(
     """
     done = int(state.step)
     window = Window.restored(record.get("window"))
-    clock = Clock(seconds=record.get("seconds", 0.0), audio_seconds=record.get("audio_seconds", 0.0), work=work)
+    before = {name: record.get(name, 0.0) for name in ("seconds", "audio_seconds", "probe_seconds")}
+    clock = Clock(**before, work=work)
     allowed = {"in_row": cfg.skip_in_row, "in_all": cfg.skip_in_all} if cfg.non_finite == "skip" else NONE_SKIPPED
     skips = Skips(folder, record=record, resume_step=done, describe=describe, **allowed)
     pending: tuple[int, StepResult, Batch] | None = None
@@ -178,12 +195,19 @@ def train(
         checkpoints.save(state, {**clock.record(), **skips.record(), "window": window.record()}, score=score)
         scored = (0.0, 0.0)
 
+    def probe() -> None:
+        with clock.probing():
+            told = probes.judge(state.params, done)
+        writer.write_probe(done, {**told, **clock.probed()})
+
     bar_of = {"total": cfg.steps, "initial": done, "desc": title, "unit": "step", "disable": jax.process_index() > 0}
     with (
         stop_signals() as stop,
         Profile(folder / "profile", steps=cfg.profile_steps, left=cfg.steps - done) as profile,
         tqdm(**bar_of, dynamic_ncols=True, mininterval=1.0) as bar,
     ):
+        if probes is not None and probes.at_start:
+            probe()
         while done < cfg.steps and not stopping():
             with clock.waiting():
                 batch = next(batches)
@@ -194,6 +218,9 @@ def train(
             done += 1
             pending = (done, result, batch)
             bar.update()
+            if probes is not None and (done % probes.every == 0 or done == cfg.steps):
+                window, pending = read_pending(window), None
+                probe()
             if done % cfg.save_every == 0 or done == cfg.steps or stopping():
                 window, pending = read_pending(window), None
                 save(window)

@@ -177,10 +177,26 @@ def _cell(value: float, interval: Sequence[float] | None) -> str:
     return f"{value:.1f}{said}"
 
 
+class Mean(NamedTuple):
+    """The monolingual figure, in percent, and the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
 def _monolingual_cell(each: Standing) -> str:
-    """The mean over languages of the means over sets, with the interval of that: every set redrawn by itself."""
+    found = monolingual_interval(each)
+    return MISSING if found is None else _cell(found.value, (found.low, found.high))
+
+
+def monolingual_interval(each: Standing) -> Mean | None:
+    """The mean over languages of the means over sets, with the interval of that: every set redrawn by itself.
+
+    None unless all sets are there.
+    """
     if "monolingual" not in each.figures():
-        return MISSING
+        return None
     draws: dict[str, list[np.ndarray]] = defaultdict(list)
     for name, found in each.sets.items():
         totals, weights = _errors(Path(found["path"]).with_name("hypotheses.tsv"))
@@ -191,7 +207,7 @@ def _monolingual_cell(each: Standing) -> str:
     means = np.mean([np.mean([one[:shortest] for one in sets], axis=0) for sets in draws.values()], axis=0)
     tail = (1 - LEVEL) / 2
     low, high = 100 * np.quantile(means, [tail, 1 - tail])
-    return _cell(each.figures()["monolingual"]["error_rate"], (low, high))
+    return Mean(each.figures()["monolingual"]["error_rate"], float(low), float(high))
 
 
 def _errors(path: Path) -> tuple[list[int], list[int]]:

@@ -65,7 +65,10 @@ class SuperbCommand:
 
 @dataclass(frozen=True)
 class LeaderboardCommand:
-    """All ML-SUPERB results of a workdir in one Markdown table, beside the published rows where they are comparable."""
+    """All ML-SUPERB results of a workdir in one Markdown table, beside the published rows where they are comparable.
+
+    Beside it, with the ending .html, a page of all there is to see: layers, languages, confusions, texts.
+    """
 
     workdir: Path = WORKDIR
     """Of the results: WORKDIR/mlsuperb."""
@@ -100,8 +103,12 @@ def superb(arguments: Sequence[str]) -> None:
 
 
 def leaderboard(arguments: Sequence[str]) -> None:
-    """Writes the table of a workdir's ML-SUPERB results, and prints it."""
+    """Writes the table of a workdir's ML-SUPERB results, and prints it; and the page."""
+    # matplotlib takes a second to import, and the other verb draws nothing
+    from experiments.mlsuperb.page import write_page
+
     command = tyro.cli(LeaderboardCommand, args=arguments, prog="python -m experiments leaderboard")
     path = command.out or command.workdir / "mlsuperb" / "leaderboard.md"
     print(write_leaderboard(command.workdir, path, pool=command.pool))
     print(path)
+    print(write_page(command.workdir, path.with_suffix(".html"), pool=command.pool))

@@ -1,8 +1,8 @@
 """The page that a finished recipe leaves behind: results.json as one HTML file that needs nothing else to be read.
 
 `results` reads and writes numbers and decides what counts as better; `findings` says it in sentences; `done` (with
-`health`) and `scores` make the sections; `charts` draws; `page` is how it looks. What a run did not produce is said to
-be missing.
+`health`), `probes` and `scores` make the sections; `charts` and `trends` draw; `page` is how it looks. What a run did
+not produce is said to be missing.
 """
 
 from pathlib import Path
@@ -16,12 +16,13 @@ def write_report(results: dict, path: Path) -> Path:
     The same results give the same bytes. The file is there as a whole or not at all.
     """
     # Here and not above: matplotlib takes a second to import, and most commands draw nothing.
-    from experiments.report import done, scores
+    from experiments.report import done, probes, scores
     from experiments.report.findings import findings
     from experiments.report.page import render
     from experiments.report.results import Results
 
     run = Results(results)
+    probed = probes.probes_section(run)
     page = render(
         title=run.name_of_run,
         facts=run.facts(),
@@ -29,6 +30,7 @@ def write_report(results: dict, path: Path) -> Path:
         sections=[
             done.data_section(run),
             done.training_section(run),
+            *([] if probed is None else [probed]),
             done.units_section(run),
             scores.accuracy_section(run),
             scores.balance_section(run),

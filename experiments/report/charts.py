@@ -2,7 +2,8 @@
 
 One SVG unit is one CSS pixel. Text stays text in the page's own font. Every colour is written as the page's CSS
 variable, so a chart follows the page into dark mode. The same input gives the same bytes. All quantities arrive as
-floats, NaN where there is none. matplotlib is imported here and nowhere else: import this module late.
+floats, NaN where there is none. matplotlib is imported here and in the
+modules that draw with this one's helpers, and nowhere else: import them late.
 """
 
 import io
@@ -170,6 +171,7 @@ def row_chart(
     stems: bool = False,
     spans: bool = False,
     reference: float = math.nan,
+    limit: float = math.nan,
     notes: Sequence[str] = (),
     notes_title: str = "",
     strong_rows: int = 0,
@@ -185,7 +187,7 @@ def row_chart(
         zero: the axis includes zero.
         stems: a thin line from the axis' left end to the mark, so that a single series reads like bars.
         spans: a thin line from the smallest to the largest mark of a row.
-        reference: where a vertical line stands; NaN for none.
+        reference: where a vertical line stands; NaN for none. limit: a value that the axis reaches.
         notes: a short text at the right end of each row, under `notes_title`.
         strong_rows: how many of the first rows are totals, printed bold and set apart.
         low_rows: True where a row's label is printed in the muted colour.
@@ -201,7 +203,7 @@ def row_chart(
     if log:
         drawn = [np.where(values > 0, values, np.nan) for values in drawn]
     ends = [np.asarray(end, float) for part in series for end in (part.low, part.high) if end is not None]
-    every = np.concatenate([*drawn, *ends, [reference], [0.0] if zero else []])
+    every = np.concatenate([*drawn, *ends, [reference, limit], [0.0] if zero else []])
     every = every[np.isfinite(every)]
     low, high = (every.min(), every.max()) if every.size else (1.0, 2.0)
 

@@ -16,6 +16,7 @@ from experiments.stages.presets import (
     DEMO_OPTIMIZER,
     DEMO_STEPS,
     LIBRISPEECH,
+    PAPER_PROBES,
     demo_data,
     paper_data,
 )
@@ -40,6 +41,7 @@ def get_config() -> StageConfig:
         data=paper_data(draw=LIBRISPEECH),
         units=UnitsConfig(name="mfcc", units=100, teacher=None, fit_corpora=LIBRISPEECH.corpora, fit_hours=96.0),
         loop=LoopConfig(steps=250_000),
+        probes=PAPER_PROBES,
     )
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from data_pipelines.balance import DrawConfig
 from data_pipelines.mixing import MixingConfig
 from data_pipelines.pipeline import DataConfig
+from experiments.probe_clips import ProbesConfig
 from wavlab_jax.encoder import EncoderConfig
 from wavlab_jax.encoder.architectures import architecture
 from wavlab_jax.objectives import PredictionConfig
@@ -24,6 +25,8 @@ OPENLI110 = ("commonvoice", "voxforge", "mls", "googlei18n", "voxpopuli")
 WAVLABLM = DrawConfig(corpora=(*OPENLI110, "fleurs"))
 # WavLM's 94k hours (2110.13900; microsoft/UniSpeech WavLM/README.md)
 MIX94K = DrawConfig(corpora=("librilight", "gigaspeech", "voxpopuli"))
+# Some tens of probes in a run; docs/health.md says what they cost.
+PAPER_PROBES = ProbesConfig(every=10_000)
 WAVLM_MIXING = MixingConfig()  # probability 0.2, noise share 0.1, as the WavLM paper has it
 
 

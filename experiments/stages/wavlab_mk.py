@@ -14,7 +14,7 @@ import dataclasses
 
 from experiments.stage import StageConfig
 from experiments.stages import hubert_base_it2
-from experiments.stages.presets import LARGE, WAVLABLM, WAVLM_MIXING, paper_data
+from experiments.stages.presets import LARGE, PAPER_PROBES, WAVLABLM, WAVLM_MIXING, paper_data
 from experiments.units import UnitsConfig
 from wavlab_jax.heads import HeadConfig
 from wavlab_jax.objectives import PredictionConfig
@@ -45,6 +45,7 @@ def get_config() -> StageConfig:
             fit_hours=4_000.0,
         ),
         loop=LoopConfig(steps=400_000),
+        probes=PAPER_PROBES,
     )
 
 

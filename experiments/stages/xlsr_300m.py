@@ -17,7 +17,7 @@ import dataclasses
 from data_pipelines.balance import XLS_R, DrawConfig
 from experiments.stage import StageConfig
 from experiments.stages import hubert_base_it1
-from experiments.stages.presets import paper_data
+from experiments.stages.presets import PAPER_PROBES, paper_data
 from wavlab_jax.encoder.architectures import architecture
 from wavlab_jax.heads import ContrastiveHeadConfig
 from wavlab_jax.masking import MaskConfig
@@ -42,6 +42,7 @@ def get_config() -> StageConfig:
         data=dataclasses.replace(paper_data(draw=XLS_R), seconds_per_step=9_600.0),
         units=None,
         loop=LoopConfig(steps=STEPS),
+        probes=PAPER_PROBES,
         seconds_per_device=75.0,
     )
 

@@ -11,10 +11,11 @@ import pytest
 from data_pipelines.prepare import prepare
 from experiments import __main__ as launcher
 from experiments import evaluate, recipes, run, steps
+from experiments.probe_clips import ProbesConfig
 from experiments.stage_files import StageFiles
 from experiments.stages import STAGES, stage_function
 from experiments.units import UnitsConfig
-from tests.experiments.small_corpus import write_corpus
+from tests.experiments.small_corpus import write_alignments, write_corpus
 from tests.wavlab_jax import tiny
 from wavlab_jax.clock import TIMES
 from wavlab_jax.heads import HeadConfig
@@ -48,6 +49,12 @@ def small(name: str, *, steps: int = 6):
     return dataclasses.replace(cfg, learner=learner, data=data, units=units, loop=loop)
 
 
+def probed(cfg, phones, *, only="wavlab_ms"):
+    """The stage with probes every fourth step, if it is called so."""
+    probes = ProbesConfig(every=4, clips=24, language_clips=60, alignments=str(phones), phone_clips=24, phone_units=8)
+    return dataclasses.replace(cfg, probes=probes) if cfg.name == only else cfg
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A prepared corpus folder."""
@@ -68,11 +75,12 @@ def two_devices():
 
 @pytest.fixture(scope="session")
 def recipe(tmp_path_factory):
-    """The demo's recipe with tiny stages: its workdir, in which it ran once."""
+    """The demo's recipe with tiny stages, the last of which is probed: its workdir, in which it ran once."""
     folder = tmp_path_factory.mktemp("recipe with spaces")
     audio = write_corpus(folder / "audio", clips=20)
+    phones = write_alignments(audio, folder / "phones")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recipes, "stage_function", lambda name, size: lambda: small(name))
+        patch.setattr(recipes, "stage_function", lambda name, size: lambda: probed(small(name), phones))
         patch.setitem(recipes.RECIPES, "demo", lambda workdir, _: recipes.multi_stage(workdir, audio, size="demo"))
         patch.setattr(recipes, "git_commit", lambda: "abc1234")
         recipes.run_recipe("demo", folder / "work")

@@ -1,5 +1,6 @@
 """Several processes: how they find each other, and a run of two that is stopped and goes on in one."""
 
+import dataclasses
 import os
 import shutil
 import signal
@@ -14,11 +15,13 @@ import numpy as np
 import pytest
 
 from experiments.hosts import Connection, HostsError, connection, peer_lost, refuse_several
+from experiments.probe_clips import ProbesConfig
 from experiments.run import train_stage
 from experiments.stage_files import StageFiles
 from tests.experiments.conftest import lines, small
 from tests.experiments.small_launcher import STAGE, STEPS
 from wavlab_jax.checkpoint import CheckpointError, restore_parameters, steps_of
+from wavlab_jax.metrics import read_lines
 from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.step import abstract_state
 
@@ -214,6 +217,27 @@ def test_two_processes_stop_at_the_same_step_and_one_goes_on(corpus, tmp_path):
     shutil.copytree(workdir / "units", whole / "units")
     train_stage(cfg, workdir=whole, corpus=corpus)
     assert_close(workdir, whole)
+
+
+@pytest.mark.soak
+def test_two_processes_probe_together_what_one_does(corpus, tmp_path):
+    """Both compute, the first writes; the same clips judged by one process, to the rounding of what was trained."""
+    workdir, whole = tmp_path / "work", tmp_path / "whole"
+    command = ("train", STAGE, "--workdir", str(workdir), "--corpus", str(corpus), "--probes.every", "20")
+    statuses, said = Pair(*command, "--mesh.fsdp", "2").ended()
+    assert statuses == [0, 0], said
+    shutil.copytree(workdir / "units", whole / "units")
+    cfg = dataclasses.replace(small(STAGE, steps=STEPS), probes=ProbesConfig(every=20))
+    train_stage(cfg, workdir=whole, corpus=corpus)
+    two, one = (list(read_lines(StageFiles(folder, STAGE).metrics / "probes.jsonl")) for folder in (workdir, whole))
+    assert [line["step"] for line in two] == [0, 20, 40] == [line["step"] for line in one]
+    for mine, other in zip(two, one, strict=True):
+        assert mine["masked"]["clips"] == other["masked"]["clips"] == 12
+        assert mine["masked"]["copy"] == other["masked"]["copy"]
+        assert mine["masked"]["loss"] == pytest.approx(other["masked"]["loss"], rel=1e-3)
+        assert mine["language"]["clips"] == other["language"]["clips"] > 0
+    assert two[0]["masked"]["accuracy"] == pytest.approx(one[0]["masked"]["accuracy"], abs=1e-6)
+    assert two[0]["language"]["accuracy"] == one[0]["language"]["accuracy"]
 
 
 @pytest.mark.soak

@@ -94,11 +94,10 @@ def test_the_probe_hears_the_first_8_seconds_of_what_takes_part(corpus):
     found = pool_utterances({"a": vectors, "b": vectors}, rows, manifest, mesh, lengths=(16_000, 32_000))
     source = ShardSource(manifest)
     assert heard["rows"] == 2 * len(rows) and (manifest.samples[rows] > 32_000).any()
-    for i in range(len(manifest)):
+    for place, i in enumerate(rows):
         samples = min(int(manifest.samples[i]), 32_000)
         energy = np.square(source.read(i, samples=samples)).sum()
-        expected = [samples, num_frames(samples), energy] if i in rows else [np.nan] * 3
-        np.testing.assert_allclose(found["a"][i], expected, rtol=1e-4)
+        np.testing.assert_allclose(found["a"][place], [samples, num_frames(samples), energy], rtol=1e-4)
     np.testing.assert_array_equal(found["a"], found["b"])
 
 

@@ -297,3 +297,13 @@ def test_cell_interval_redraws_whole_cells():
 def test_nothing_to_average_is_an_error(values, languages, said):
     with pytest.raises(IntervalError, match=said):
         intervals.over_clips(values, languages=languages)
+
+
+def test_the_jackknife_of_a_mean_is_students_interval_of_the_groups_means():
+    groups = np.random.default_rng(0).normal(size=20)
+    without = (groups.sum() - groups) / 19
+    found = intervals.jackknife(groups.mean(), without)
+    expected = scipy.stats.t.interval(0.95, 19, loc=groups.mean(), scale=scipy.stats.sem(groups))
+    np.testing.assert_allclose((found.low, found.high), expected, rtol=1e-3)
+    with pytest.raises(intervals.IntervalError, match="20 finite values are needed"):
+        intervals.jackknife(0.0, without[:19])

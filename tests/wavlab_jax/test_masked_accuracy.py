@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from data_pipelines.batch import Batch
 from wavlab_jax.evaluation.masked_accuracy import (
     ClipScores,
+    against_trivial,
     by_language,
     compare,
     macro,
+    macro_interval,
     nearest_visible,
     score_clips,
     summary,
@@ -103,3 +105,22 @@ def test_a_difference_is_called_one_only_where_the_clips_say_so():
     assert compare(scores_of(base, language), scores_of(base, language), languages=[7]) is None
     with pytest.raises(ValueError, match="same clips"):
         compare(scores_of(base, language), scores_of(base, language)._replace(utterance=np.arange(120) + 1))
+
+
+def test_an_accuracy_has_an_interval_and_is_held_against_the_better_trivial_predictor():
+    rng = np.random.default_rng(2)
+    language = np.repeat([0, 2], [30, 90])
+    scores = scores_of(rng.binomial(50, 0.3, 120).astype(float), language)._replace(
+        majority=np.full(120, 5.0), copy=rng.binomial(50, 0.27, 120).astype(float)
+    )
+    found = macro_interval(scores)
+    shares = [scores.correct[language == code].mean() / 50 for code in (0, 2)]
+    assert found.difference == pytest.approx(np.mean(shares)) and found.low < found.difference < found.high
+    # the error of a mean of two means, of independent clips
+    each = [scores.correct[language == code] / 50 for code in (0, 2)]
+    error = np.sqrt(sum(np.var(values) / len(values) for values in each)) / 2
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 * error, rel=0.1)
+    copied = macro_interval(scores._replace(correct=scores.copy)).difference
+    assert against_trivial(scores).difference == pytest.approx(found.difference - copied)
+    assert against_trivial(scores._replace(majority=scores.copy + 1)).difference < against_trivial(scores).difference
+    assert against_trivial(scores._replace(majority=np.full(120, np.nan), copy=np.full(120, np.nan))) is None

@@ -67,6 +67,19 @@ def test_tensorboard_gets_the_same_numbers_and_is_told_what_is_written_again(tmp
     assert list(read_lines(tmp_path / "metrics.jsonl"))[0]["languages"]["eng"]["masked_loss"] is None
 
 
+def test_probes_have_lines_of_their_own(tmp_path):
+    for resume_step, steps in ((-1, (0, 10)), (0, (10,)), (-1, (0, 10))):
+        writer = MetricsWriter(tmp_path, resume_step=resume_step)
+        for step in steps:
+            writer.write(step, {"loss": 1.0})
+            writer.write_probe(step, {"masked": {"accuracy": step / 20, "languages": {"eng": {"accuracy": 0.5}}}})
+        writer.sync()
+        writer.close()
+        assert [line["step"] for line in read_lines(tmp_path / "probes.jsonl")] == [0, 10] == steps_of(tmp_path)
+    written = [{v.tag: v.simple_value for v in e.summary.value} for e in events_of(tmp_path) if e.HasField("summary")]
+    assert written[3] == {"probe/masked/accuracy": 0.5, "probe/masked/language/eng/accuracy": 0.5}
+
+
 def test_the_writer_of_another_host_writes_nothing(tmp_path):
     writer = MetricsWriter(tmp_path, active=False)
     writer.write(1, {"loss": 1.0})

@@ -33,7 +33,7 @@ from wavlab_jax.clock import TIMES
 from wavlab_jax.metrics import MetricsWriter, read_lines
 from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
 from wavlab_jax.step import abstract_state, initial_state, make_train_step
-from wavlab_jax.train import Interrupted, LoopConfig, LoopError, NonFinite, train
+from wavlab_jax.train import Interrupted, LoopConfig, LoopError, NonFinite, Probes, train
 
 CFG = tiny.learner(dropout=0.1, layerdrop=0.1)
 LOOP = LoopConfig(steps=12, log_every=3, save_every=4, keep=2)
@@ -57,14 +57,15 @@ def made():
     return mesh, make_train_step(CFG, mesh, languages=len(LANGUAGES)), jax.device_get(initial_state(CFG, mesh))
 
 
-def run(folder, *, loop=LOOP, stream=batches):
+def run(folder, *, loop=LOOP, stream=batches, judge=None):
     mesh, step, initial = made()
     checkpoints = Checkpoints(folder / "checkpoints", keep=loop.keep, data=DATA, about=ABOUT)
     like = abstract_state(CFG, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
     restored = start(checkpoints, like=like, fresh=lambda: jax.device_put(initial, shardings))
     first = int(restored.state.step)
-    writer = MetricsWriter(folder, resume_step=first)
+    own = checkpoints.latest() is not None
+    writer = MetricsWriter(folder, resume_step=first if own else -1)
     try:
         state = train(
             restored.state,
@@ -79,6 +80,7 @@ def run(folder, *, loop=LOOP, stream=batches):
             record=restored.record,
             title="test",
             languages=LANGUAGES,
+            probes=judge and Probes(5, not own, judge),
         )
     finally:
         writer.close()
@@ -227,6 +229,33 @@ def test_skipping_has_bounds(tmp_path, bad, told):
     with pytest.raises(NonFinite, match=told):
         run(tmp_path, loop=SKIP, stream=functools.partial(spoiled, bad=bad))
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == len(bad)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_probes_change_nothing_and_each_is_written_once(whole, tmp_path, killed):
+    """Probed at 0, 5, 10 and 12. Stopped during the probe of step 5; or killed in that of step 10, back to step 8."""
+    seen = []
+
+    def judge(params, step):
+        if len(seen) == (2 if killed else 1):
+            seen.append("stopped")
+            if killed:
+                raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
+        seen.append(step)
+        return {"norm": float(sum(abs(leaf).sum() for leaf in jax.tree.leaves(params))), "step": step}
+
+    with pytest.raises(KeyboardInterrupt if killed else Interrupted):
+        run(tmp_path, judge=judge)
+    assert seen == ([0, 5, "stopped"] if killed else [0, "stopped", 5])
+    assert [line["step"] for line in read_lines(tmp_path / "probes.jsonl")] == [0, 5]
+    same(run(tmp_path, judge=judge), whole[1])
+    assert lines_of(tmp_path) == lines_of(whole[0])
+    found = list(read_lines(tmp_path / "probes.jsonl"))
+    assert [line["step"] for line in found] == [0, 5, 10, 12] and seen[3:] == [10, 12]
+    norm = sum(float(abs(leaf).sum()) for leaf in jax.tree.leaves(whole[1].params))
+    assert found[-1]["norm"] == pytest.approx(norm, rel=1e-5)
+    assert all(0 < line["probe_share"] < 1 for line in found[1:]) and not (whole[0] / "probes.jsonl").exists()
 
 
 def test_metrics_are_sums_over_their_window(whole):

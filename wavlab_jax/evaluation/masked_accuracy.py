@@ -141,6 +141,23 @@ def times_trivial(row: dict) -> float | None:
     return row["accuracy"] / trivial if trivial else None
 
 
+def macro_interval(scores: ClipScores) -> "Difference | None":
+    """Macro accuracy itself, with the interval that `compare` has: what it is above a model that gets nothing right."""
+    return compare(scores, scores._replace(correct=np.zeros_like(scores.correct)))
+
+
+def against_trivial(scores: ClipScores) -> "Difference | None":
+    """Macro accuracy minus that of the better trivial predictor, the one with the higher macro accuracy of the two.
+
+    None without clips, and where there are no trivial predictors.
+    """
+    trivial = [macro_interval(scores._replace(correct=counts)) for counts in (scores.majority, scores.copy)]
+    if None in trivial or any(math.isnan(found.difference) for found in trivial):
+        return None
+    better = scores.copy if trivial[1].difference >= trivial[0].difference else scores.majority
+    return compare(scores, scores._replace(correct=better))
+
+
 class Difference(NamedTuple):
     """Macro accuracy of one model minus another's on the same clips, with a 95 % bootstrap interval and a verdict."""
 
