@@ -133,7 +133,7 @@ def make_train_step(
     coefficients = objective.coefficients(cfg.objective, cfg.head)
     optimizer = make_optimizer(cfg.optimizer)
     schedule = learning_rate(cfg.optimizer)
-    formulation = formulation or formulation_for(mesh.devices.flat[0].platform)
+    formulation = formulation or formulation_for(mesh.devices.flat[0].platform, devices=mesh.size)
     channels = cfg.encoder.extractor_channels[-1]
 
     def train_step(state: TrainState, batch: Batch, wishes, frozen) -> tuple[TrainState, StepResult]:
@@ -233,7 +233,7 @@ def make_predict_step(cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = 
     `targets` fill in units as in training.
     """
     objective = objective_of(cfg.objective)
-    formulation = formulation_for(mesh.devices.flat[0].platform)
+    formulation = formulation_for(mesh.devices.flat[0].platform, devices=mesh.size)
 
     def predict_step(params, batch: Batch, frozen) -> Judged:
         rows = jax.tree.map(lambda x: x[0], batch)
