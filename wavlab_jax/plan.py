@@ -122,7 +122,7 @@ def compile_step(
     """Compiles the update for `mesh` (over the pod's devices). Raises DoesNotFit."""
     state = abstract_state(learner, mesh)
     batch = abstract_batch(mesh, **step._asdict())
-    formulation = formulation_for("cpu" if pod.chip is None else pod.chip.platform)
+    formulation = formulation_for("cpu" if pod.chip is None else pod.chip.platform, devices=mesh.size)
     train_step = make_train_step(learner, mesh, targets, formulation=formulation)
     lowered = train_step.lower(state, batch)
     try:

@@ -186,7 +186,7 @@ def make_train_step(
     coefficients = objective.coefficients(cfg.objective, cfg.head)
     optimizer = make_optimizer(cfg.optimizer)
     schedule = learning_rate(cfg.optimizer)
-    formulation = formulation or formulation_for(mesh.devices.flat[0].platform)
+    formulation = formulation or formulation_for(mesh.devices.flat[0].platform, devices=mesh.size)
     channels = cfg.encoder.extractor_channels[-1] if cfg.encoder else 0
     width = cfg.encoder.width if cfg.encoder else 0
 
@@ -319,7 +319,7 @@ def _evaluation(
     function, cfg: LearnerConfig, mesh: Mesh, targets: Targets | None, encoder: Parameters | None
 ) -> EvaluationStep:
     """(params, placed batch) -> function(model, rows, mask, keys, formulation), jitted."""
-    formulation = formulation_for(mesh.devices.flat[0].platform)
+    formulation = formulation_for(mesh.devices.flat[0].platform, devices=mesh.size)
 
     def evaluate(params, batch: Batch, frozen: Frozen):
         rows = jax.tree.map(lambda x: x[0], batch)

@@ -171,8 +171,10 @@ def test_initial_values_follow_fairseq():
 # ------------------------------------------------------------------------------------------------------- spellings
 
 # between them every choice in both ways
-UNROLLED = Formulation(False, position="by_group", attention_by_head=False, extractor_by_row=False)
-SCANNED = Formulation(True, position="dft", attention_by_head=True, extractor_by_row=True)
+UNROLLED = Formulation(
+    False, position="by_group", attention_by_head=False, extractor_by_row=False, lean_gradients=False
+)
+SCANNED = Formulation(True, position="dft", attention_by_head=True, extractor_by_row=True, lean_gradients=True)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
@@ -203,9 +205,9 @@ def test_spellings_agree_in_gradients(waveform):
 
 
 def test_platforms_choose_their_spelling():
-    on_cpu = Formulation(scan_layers=False, position="dft", attention_by_head=True, extractor_by_row=True)
+    on_cpu = SCANNED._replace(scan_layers=False)
     assert formulation_for("cpu") == on_cpu
-    plain = Formulation(scan_layers=True, position="grouped", attention_by_head=False, extractor_by_row=False)
+    plain = UNROLLED._replace(scan_layers=True, position="grouped")
     assert formulation_for("tpu") == plain
     assert formulation_for("gpu") == plain._replace(position="by_group")
 

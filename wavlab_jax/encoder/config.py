@@ -132,19 +132,25 @@ class Formulation(NamedTuple):
             grouped one (the TPU's compiler does not); "dft": through the Fourier transform of short segments, as
             matrix products; XLA:CPU's grouped convolution is many times slower, its FFT three times.
         attention_by_head: one head of one row after the other where nothing is dropped, so that its logits stay in the
-            cache: half the time on CPU. Training keeps all heads at once, whose gradient is the faster one.
+            cache: half the time on CPU.
         extractor_by_row: the convolutions of one row after the other where no gradient is wanted, so that what lies
             between them stays in the cache on CPU.
+        lean_gradients: gradients written by hand (`wavlab_jax.encoder.gradients`), which store little and compute it
+            again in the cache. Rows are taken one after the other, so it is for a program of one device.
     """
 
     scan_layers: bool
     position: PositionSpelling
     attention_by_head: bool
     extractor_by_row: bool
+    lean_gradients: bool
 
 
-def formulation_for(platform: str) -> Formulation:
-    """The spelling for a JAX platform name ("cpu", "gpu", "tpu"): the only place where they are chosen."""
+def formulation_for(platform: str, *, devices: int = 1) -> Formulation:
+    """The spelling for a JAX platform name ("cpu", "gpu", "tpu"): the only place where they are chosen.
+
+    `devices`: that the program's rows are split over.
+    """
     on_cpu = platform == "cpu"
     position: dict[str, PositionSpelling] = {"cpu": "dft", "tpu": "grouped"}
     return Formulation(
@@ -152,4 +158,5 @@ def formulation_for(platform: str) -> Formulation:
         position=position.get(platform, "by_group"),
         attention_by_head=on_cpu,
         extractor_by_row=on_cpu,
+        lean_gradients=on_cpu and devices == 1,
     )

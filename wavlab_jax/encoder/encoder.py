@@ -12,6 +12,7 @@ from jax import lax
 from data_pipelines.batch import HOP, RECEPTIVE_FIELD, num_frames
 from wavlab_jax.encoder.config import EncoderConfig, EncoderError, Formulation, formulation_for
 from wavlab_jax.encoder.frontend import Frontend
+from wavlab_jax.encoder.gradients import unstack
 from wavlab_jax.encoder.layers import DENSE, Layer, Norm, PositionConvolution, dropout, fold, relative_buckets
 
 
@@ -136,12 +137,15 @@ def encode(
         raise EncoderError("dropout needs both `key` (of the step) and `seeds` (one a row), or neither")
 
     formulation = formulation or formulation_for(jax.default_backend())
+    lean = formulation.lean_gradients
     samples = None if valid is None else jnp.sum(valid, axis=1)
     if formulation.extractor_by_row and key is None:
         rows = _rows(waveform, samples)
-        features = lax.map(lambda row: encoder.frontend.features(row[0], samples=row[1], cfg=cfg), rows)[:, 0]
+        features = lax.map(lambda row: encoder.frontend.features(row[0], samples=row[1], cfg=cfg, lean=lean), rows)[
+            :, 0
+        ]
     else:
-        features = encoder.frontend.features(waveform, samples=samples, cfg=cfg)
+        features = encoder.frontend.features(waveform, samples=samples, cfg=cfg, lean=lean)
     frames = features.shape[1]
     if samples is not None:
         valid = jnp.arange(frames)[None] < _real_frames(samples, waveform.shape[1], frames, cfg=cfg)[:, None]
@@ -181,7 +185,8 @@ def _through_layers(
 ) -> tuple[tuple[jax.Array, ...], LayerStatistics | None]:
     """`Encoded.hidden` and `Encoded.statistics`; `row_keys` [batch] are `key` with each row's seed folded in."""
     cfg = encoder.config
-    x = encoder.frontend.project(features, cfg=cfg)
+    lean = formulation.lean_gradients
+    x = encoder.frontend.project(features, cfg=cfg, lean=lean)
     x = dropout(x, rate=cfg.projection_dropout, keys=fold(row_keys, 1000))
     if mask is not None:
         x = jnp.where(mask[..., None], encoder.mask_embedding[...].astype(x.dtype)[None, None], x)
@@ -189,14 +194,14 @@ def _through_layers(
         x = jnp.where(channel_mask[:, None], 0.0, x)
     if valid is not None:
         x = jnp.where(valid[..., None], x, 0.0)
-    x = x + encoder.position(x, spelling=formulation.position)
+    x = x + encoder.position(x, spelling=formulation.position, lean=lean)
     if not cfg.pre_norm:
-        x = encoder.norm.over_channels(x, epsilon=cfg.norm_epsilon)
+        x = encoder.norm.over_channels(x, epsilon=cfg.norm_epsilon, lean=lean)
     x = dropout(x, rate=cfg.dropout, keys=fold(row_keys, 1001))
 
     hidden, statistics = _run_layers(encoder, x, valid, key, row_keys, watch, formulation)
     if cfg.pre_norm:
-        hidden = (*hidden[:-1], encoder.norm.over_channels(hidden[-1], epsilon=cfg.norm_epsilon))
+        hidden = (*hidden[:-1], encoder.norm.over_channels(hidden[-1], epsilon=cfg.norm_epsilon, lean=lean))
     return hidden, statistics
 
 
@@ -245,7 +250,7 @@ def _run_layers(
                 valid=valid,
                 position_bias=position_bias,
                 keys=keys,
-                by_head=formulation.attention_by_head,
+                formulation=formulation,
             )
 
         if key is None or cfg.layerdrop == 0.0:
@@ -259,7 +264,9 @@ def _run_layers(
     elif cfg.rematerialize == "dots":
         run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names(DENSE))
     stacked = not isinstance(encoder.layers, nnx.List)
-    if formulation.scan_layers and stacked:
+    # XLA:CPU heeds no barrier: unrolled, it would find that what is to be made again was made before, and keep it
+    remade = cfg.rematerialize != "nothing" and key is not None
+    if (formulation.scan_layers or remade) and stacked:
 
         def body(x, layer_and_index):
             x = run(layer_and_index[0], x, layer_and_index[1])
@@ -271,7 +278,12 @@ def _run_layers(
             return hidden, None
         return hidden, jax.tree.map(lambda first, others: jnp.concatenate([first[None], others]), _watch(x), rest)
     hidden = [x]
-    for index in range(cfg.layers):
-        layer = jax.tree.map(lambda p, i=index: p[i], encoder.layers) if stacked else encoder.layers[index]
+    if stacked and formulation.lean_gradients:
+        layers = unstack(encoder.layers)
+    elif stacked:
+        layers = [jax.tree.map(lambda p, i=index: p[i], encoder.layers) for index in range(cfg.layers)]
+    else:
+        layers = encoder.layers
+    for index, layer in enumerate(layers):
         hidden.append(run(layer, hidden[-1], index))
     return tuple(hidden), jax.tree.map(lambda *each: jnp.stack(each), *map(_watch, hidden)) if watch else None

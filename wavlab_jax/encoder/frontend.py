@@ -11,6 +11,7 @@ from jax import lax
 
 from wavlab_jax.encoder.config import EncoderConfig
 from wavlab_jax.encoder.layers import Dense, Moments, Norm, gelu, standardize, torch_uniform
+from wavlab_jax.encoder.lean_extractor import BlockParameters, extract
 
 
 def convolved_length(samples, *, kernel: int, stride: int):
@@ -95,10 +96,12 @@ class Frontend(nnx.Module):
         samples: jax.Array | None,
         cfg: EncoderConfig,
         whole: WholeMoments | None = None,
+        lean: bool = False,
     ) -> jax.Array:
         """[batch, samples] -> [batch, frames, channels]; `samples` [batch]: how many are real, None if all are.
 
-        With `whole`, the waveform is a part of one recording, and the frames are those of the whole recording.
+        With `whole`, the waveform is a part of one recording, and the frames are those of the whole recording. `lean`:
+        with the gradient of `lean_extractor`, where there is more than one convolution and no `whole`.
         """
         x = waveform.astype(jnp.float32)
         real = None if samples is None else jnp.arange(x.shape[1])[None] < samples[:, None]
@@ -107,7 +110,10 @@ class Frontend(nnx.Module):
         elif cfg.normalize_waveform:
             x = standardize(x, axis=1, epsilon=cfg.waveform_epsilon, where=real)
         x = x if real is None else jnp.where(real, x, 0.0)  # "fairseq_bins" keeps frames that hear it
-        x = x.astype(cfg.compute_dtype)[..., None]
+        x = x.astype(cfg.compute_dtype)
+        if lean and whole is None and len(cfg.extractor_strides) > 1:
+            return _scale_gradient(self._lean(x, samples, cfg=cfg), cfg.feature_gradient_scale)
+        x = x[..., None]
         for convolution, kernel, stride in zip(
             self.convolutions, cfg.extractor_kernels, cfg.extractor_strides, strict=True
         ):
@@ -115,6 +121,27 @@ class Frontend(nnx.Module):
             moments = None if whole is None else whole.first_convolution  # only the first has a norm over time
             x = convolution(x, stride=stride, lengths=samples, cfg=cfg, moments=moments)
         return _scale_gradient(x, cfg.feature_gradient_scale)
+
+    def _lean(self, x: jax.Array, samples: jax.Array | None, *, cfg: EncoderConfig) -> jax.Array:
+        def value(param):
+            return None if param is None else param[...]
+
+        blocks = [
+            BlockParameters(
+                value(each.kernel),
+                value(each.bias),
+                *((None, None) if each.norm is None else (value(each.norm.scale), value(each.norm.bias))),
+            )
+            for each in self.convolutions
+        ]
+        valid = None
+        if samples is not None:
+            kernel, stride = cfg.extractor_kernels[0], cfg.extractor_strides[0]
+            lengths = convolved_length(samples, kernel=kernel, stride=stride)
+            valid = jnp.arange(convolved_length(x.shape[1], kernel=kernel, stride=stride))[None] < lengths[:, None]
+        return extract(
+            x, blocks, valid, strides=cfg.extractor_strides, norm=cfg.extractor_norm, epsilon=cfg.norm_epsilon
+        )
 
     def first_convolution(self, waveform: jax.Array, moments: Moments, *, cfg: EncoderConfig) -> jax.Array:
         """[batch, samples] of a part -> [batch, time, channels] that `WholeMoments.first_convolution` is taken of.
@@ -125,9 +152,9 @@ class Frontend(nnx.Module):
         x = moments.standardize(x, epsilon=cfg.waveform_epsilon) if cfg.normalize_waveform else x
         return self.convolutions[0].convolve(x.astype(cfg.compute_dtype)[..., None], stride=cfg.extractor_strides[0])
 
-    def project(self, features: jax.Array, *, cfg: EncoderConfig) -> jax.Array:
+    def project(self, features: jax.Array, *, cfg: EncoderConfig, lean: bool = False) -> jax.Array:
         """[batch, frames, channels] -> [batch, frames, width]."""
-        return self.projection(self.norm.over_channels(features, epsilon=cfg.norm_epsilon))
+        return self.projection(self.norm.over_channels(features, epsilon=cfg.norm_epsilon, lean=lean))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

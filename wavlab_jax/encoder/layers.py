@@ -14,7 +14,8 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from wavlab_jax.encoder.config import EncoderConfig, PositionSpelling
+from wavlab_jax.encoder import gradients
+from wavlab_jax.encoder.config import EncoderConfig, Formulation, PositionSpelling
 
 
 def dropout(x: jax.Array, *, rate: float, keys: jax.Array | None) -> jax.Array:
@@ -24,8 +25,12 @@ def dropout(x: jax.Array, *, rate: float, keys: jax.Array | None) -> jax.Array:
     """
     if keys is None or rate == 0.0:
         return x
-    keep = jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, x.shape[1:]))(keys)
-    return jnp.where(keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+    return jnp.where(kept(x.shape, rate=rate, keys=keys), x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def kept(shape: tuple[int, ...], *, rate: float, keys: jax.Array) -> jax.Array:
+    """bool [batch, ...] of this shape: which elements `dropout` leaves."""
+    return jax.vmap(lambda key: jax.random.bernoulli(key, 1.0 - rate, shape[1:]))(keys)
 
 
 def fold(keys: jax.Array | None, site: int) -> jax.Array | None:
@@ -33,8 +38,13 @@ def fold(keys: jax.Array | None, site: int) -> jax.Array | None:
     return None if keys is None else jax.vmap(lambda key: jax.random.fold_in(key, site))(keys)
 
 
-def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) form, as all peers use it; `jax.nn.gelu` defaults to the tanh approximation."""
+def gelu(x: jax.Array, *, lean: bool = False) -> jax.Array:
+    """The exact (erf) form, as all peers use it; `jax.nn.gelu` defaults to the tanh approximation.
+
+    `lean`, here and below: with a gradient of `wavlab_jax.encoder.gradients`.
+    """
+    if lean:
+        return gradients.gelu(x)
     if x.dtype != jnp.float32:
         return jax.nn.gelu(x, approximate=False)
     # PyTorch's spelling; JAX's goes through erfc, a quarter slower on CPU. In bfloat16 1 + erf loses its left tail.
@@ -78,8 +88,10 @@ class Norm(nnx.Module):
         self.scale = nnx.Param(jnp.ones((channels,)))
         self.bias = nnx.Param(jnp.zeros((channels,)))
 
-    def over_channels(self, x: jax.Array, *, epsilon: float) -> jax.Array:
-        """LayerNorm of [..., channels]."""
+    def over_channels(self, x: jax.Array, *, epsilon: float, lean: bool = False) -> jax.Array:
+        """LayerNorm of [batch, time, channels]."""
+        if lean:
+            return gradients.layer_norm(x, self.scale[...], self.bias[...], epsilon)
         return self._affine(standardize(x, axis=-1, epsilon=epsilon), x.dtype)
 
     def over_time(self, x: jax.Array, *, valid: jax.Array | None, epsilon: float) -> jax.Array:
@@ -144,7 +156,7 @@ class PositionConvolution(nnx.Module):
         self.gain = nnx.Param(jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2))))
         self.bias = nnx.Param(jnp.zeros((cfg.width,)))
 
-    def __call__(self, x: jax.Array, *, spelling: PositionSpelling) -> jax.Array:
+    def __call__(self, x: jax.Array, *, spelling: PositionSpelling, lean: bool = False) -> jax.Array:
         """[batch, frames, width] -> GELU of the convolution, same shape; even kernels lose their last output frame."""
         direction = self.direction[...]
         norm = jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2), keepdims=True))
@@ -153,7 +165,7 @@ class PositionConvolution(nnx.Module):
         # padding taps // 2 on both sides and dropping the last frame of an even kernel: one frame less on the right
         before, after = taps // 2, taps // 2 - (1 - taps % 2)
         y = _CONVOLVE[spelling](x, kernel.astype(x.dtype), before, after)
-        return gelu(y + self.bias[...].astype(x.dtype)[None, None])
+        return gelu(y + self.bias[...].astype(x.dtype)[None, None], lean=lean)
 
 
 def _convolve_grouped(x: jax.Array, kernel: jax.Array, before: int, after: int) -> jax.Array:
@@ -261,7 +273,7 @@ class Attention(nnx.Module):
         self.output = Dense(keys[3], cfg.width, cfg.width)
         self.gate = Gate(keys[4], cfg) if cfg.relative_bias else None
 
-    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, by_head: bool) -> jax.Array:
+    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation) -> jax.Array:
         """`valid` [batch, frames] masks keys; `position_bias` [heads, frames, frames] comes ungated."""
 
         def split(y):
@@ -270,8 +282,12 @@ class Attention(nnx.Module):
         query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
         query = query * (query.shape[-1] ** -0.5)
         gate = None if self.gate is None else self.gate(x).astype(jnp.float32)
-        if by_head and keys is None:
-            mixed = _attend_by_head(query, key, value, gate=gate, position_bias=position_bias, valid=valid)
+        if formulation.lean_gradients or (formulation.attention_by_head and keys is None):
+            rate, keep = cfg.attention_dropout, None
+            if keys is not None and rate > 0.0:
+                keep = kept((x.shape[0], cfg.heads, x.shape[1], x.shape[1]), rate=rate, keys=fold(keys, 0))
+            pairs = gradients.Pairs(gate, None if gate is None else position_bias, valid, keep)
+            mixed = gradients.attention(query, key, value, pairs, rate)
             return self.output(mixed.reshape(x.shape))
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
         if gate is not None:
@@ -285,29 +301,6 @@ class Attention(nnx.Module):
         return self.output(mixed.reshape(x.shape))
 
 
-def _attend_by_head(query, key, value, *, gate, position_bias, valid) -> jax.Array:
-    """Attention over [batch, frames, heads, head width], a row and head at a time; no dropout."""
-    batch, frames, heads, _ = query.shape
-
-    def attend(one):
-        logits = jnp.dot(one["query"], one["key"].T, preferred_element_type=jnp.float32)
-        if gate is not None:
-            logits = logits + one["gate"][:, None] * position_bias[one["head"]]
-        if valid is not None:
-            logits = jnp.where(valid[one["row"]][None], logits, jnp.finfo(jnp.float32).min)
-        return jnp.dot(jax.nn.softmax(logits, axis=-1).astype(value.dtype), one["value"])
-
-    def flat(y):
-        return y.transpose(2, 0, 1, 3).reshape(heads * batch, frames, -1)
-
-    # heads turn slowest: the rows of a batch find the position bias of their head in the cache
-    head, row = np.divmod(np.arange(heads * batch), batch)
-    every = {"query": flat(query), "key": flat(key), "value": flat(value), "head": head, "row": row}
-    if gate is not None:
-        every["gate"] = gate.transpose(1, 0, 2).reshape(heads * batch, frames)
-    return lax.map(attend, every).reshape(heads, batch, frames, -1).transpose(1, 2, 0, 3)
-
-
 class Layer(nnx.Module):
     """One Transformer block, LayerNorm before or after each half."""
 
@@ -319,22 +312,24 @@ class Layer(nnx.Module):
         self.contract = Dense(keys[2], cfg.feed_forward, cfg.width)
         self.final_norm = Norm(cfg.width)
 
-    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, by_head: bool) -> jax.Array:
+    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation) -> jax.Array:
         """[batch, frames, width] -> same shape; `keys` [batch] draw dropout, None draws none."""
 
+        lean = formulation.lean_gradients
+
         def attend(y):
-            y = self.attention(y, cfg=cfg, valid=valid, position_bias=position_bias, keys=keys, by_head=by_head)
+            y = self.attention(y, cfg=cfg, valid=valid, position_bias=position_bias, keys=keys, formulation=formulation)
             return dropout(y, rate=cfg.dropout, keys=fold(keys, 1))
 
         def feed_forward(y):
-            y = dropout(gelu(self.expand(y)), rate=cfg.activation_dropout, keys=fold(keys, 2))
+            y = dropout(gelu(self.expand(y), lean=lean), rate=cfg.activation_dropout, keys=fold(keys, 2))
             return dropout(self.contract(y), rate=cfg.dropout, keys=fold(keys, 3))
 
         def attention_norm(y):
-            return self.attention_norm.over_channels(y, epsilon=cfg.norm_epsilon)
+            return self.attention_norm.over_channels(y, epsilon=cfg.norm_epsilon, lean=lean)
 
         def final_norm(y):
-            return self.final_norm.over_channels(y, epsilon=cfg.norm_epsilon)
+            return self.final_norm.over_channels(y, epsilon=cfg.norm_epsilon, lean=lean)
 
         if cfg.pre_norm:
             x = x + attend(attention_norm(x))

@@ -1,0 +1,239 @@
+"""Gradients written by hand for what XLA:CPU differentiates slowly; chosen by `Formulation.lean_gradients`.
+
+The automatic gradient stores what each elementwise operation made: of a GELU four arrays, of attention several of all
+pairs of frames. On a CPU these arrays are what the time goes into. Each function here keeps its arguments and little
+else, and computes the rest again: the logits of one head and row at a time, in the cache. Values are those of the plain
+spellings in `layers.py`, to rounding. On accelerators the plain spellings are right: their compilers fuse.
+
+Elementwise arithmetic and accumulators are float32, or wider if the arguments are.
+"""
+
+import math
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+
+def _wide_type(x) -> jnp.dtype:
+    return jnp.promote_types(x.dtype, jnp.float32)
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    return x.astype(_wide_type(x))
+
+
+# -------------------------------------------------------------------------------------------------------------- GELU
+
+
+def gelu_and_slope(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """x Phi(x), the exact GELU, and its derivative Phi(x) + x phi(x); of float32 or wider."""
+    # minus erf of -x: XLA:CPU, which heeds no barrier, would find that the forward pass made erf of x, and keep it
+    below = 0.5 * (1.0 - lax.erf(x * -math.sqrt(0.5)))
+    return x * below, below + x * jnp.exp(-0.5 * jnp.square(x)) * (1.0 / math.sqrt(2.0 * math.pi))
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """GELU of any shape; keeps x alone."""
+    if x.dtype == jnp.bfloat16:
+        return jax.nn.gelu(x, approximate=False)  # as in `layers.gelu`
+    return 0.5 * x * (1.0 + lax.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_gradient(x, gradient):
+    return ((gradient * gelu_and_slope(_wide(x))[1]).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_gradient)
+
+
+# --------------------------------------------------------------------------------------------------------- LayerNorm
+
+
+class Normalized(NamedTuple):
+    """Rows of zero mean and unit variance, `unit` [..., channels], and what they were multiplied by, [..., 1]."""
+
+    unit: jax.Array
+    scale: jax.Array
+
+    def gradient(self, of_unit: jax.Array) -> jax.Array:
+        """Of what was normalised, given that of `unit`."""
+        mean = jnp.mean(of_unit, axis=-1, keepdims=True)
+        along = jnp.mean(of_unit * self.unit, axis=-1, keepdims=True)
+        return self.scale * (of_unit - mean - self.unit * along)
+
+
+def normalized(x: jax.Array, *, epsilon: float) -> Normalized:
+    """`layers.standardize` over the last axis."""
+    mean = jnp.mean(x, axis=-1, keepdims=True)
+    scale = lax.rsqrt(jnp.mean(jnp.square(mean - x), axis=-1, keepdims=True) + epsilon)
+    return Normalized((x - mean) * scale, scale)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float) -> jax.Array:
+    """LayerNorm of x [batch, frames, channels] with scale and shift [channels]; keeps x."""
+    unit = normalized(_wide(x), epsilon=epsilon).unit
+    return (unit * scale[None, None] + shift[None, None]).astype(x.dtype)
+
+
+def _layer_norm_gradient(epsilon, kept, gradient):
+    x, scale = kept
+    of, gradient = normalized(_wide(x), epsilon=epsilon), _wide(gradient)
+    return (
+        of.gradient(gradient * scale[None, None]).astype(x.dtype),
+        jnp.sum(gradient * of.unit, axis=(0, 1)).astype(scale.dtype),
+        jnp.sum(gradient, axis=(0, 1)).astype(scale.dtype),
+    )
+
+
+layer_norm.defvjp(
+    lambda x, scale, shift, epsilon: (layer_norm(x, scale, shift, epsilon), (x, scale)), _layer_norm_gradient
+)
+
+
+# --------------------------------------------------------------------------------------------------------- attention
+
+
+class Pairs(NamedTuple):
+    """What attention knows of pairs of frames beside queries and keys; each may be None.
+
+    Attributes:
+        gate: [batch, heads, frames] float32, of `position_bias`, by query.
+        position_bias: [heads, frames, frames] float32, ungated.
+        valid: [batch, frames] bool: keys that are real.
+        keep: [batch, heads, frames, frames] bool: weights that dropout leaves.
+    """
+
+    gate: jax.Array | None
+    position_bias: jax.Array | None
+    valid: jax.Array | None
+    keep: jax.Array | None
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, pairs: Pairs, rate: float) -> jax.Array:
+    """softmax(query key^T + gate * bias) value, all [batch, frames, heads, head width], a head of a row at a time.
+
+    Softmax is of float32. Dropout at `rate` where `pairs.keep` is given. Keeps the arguments, the output, and two
+    numbers a query and head.
+    """
+    return _attend(query, key, value, pairs, rate)[0]
+
+
+class _One(NamedTuple):
+    """Of one head of one row: [frames, head width], and of the pairs what belongs to it."""
+
+    query: jax.Array
+    key: jax.Array
+    value: jax.Array
+    gate: jax.Array | None
+    keep: jax.Array | None
+    head: jax.Array
+    row: jax.Array
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """[batch, frames, heads, width] -> [heads * batch, frames, width]: the rows of a batch find the position bias of
+    their head in the cache."""
+    return x.transpose(2, 0, 1, 3).reshape(-1, x.shape[1], x.shape[3])
+
+
+def _unflat(x: jax.Array, batch: int) -> jax.Array:
+    return x.reshape(-1, batch, *x.shape[1:]).transpose(1, 2, 0, 3)
+
+
+def _ones(query, key, value, pairs: Pairs) -> _One:
+    batch, frames, heads, _ = query.shape
+    head, row = np.divmod(np.arange(heads * batch), batch)
+    gate = None if pairs.gate is None else pairs.gate.swapaxes(0, 1).reshape(-1, frames)
+    keep = None if pairs.keep is None else pairs.keep.swapaxes(0, 1).reshape(-1, frames, frames)
+    return _One(*map(_flat, (query, key, value)), gate, keep, jnp.asarray(head), jnp.asarray(row))
+
+
+def _logits(one: _One, pairs: Pairs) -> jax.Array:
+    logits = jnp.dot(one.query, one.key.T, preferred_element_type=_wide_type(one.query))
+    if pairs.gate is not None:
+        logits = logits + one.gate[:, None] * pairs.position_bias[one.head]
+    if pairs.valid is not None:
+        # finite, so that a filler row without any real frame stays free of NaN
+        logits = jnp.where(pairs.valid[one.row][None], logits, jnp.finfo(logits.dtype).min)
+    return logits
+
+
+def _dropped(x: jax.Array, one: _One, rate: float) -> jax.Array:
+    return x if one.keep is None else jnp.where(one.keep, x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def _attend(query, key, value, pairs: Pairs, rate: float):
+    def attend(one: _One):
+        logits = _logits(one, pairs)
+        top = jnp.max(logits, axis=-1, keepdims=True)
+        weights = jnp.exp(logits - top)
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        if one.keep is None and value.dtype == logits.dtype:  # divided where there is less to divide
+            mixed = jnp.dot(weights, one.value) / total
+        else:
+            mixed = jnp.dot(_dropped((weights / total).astype(value.dtype), one, rate), one.value)
+        return mixed, (top[:, 0], 1.0 / total[:, 0])
+
+    mixed, softmax = lax.map(attend, _ones(query, key, value, pairs))
+    out = _unflat(mixed, query.shape[0])
+    return out, (query, key, value, pairs, out, softmax)
+
+
+def _attention_gradient(rate, kept, gradient):
+    query, key, value, pairs, out, softmax = kept
+    batch, frames, heads, _ = query.shape
+    wide = _wide_type(query)
+
+    def one_gradient(of_bias, each):
+        one, (top, scale), along, gradient = each
+        weights = jnp.exp(_logits(one, pairs) - top[:, None]) * scale[:, None]
+        of_value = jnp.dot(_dropped(weights.astype(value.dtype), one, rate).T, gradient, preferred_element_type=wide)
+        of_weights = jnp.dot(gradient, one.value.T, preferred_element_type=wide)
+        of_logits = weights * (_dropped(of_weights, one, rate) - along[:, None])
+        if pairs.valid is not None:
+            of_logits = jnp.where(pairs.valid[one.row][None], of_logits, 0.0)
+        of_gate = None
+        if pairs.gate is not None:
+            of_gate = jnp.sum(of_logits * pairs.position_bias[one.head], axis=-1)
+            own = of_bias[one.head] + of_logits * one.gate[:, None]
+            of_bias = lax.dynamic_update_slice_in_dim(of_bias, own[None], one.head, axis=0)
+        of_logits = of_logits.astype(query.dtype)
+        of_query, of_key = jnp.dot(of_logits, one.key), jnp.dot(of_logits.T, one.query)
+        return of_bias, (of_query, of_key, of_value.astype(value.dtype), of_gate)
+
+    along = jnp.sum(_wide(gradient) * _wide(out), axis=-1).transpose(2, 0, 1).reshape(-1, frames)
+    every = (_ones(query, key, value, pairs), softmax, along, _flat(gradient))
+    start = None if pairs.gate is None else jnp.zeros_like(pairs.position_bias)
+    of_bias, (*of_three, of_gate) = lax.scan(one_gradient, start, every)
+    if of_gate is not None:
+        of_gate = of_gate.reshape(heads, batch, frames).swapaxes(0, 1)
+    return *(_unflat(x, batch) for x in of_three), Pairs(of_gate, of_bias, None, None)
+
+
+attention.defvjp(_attend, _attention_gradient)
+
+
+# ------------------------------------------------------------------------------------------------------------- layers
+
+
+@jax.custom_vjp
+def unstack(stacked):
+    """A tree of arrays [layers, ...] -> a tuple of trees without that axis; the gradient is stacked once.
+
+    The automatic gradient adds up as many whole stacks as there are layers, each zero but for one layer.
+    """
+    layers = jax.tree.leaves(stacked)[0].shape[0]
+    return tuple(jax.tree.map(lambda p, i=index: p[i], stacked) for index in range(layers))
+
+
+unstack.defvjp(
+    lambda stacked: (unstack(stacked), None),
+    lambda _, gradients: (jax.tree.map(lambda *each: jnp.stack(each), *gradients),),
+)
