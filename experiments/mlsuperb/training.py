@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,10 +33,19 @@ from experiments.stage import flatten
 from wavlab_jax.checkpoint import Checkpoints, average, restore_parameters, start, steps_of, write_parameters
 from wavlab_jax.downstream import DownstreamConfig
 from wavlab_jax.metrics import MetricsWriter, read_lines
-from wavlab_jax.model import Parameters
+from wavlab_jax.model import Parameters, abstract_parameters
 from wavlab_jax.objectives import RecognitionConfig, recognition
 from wavlab_jax.sharding import abstract_on, place_batch
-from wavlab_jax.step import LearnerConfig, abstract_state, initial_state, make_train_step, make_validation_step
+from wavlab_jax.step import (
+    EvaluationStep,
+    LearnerConfig,
+    TrainStep,
+    abstract_state,
+    initial_state,
+    make_predict_step,
+    make_train_step,
+    make_validation_step,
+)
 from wavlab_jax.train import train
 
 
@@ -106,9 +116,39 @@ class Run:
             frozen_encoder=self.encoder.config is not None,
         )
 
+    def steps(self) -> "Steps":
+        """The programs; those of the run before are taken again where only the encoder's numbers are others."""
+        languages = len({each.utterance.language for each in self.track.parts["train"]})
+        made = _steps(self.learner, self.mesh, languages)
+        if self.encoder.params is None:
+            return made
+        return Steps(*(step.of_encoder(self.encoder.params) for step in made))
+
     def place(self, batch: Batch) -> Batch:
         """Host rows -> global arrays, in one pass: rows hear how long their batch's longest is."""
         return place_batch(batch, mesh=self.mesh, passes=1)
+
+
+class Steps(NamedTuple):
+    """Of one learner: an update, the sums of a validation, a judgement."""
+
+    train: TrainStep
+    validate: EvaluationStep
+    predict: EvaluationStep
+
+
+@lru_cache(maxsize=1)
+def _steps(learner: LearnerConfig, mesh: Mesh, languages: int) -> Steps:
+    """For the shape of an encoder, which `Run.steps` puts in."""
+    shapes = None
+    if learner.frozen_encoder:
+        model = abstract_parameters(learner.encoder, learner.head)
+        shapes = abstract_on({"encoder": model["encoder"]}, mesh)["encoder"]
+    return Steps(
+        make_train_step(learner, mesh, encoder=shapes, languages=languages),
+        make_validation_step(learner, mesh, encoder=shapes),
+        make_predict_step(learner, mesh, encoder=shapes),
+    )
 
 
 def train_track(run: Run) -> Trained:
@@ -143,7 +183,6 @@ def _trained(run: Run) -> dict[int, float]:
     files, learner, loop = run.files, run.learner, loop_of(run.schedule)
     like = abstract_state(learner, run.mesh)
     languages = sorted({each.utterance.language for each in run.track.parts["train"]})
-    step = make_train_step(learner, run.mesh, encoder=run.encoder.params, languages=len(languages))
     with ExitStack() as opened:
         checkpoints = Checkpoints(
             files.checkpoints,
@@ -159,7 +198,7 @@ def _trained(run: Run) -> dict[int, float]:
         batches = opened.enter_context(track_batches(run.track, "train", run.cfg.batches, start=first, training=True))
         train(
             restored.state,
-            step,
+            run.steps().train,
             batches,
             place=run.place,
             describe=lambda batch: [
@@ -180,7 +219,7 @@ def _trained(run: Run) -> dict[int, float]:
 
 def _validation(run: Run) -> Callable[[Parameters], float]:
     """Parameters -> the loss on the dev set, in batches sorted by length as ESPnet has them."""
-    validate = make_validation_step(run.learner, run.mesh, encoder=run.encoder.params)
+    validate = run.steps().validate
     batches = -(-len(run.track.parts["dev"]) // run.cfg.batches.size)
 
     def loss(params: Parameters) -> float:
@@ -206,7 +245,7 @@ def track_digest(track: Track) -> str:
 
 def check_unchanged(run: Run) -> None:
     """Writes what this run is, or raises ProtocolError naming in what the folder's run is another."""
-    loads = ("threads", "prefetch", "step")  # how batches are made, not what is in them
+    loads = ("threads", "prefetch", "step", "doubling")  # how batches are made, not what is in them
     now = {
         "model": run.encoder.identity,
         "data": track_digest(run.track),
