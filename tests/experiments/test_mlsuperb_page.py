@@ -2,6 +2,8 @@
 
 import json
 import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -163,3 +165,17 @@ def test_confusions_of_many_languages_are_of_those_that_are_shown():
 def test_no_results_are_told(tmp_path):
     with pytest.raises(ProtocolError, match="holds no results"):
         write_page(tmp_path, tmp_path / "page.html")
+
+
+def test_what_superb_writes_is_drawn(tmp_path):
+    """Of results that the command itself left, not those made up above."""
+    example = Path(__file__).parent / "mlsuperb_example"
+    results = json.loads((example / "results.json").read_text())
+    shutil.copytree(example, tmp_path / "mlsuperb" / "model" / results["set"] / results["task"])
+    found = Page(write_page(tmp_path, tmp_path / "page.html"))
+    assert "Not available" not in found.text() and results["model"]["name"] in found.text("leaderboard")
+    assert f"{results['groups']['normal']['error_rate']:.1f}" in found.text("leaderboard")
+    for example in results["examples"]:
+        assert example["hypothesis"].split("[")[0] in found.text("texts")
+    for deviation in results["protocol"]["deviations"]:
+        assert deviation in found.text("deviations")
