@@ -96,7 +96,7 @@ def language_blocks(own: dict[Duration, list[Standing]], looks: dict[str, Look])
     blocks: list[Any] = []
     for length, standing in own.items():
         pictures, tables = [], []
-        for task, title in TITLES.items():
+        for task, title in sorted(TITLES.items(), key=lambda item: item[0] == "monolingual"):  # last: it is one chart
             if task == "monolingual":
                 figures = {each.model: {name: found["all"] for name, found in each.sets.items()} for each in standing}
             else:
