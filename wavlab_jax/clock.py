@@ -6,7 +6,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,6 +52,12 @@ class Clock:
         self._work = work
         self._start_window()
         self._stepped = self._since
+
+    @classmethod
+    def restored(cls, record: Mapping, *, work: Work | None = None) -> "Clock":
+        """Of a run that goes on from what `record` said; from nothing where it says nothing."""
+        seconds = {name: record.get(name, 0.0) for name in ("seconds", "audio_seconds", "probe_seconds")}
+        return cls(**seconds, work=work)
 
     def heard(self, batch: Batch) -> None:
         """Counts this host's rows, times the number of hosts; of skipped steps too."""

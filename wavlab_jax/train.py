@@ -139,10 +139,9 @@ def train(
         place: host rows -> global arrays.
         describe: names of a batch's rows, for messages.
         checkpoints, writer: opened at `state.step`. folder: for what else the run leaves: skipped.jsonl, profile.
-        cfg: lengths and intervals.
+        cfg: lengths and intervals. probes: when and how the parameters are judged; None: never.
         record: what was saved beside `state`: the open window of metrics and the time spent so far.
         languages: names of those that the step tells apart. work: what utilisation is measured with.
-        probes: when and how parameters are judged; None: never.
         title: of the progress bar. shown: the sums that it shows beside the speed (an objective's `SHOWN`).
         validate: parameters -> the validation loss, asked for before each save; it is what `keep_best` goes by then,
             and stands in the metrics as `valid_loss`.
@@ -153,8 +152,7 @@ def train(
     """
     done = int(state.step)
     window = Window.restored(record.get("window"))
-    before = {name: record.get(name, 0.0) for name in ("seconds", "audio_seconds", "probe_seconds")}
-    clock = Clock(**before, work=work)
+    clock = Clock.restored(record, work=work)
     allowed = {"in_row": cfg.skip_in_row, "in_all": cfg.skip_in_all} if cfg.non_finite == "skip" else NONE_SKIPPED
     skips = Skips(folder, record=record, resume_step=done, describe=describe, **allowed)
     pending: tuple[int, StepResult, Batch] | None = None

@@ -1,6 +1,7 @@
 """What the page of ML-SUPERB results draws: layers, languages, confusions, texts, training."""
 
 import math
+import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 from typing import Any
@@ -95,7 +96,7 @@ def language_blocks(own: dict[Duration, list[Standing]], looks: dict[str, Look])
     blocks: list[Any] = []
     for length, standing in own.items():
         pictures, tables = [], []
-        for task, title in TITLES.items():
+        for task, title in sorted(TITLES.items(), key=lambda item: item[0] == "monolingual"):  # last: it is one chart
             if task == "monolingual":
                 figures = {each.model: {name: found["all"] for name, found in each.sets.items()} for each in standing}
             else:
@@ -153,7 +154,8 @@ def bars(
             strong = [number(row.get("utterances")) >= FEW for row in rows]
             series.append(charts.Series(looks[model], [number(row.get(name)) for row in rows], strong=strong, **ends))
         svg = charts.row_chart(
-            [called(language) for language in some], series, name=f"{anchor}-{first}", zero=True, stems=True,
+            [called(language) for language in some], series, name=f"{anchor}-{first}", zero=True,
+            stems=len(figures) == 1, spans=len(figures) > 1,
             title="percent", show=lambda value: f"{value:g}", notes=[count(heard(figures, each)) for each in some],
             notes_title="utterances", width=490, limit=max(filter(math.isfinite, every)),
             alt=f"{title[:1].upper()}{title[1:]}, of each language.",
@@ -175,7 +177,7 @@ def language_table(figures: dict[str, dict[str, dict]], order: list[str], name: 
 
 def called(language: str) -> str:
     """ "swa Swahili"; the code alone where it is no language's, as of a set's name."""
-    name = name_of(language)
+    name = re.sub(r"\s*\([^()]*\)$", "", name_of(language) or "")
     return language if not name or name == language else f"{language} {name}"
 
 
@@ -227,8 +229,9 @@ def confusion_matrix(table: dict[str, dict[str, int]], shown: list[str], name: s
         for said, n in table.get(spoken, {}).items():
             shares[row, columns.index(said if said in shown else "other")] += n / total
     return matrix.matrix(
-        shares, rows=[called(spoken) for spoken in shown], columns=columns, diagonal=list(range(len(shown))), name=name,
-        title="said", alt=f"Which language was said where each was spoken, by {model}.", cell=14.0,
+        shares, rows=shown, columns=columns, diagonal=list(range(len(shown))), name=name,
+        title="said", alt=f"Which language was said where each was spoken, by {model}.", 
+        cell=14.0 if len(shown) <= 30 else 12.0,
     )  # fmt: skip
 
 
@@ -236,7 +239,7 @@ def mistakes(table: dict[str, dict[str, int]], title: str) -> list[Table]:
     """The most frequent of them; no table where there is none."""
     pairs = sorted(((n, spoken, said) for spoken, row in table.items() for said, n in row.items() if said != spoken),
                    key=lambda each: (-each[0], each[1], each[2]))  # fmt: skip
-    rows = [[called(spoken), called(said) if said in table else said or "(nothing)", count(n),
+    rows = [[called(spoken), called(said) if re.fullmatch("[a-z]{3}", said) else said or "(nothing)", count(n),
              percent(n / sum(table[spoken].values()))] for n, spoken, said in pairs[:FREQUENT]]  # fmt: skip
     caption = f"Table: the most frequent of {len(pairs):,} confusions, {title}"
     columns = ["spoken", "said", ">utterances", ">of the language's"]
@@ -253,18 +256,20 @@ def text_blocks(every: Sequence[Standing]) -> list:
                 rate = number(example["error_rate"])
                 few = f", {FEW_SHOT}" * (example["group"] == FEW_SHOT)
                 rows.append([f"{example['language']}, {example['source']}{few}",
-                             *differing(example["reference"], example["hypothesis"]),
+                             *differing(example["reference"], example["hypothesis"], words=found["token"] == "phone"),
                              figure_text(rate) if math.isfinite(rate) else MISSING])  # fmt: skip
             caption = f"{each.model}, {found['track']}, {SETS[each.duration]}: {len(rows)} utterances"
             blocks.append(Table(["utterance", "reference", "hypothesis", ">error rate"], rows, caption, folded=True))
     return [Note("Underlined: in references what was missed, in hypotheses what was put in its place."), *blocks]
 
 
-def differing(reference: str, hypothesis: str) -> tuple[Markup, Markup]:
-    """Both texts, escaped, with what the other has not underlined."""
+def differing(reference: str, hypothesis: str, *, words: bool = False) -> tuple[Markup, Markup]:
+    """Both texts, escaped, with what the other has not underlined: characters, or whole `words` (phones)."""
+    left, right = (re.findall(r"\S+\s*", text) if words else list(text) for text in (reference, hypothesis))
     one, other = Markup(), Markup()
-    for kind, a, b, c, d in SequenceMatcher(None, reference, hypothesis, autojunk=False).get_opcodes():
-        parts = [escape(reference[a:b]), escape(hypothesis[c:d])]
+    plain = [[part.strip() for part in side] if words else side for side in (left, right)]
+    for kind, a, b, c, d in SequenceMatcher(None, *plain, autojunk=False).get_opcodes():
+        parts = [escape("".join(left[a:b])), escape("".join(right[c:d]))]
         if kind != "equal":
             parts = [Markup("<u>{}</u>").format(part) if part else part for part in parts]
         one, other = one + parts[0], other + parts[1]

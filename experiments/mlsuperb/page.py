@@ -77,7 +77,9 @@ def facts(every: Sequence[Standing]) -> list[str]:
     results = [found for each in every for found in each.every]
     commits = ", ".join(sorted({str(found.get("commit")) for found in results if found.get("commit")}))
     seconds = sum(max(0.0, number(found.get("seconds"))) for found in results)
-    parts = [f"{len({each.model for each in every})} models", f"{len(results)} results", f"{duration(seconds)} in all"]
+    models = len({each.model for each in every})
+    parts = [f"{models} model{'s' * (models > 1)}", f"{len(results)} result{'s' * (len(results) > 1)}"]
+    parts.append(f"{duration(seconds)} in all")
     return parts + ([f"commit {commits}"] if commits else [])
 
 
@@ -97,7 +99,8 @@ def findings(own: dict[Duration, list[Standing]], pool: str) -> list[Finding]:
         if points:
             best = max(points, key=points.get)
             words = f"SUPERB points of {best} against the published pool of {pool}, {SETS[length]}"
-            found.append(Finding(f"{points[best]:.1f}", words + f"; of {len(points)} models with all seven figures."))
+            more = f"; the most of {len(points)} models with all seven figures" if len(points) > 1 else ""
+            found.append(Finding(f"{points[best]:.1f}", f"{words}{more}."))
         else:
             words = (
                 "no model has all seven figures by the published protocol, so that none stands beside published ones."

@@ -195,7 +195,7 @@ def row_chart(
     """
     rows = len(labels)
     labels = [plain(label) for label in labels]
-    left = text_width(labels) + 12
+    left = text_width(labels) + 16
     right = (text_width([*notes, notes_title]) + 14) if notes else 22
     tall = rows > 12
     top, bottom = (48 if tall else 24), 26
@@ -226,6 +226,7 @@ def row_chart(
         axes.grid(axis="x", color=colour("line"), linewidth=0.8)
         axes.set_axisbelow(True)
         axes.set_yticks(range(rows), labels)
+        axes.tick_params(axis="y", pad=9)  # a mark at the axis' left end does not touch its label
         for row, label in enumerate(axes.get_yticklabels()):
             label.set_color(colour("muted" if low_rows and low_rows[row] else "ink"))
             label.set_fontweight("bold" if row < strong_rows else "normal")

@@ -41,6 +41,10 @@ PARTS = (
     Part("language", "language across sources", "accuracy", "against_chance", "guessing"),
     Part("phones", "phone purity of units of the layer", "purity", "against_chance", "the same units, shuffled"),
 )
+COLUMNS = (
+    *("stage", ">clips", ">first", ">last", ">interval", ">without learning", "against that"),
+    *(">points since the first", "verdict"),
+)
 
 
 def level_of(part: Part, line: dict) -> float:
@@ -61,14 +65,16 @@ def probes_section(run: Results) -> Section | None:
     if not entries:
         return None
     blocks: list[Any] = []
-    panels, rows = [], []
+    panels, tables = [], []
     for part in PARTS:
         found = {stage: judged(part, lines) for stage, lines in entries.items()}
         found = {stage: lines for stage, lines in found.items() if lines}
         if found:
             drawn = [trend(run, stage, part, lines) for stage, lines in found.items()]
-            panels.append((charts.Panel(part.title, charts.as_percent, zero=True), drawn))
-        rows += [table_row(run, stage, part, lines) for stage, lines in found.items()]
+            title = f"{part.title} (dashed: {part.means})"
+            panels.append((charts.Panel(title, charts.as_percent, zero=True), drawn))
+            rows = [table_row(run, stage, part, lines) for stage, lines in found.items()]
+            tables.append(Table(COLUMNS, rows, f"{part.title[:1].upper()}{part.title[1:]}: the last probe"))
     if panels:
         svg = trends.trends(
             panels, name="probes", x_title="step of the stage", width=640,
@@ -76,21 +82,17 @@ def probes_section(run: Results) -> Section | None:
         )  # fmt: skip
         legend = [(swatch(run.look(stage)), run.title(stage)) for stage in entries]
         legend.append((swatch(Look("ink", "o"), hollow=True), "hollow: not distinguishable from the dashed line"))
-        levels = "; ".join(f"{part.title}: {part.means}" for part in PARTS)
         blocks.append(
             Figure(
                 [Chart("", svg, wide=True)],
                 legend,
-                shows=f"A mark a probe, with its 95 % interval. Dashed lines are what needs no learning. {levels}.",
+                shows="A mark a probe, with its 95 % interval. Dashed lines are what needs no learning.",
                 good="marks that leave the dashed line and rise, with intervals that leave the first one behind.",
                 caution="few clips, the same ones each time: neighbouring marks err together. Whether a number "
-                "changed is said by the comparison clip by clip in the table, not by whether intervals overlap.",
+                "changed is said by the comparison clip by clip in the tables, not by whether intervals overlap.",
             )
         )
-        columns = ["stage", "probe", ">clips", ">first", ">last", ">interval", ">without learning", "against that"]
-        blocks.append(
-            Table([*columns, ">since the first", ">interval", "verdict"], rows, "The last probe of each stage")
-        )
+        blocks += tables
     for stage, lines in entries.items():
         table = language_table(run, stage, lines)
         if table is not None:
@@ -129,10 +131,9 @@ def table_row(run: Results, stage: str, part: Part, lines: list[dict]) -> list:
     """The last line of a stage beside the first."""
     first, last = (mapped(line, part.name) for line in (lines[0], lines[-1]))
     since = mapped(last, "since_first")
-    changed = [signed(since.get("difference")), interval(since), pill(verdict(since))] if since else ["–", "–", "–"]
+    changed = [f"{signed(since.get('difference'))} {interval(since)}", pill(verdict(since))] if since else ["–", "–"]
     return [
         run.mark(stage),
-        part.title,
         count(last.get("clips")),
         percent(first.get(part.key)),
         percent(last.get(part.key)),

@@ -52,13 +52,18 @@ def trends(
                 -left / (width - left - right), 1 + 7 / height, panel.title,
                 transform=axes.transAxes, va="bottom", **SMALL,
             )  # fmt: skip
+            common = len({(tuple(trend.x), tuple(trend.level)) for trend in drawn}) == 1
             for order, trend in enumerate(drawn):
                 paint = colour(trend.look.colour)
                 x = np.asarray(trend.x, float) + (order - (len(drawn) - 1) / 2) * spread * end
                 values, low, high, level = (
                     np.asarray(column, float) for column in (trend.values, trend.low, trend.high, trend.level)
                 )
-                axes.plot(x, level, color=paint, linewidth=1.1, linestyle=(0, (3, 2)), zorder=1.5)
+                if not (common and order):  # the same level for all is drawn once
+                    axes.plot(
+                        trend.x, level, color=colour("muted") if common and len(drawn) > 1 else paint, linewidth=1.2,
+                        linestyle=(0, (3, 2)), zorder=1.5,
+                    )  # fmt: skip
                 axes.plot(x, values, color=paint, linewidth=1.4, zorder=2)
                 axes.vlines(x, low, high, color=paint, linewidth=1.6, zorder=2.5, alpha=0.55)
                 strong = np.asarray(trend.strong, bool)
