@@ -19,6 +19,7 @@ import os
 import platform
 import re
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -38,7 +39,7 @@ from data_pipelines.units import UnitStore, UnitWriter
 
 UNITS = 500
 LENGTHS = (128_000, 256_000)
-IDLE = 0.1  # seconds with under a fifth of a core busy: the buffers are full
+IDLE, STILL = 0.02, 5  # looked so often, in seconds; so often in a row nothing runs: the buffers are full
 UTILISATION = 0.4
 HOSTS = {"TPU v5e, 8 chips": (8, 197e12), "4 A100": (4, 312e12), "4 H100": (4, 989e12)}  # chips, FLOP/s of one
 MODELS = {"Base, 86 M in the layers": 86e6, "Large, 302 M": 302e6}
@@ -103,7 +104,7 @@ class Rows:
 
 def cpu_seconds() -> float:
     """Processor time of this process and of all its living descendants."""
-    total, left, tick = time.process_time(), _children(os.getpid()), os.sysconf("SC_CLK_TCK")
+    total, left, tick = time.process_time(), children(os.getpid()), os.sysconf("SC_CLK_TCK")
     while left:
         pid = left.pop()
         try:
@@ -111,11 +112,12 @@ def cpu_seconds() -> float:
         except OSError:
             continue
         total += (int(fields[11]) + int(fields[12])) / tick
-        left += _children(pid)
+        left += children(pid)
     return total
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Processes that this one has started and that live."""
     found = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         try:
@@ -129,16 +131,46 @@ def timed(work: Callable[[], float], *, ahead: bool) -> Turn:
     """`work` returns seconds of audio; `ahead`: it has buffers that others fill."""
     wall, cores = time.perf_counter(), cpu_seconds()
     audio = work()
-    ended, used, looking = time.perf_counter(), cpu_seconds(), 0.0
-    while ahead:
+    ended = wait_until_full() if ahead else Ended(time.perf_counter(), 0.0)
+    return Turn(audio, ended.wall - wall, cpu_seconds() - cores - ended.looking)
+
+
+class Ended(NamedTuple):
+    """When the last of the work was seen, by `time.perf_counter`, and processor time that went into looking."""
+
+    wall: float
+    looking: float
+
+
+def wait_until_full() -> Ended:
+    """Waits until nothing runs or wants to run, here but for this thread and in all processes below: buffers are full.
+
+    How much processor time is used says nothing of that on a machine where others work too.
+    """
+    begin, still = time.thread_time(), 0
+    ended = time.perf_counter()
+    while still < STILL:
         time.sleep(IDLE)
-        before = time.thread_time()
-        now = cpu_seconds() - looking
-        if now - used < IDLE / 5:
-            break
-        ended, used = time.perf_counter(), now
-        looking += time.thread_time() - before  # reading /proc is no part of the work
-    return Turn(audio, ended - wall, used - cores)
+        if _anything_runs():
+            still, ended = 0, time.perf_counter()
+        else:
+            still += 1
+    return Ended(ended, time.thread_time() - begin)
+
+
+def _anything_runs() -> bool:
+    left, own = [os.getpid()], threading.get_native_id()
+    while left:
+        pid = left.pop()
+        left += children(pid)
+        for task in Path(f"/proc/{pid}/task").glob("*"):
+            try:
+                state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+            except OSError:
+                continue
+            if state in "RD" and int(task.name) != own:
+                return True
+    return False
 
 
 def bare(source: ShardSource, crops: list[Crop]) -> Callable[[], float]:
