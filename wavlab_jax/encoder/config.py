@@ -1,7 +1,10 @@
 """What an encoder is made of, and how its operations are spelled on each platform."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
+
+import jax
 
 from data_pipelines.batch import HOP, RECEPTIVE_FIELD
 
@@ -122,6 +125,10 @@ class EncoderConfig:
             raise EncoderError("bias_buckets must be a multiple of 4 and bias_max_distance above a quarter of it")
 
 
+def _as_it_is(x: jax.Array) -> jax.Array:
+    return x
+
+
 class Formulation(NamedTuple):
     """How an operation is spelled where spellings differ in speed but not in result.
 
@@ -135,12 +142,19 @@ class Formulation(NamedTuple):
             cache: half the time on CPU. Training keeps all heads at once, whose gradient is the faster one.
         extractor_by_row: the convolutions of one row after the other where no gradient is wanted, so that what lies
             between them stays in the cache on CPU.
+        row_shards: over how many devices the rows of a pass are split, in equal parts one after the other. The gradient
+            of the relative position bias, by pair of frames, is then folded into its table by each of them before it is
+            summed over them: a table of some KB is exchanged, and not [heads, frames, frames] a layer.
+        along_rows: tells the partitioner that [rows, ...] is split by rows, and so is its gradient. Applied to what
+            meets a matrix whose input axis is split over `fsdp`: that is gathered then, and never the activations.
     """
 
     scan_layers: bool
     position: PositionSpelling
     attention_by_head: bool
     extractor_by_row: bool
+    row_shards: int = 1
+    along_rows: Callable[[jax.Array], jax.Array] = _as_it_is
 
 
 def formulation_for(platform: str) -> Formulation:

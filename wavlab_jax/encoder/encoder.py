@@ -234,7 +234,12 @@ def _run_layers(
     position_bias = None
     if encoder.relative_bias is not None:
         buckets = relative_buckets(x.shape[1], buckets=cfg.bias_buckets, max_distance=cfg.bias_max_distance)
-        position_bias = encoder.relative_bias[...][buckets].transpose(2, 0, 1)
+        table = encoder.relative_bias[...]
+        # a copy for each part of the rows, so that each has a gradient of its own until it is folded into the table
+        position_bias = jnp.broadcast_to(table[None], (formulation.row_shards, *table.shape))[:, buckets]
+        position_bias = position_bias.transpose(0, 3, 1, 2)
+
+    x = formulation.along_rows(x)
 
     def run(layer, x, index):
         def apply(x):
@@ -245,7 +250,7 @@ def _run_layers(
                 valid=valid,
                 position_bias=position_bias,
                 keys=keys,
-                by_head=formulation.attention_by_head,
+                formulation=formulation,
             )
 
         if key is None or cfg.layerdrop == 0.0:
@@ -262,7 +267,7 @@ def _run_layers(
     if formulation.scan_layers and stacked:
 
         def body(x, layer_and_index):
-            x = run(layer_and_index[0], x, layer_and_index[1])
+            x = formulation.along_rows(run(layer_and_index[0], x, layer_and_index[1]))
             return x, (x, _watch(x) if watch else None)
 
         _, (outputs, rest) = lax.scan(body, x, (encoder.layers, np.arange(cfg.layers)))
@@ -273,5 +278,5 @@ def _run_layers(
     hidden = [x]
     for index in range(cfg.layers):
         layer = jax.tree.map(lambda p, i=index: p[i], encoder.layers) if stacked else encoder.layers[index]
-        hidden.append(run(layer, hidden[-1], index))
+        hidden.append(formulation.along_rows(run(layer, hidden[-1], index)))
     return tuple(hidden), jax.tree.map(lambda *each: jnp.stack(each), *map(_watch, hidden)) if watch else None

@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from wavlab_jax.encoder.config import EncoderConfig, PositionSpelling
+from wavlab_jax.encoder.config import EncoderConfig, Formulation, PositionSpelling
 
 
 def dropout(x: jax.Array, *, rate: float, keys: jax.Array | None) -> jax.Array:
@@ -261,28 +261,33 @@ class Attention(nnx.Module):
         self.output = Dense(keys[3], cfg.width, cfg.width)
         self.gate = Gate(keys[4], cfg) if cfg.relative_bias else None
 
-    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, by_head: bool) -> jax.Array:
-        """`valid` [batch, frames] masks keys; `position_bias` [heads, frames, frames] comes ungated."""
+    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation) -> jax.Array:
+        """`valid` [batch, frames] masks keys; `position_bias` [shards, heads, frames, frames] comes ungated.
+
+        The shards are equal parts of the rows; their biases are the same (`Formulation.row_shards`).
+        """
 
         def split(y):
             return y.reshape(*y.shape[:2], cfg.heads, -1)
 
+        x = formulation.along_rows(x)
         query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
         query = query * (query.shape[-1] ** -0.5)
         gate = None if self.gate is None else self.gate(x).astype(jnp.float32)
-        if by_head and keys is None:
+        if formulation.attention_by_head and keys is None:
             mixed = _attend_by_head(query, key, value, gate=gate, position_bias=position_bias, valid=valid)
             return self.output(mixed.reshape(x.shape))
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
         if gate is not None:
-            logits = logits + gate[..., None] * position_bias[None]
+            parts = gate.reshape(position_bias.shape[0], -1, *gate.shape[1:], 1)
+            logits = logits + (parts * position_bias[:, None]).reshape(logits.shape)
         if valid is not None:
             # finite, so that a filler row without any real frame stays free of NaN
             logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
         weights = dropout(weights, rate=cfg.attention_dropout, keys=fold(keys, 0))
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return self.output(mixed.reshape(x.shape))
+        return self.output(formulation.along_rows(mixed.reshape(x.shape)))
 
 
 def _attend_by_head(query, key, value, *, gate, position_bias, valid) -> jax.Array:
@@ -292,7 +297,7 @@ def _attend_by_head(query, key, value, *, gate, position_bias, valid) -> jax.Arr
     def attend(one):
         logits = jnp.dot(one["query"], one["key"].T, preferred_element_type=jnp.float32)
         if gate is not None:
-            logits = logits + one["gate"][:, None] * position_bias[one["head"]]
+            logits = logits + one["gate"][:, None] * position_bias[0, one["head"]]
         if valid is not None:
             logits = jnp.where(valid[one["row"]][None], logits, jnp.finfo(jnp.float32).min)
         return jnp.dot(jax.nn.softmax(logits, axis=-1).astype(value.dtype), one["value"])
@@ -319,16 +324,18 @@ class Layer(nnx.Module):
         self.contract = Dense(keys[2], cfg.feed_forward, cfg.width)
         self.final_norm = Norm(cfg.width)
 
-    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, by_head: bool) -> jax.Array:
+    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation) -> jax.Array:
         """[batch, frames, width] -> same shape; `keys` [batch] draw dropout, None draws none."""
 
         def attend(y):
-            y = self.attention(y, cfg=cfg, valid=valid, position_bias=position_bias, keys=keys, by_head=by_head)
+            common = dict(cfg=cfg, valid=valid, position_bias=position_bias, keys=keys, formulation=formulation)
+            y = self.attention(y, **common)
             return dropout(y, rate=cfg.dropout, keys=fold(keys, 1))
 
         def feed_forward(y):
-            y = dropout(gelu(self.expand(y)), rate=cfg.activation_dropout, keys=fold(keys, 2))
-            return dropout(self.contract(y), rate=cfg.dropout, keys=fold(keys, 3))
+            y = gelu(self.expand(formulation.along_rows(y)))
+            y = dropout(y, rate=cfg.activation_dropout, keys=fold(keys, 2))
+            return dropout(self.contract(formulation.along_rows(y)), rate=cfg.dropout, keys=fold(keys, 3))
 
         def attention_norm(y):
             return self.attention_norm.over_channels(y, epsilon=cfg.norm_epsilon)
