@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from benchmarks.plans import tables
 from experiments import __main__ as launcher
 from experiments import plan as plans
 from experiments.plan import PlanConfig
@@ -32,6 +33,8 @@ def test_a_plan_for_gpus_with_a_corpus(corpus, monkeypatch, capsys):
     assert heard == pytest.approx(run["audio_hours"], rel=0.02)
     text = plans.table(found)
     assert "8 a100-80 (data 4 x fsdp 2)" in text and "chip-hours" in text and "swa" in text
+    page = tables({"a plan": found, "another": found | {"does_not_fit": "8 GiB too many"}})
+    assert page.count("| a plan | ") == page.count("| another | ") == 3 and "| data 4 x fsdp 2 | " in page
 
 
 def test_a_plan_must_say_for_what():

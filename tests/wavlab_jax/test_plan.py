@@ -92,6 +92,18 @@ def test_no_such_exchange_on_any_mesh(data, fsdp, passes):
     assert 0.97 < found.program.flops * mesh.size / plan.training_flops(LEARNER, step, mesh) < 1.05
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize(("fsdp", "passes"), [(4, 1), (2, PASSES)])
+def test_the_same_of_a_pod_by_its_own_compiler(fsdp, passes):
+    """Needs libtpu: `make venv ACCELERATOR=tpu`."""
+    pod = plan.tpu_pod("v5e:2x4")
+    mesh, step = make_mesh(MeshConfig(fsdp=fsdp), devices=pod.devices), STEP._replace(rows=16 * passes, passes=passes)
+    found = plan.compile_step(LEARNER, mesh, step, pod=pod)
+    assert plan.strangers(found.program, LEARNER, mesh) == []
+    assert 0.97 < found.program.flops * mesh.size / plan.training_flops(LEARNER, step, mesh) < 1.05
+    assert 0 < found.memory.total < pod.chip.memory_bytes
+
+
 def test_fsdp_gathers_a_layer_at_a_time_and_keeps_only_its_part(accumulated):
     mesh, found = accumulated
     gathers = named(found, "all-gather", "fsdp", mesh)
