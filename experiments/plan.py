@@ -84,6 +84,12 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
     targets, notes = _targets(stage, mesh)
     if targets is None:
         step = step._replace(sets=len(stage.unit_sets))
+    filler = -rows % (passes * mesh.size)
+    if filler:
+        notes.append(
+            f"{rows} rows do not divide over {mesh.size} chips and {passes} pass(es): {filler} more are computed that "
+            "weigh nothing, and are counted"
+        )
     params = abstract_parameters(stage.learner.encoder, stage.learner.head)
     flops = plan.training_flops(stage.learner, step, mesh)
     limit = int(pod.chip.memory_bytes * (1 if pod.own_compiler else CPU_HEADROOM))
@@ -99,7 +105,7 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
         "parameters": {name: count(part) for name, part in params.items()},
         "step": {**step._asdict(), "seconds_per_chip_and_pass": _seconds(step, mesh.size)},
         "rematerialize": stage.learner.encoder.rematerialize,
-        "flops_per_step": {"formula": flops},
+        "flops_per_step": {"formula": flops, "recomputed": plan.recomputed(stage.learner, step, mesh)},
         "memory_by_formula": _memory(plan.memory_by_formula(stage.learner, mesh, step)),
         "run": _run(stage, step, flops, mesh.size, pod.chip.peak_flops, cfg.utilisation),
         "notes": notes,
@@ -116,7 +122,8 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
         notes.append("this step does not fit: lower seconds_per_device, or recompute more (rematerialize)")
     else:
         total = found.program.flops * mesh.size
-        result["flops_per_step"] |= {"compiled": total, "ratio": total / flops}
+        again = result["flops_per_step"]["recomputed"]
+        result["flops_per_step"] |= {"compiled": total, "ratio": total / (flops + again)}
         result["memory"] = _memory(found.memory)
         result["fits"] = found.memory.total <= limit
         result["exchanges"] = [each._asdict() for each in plan.exchanges(found.program, mesh)]
@@ -125,14 +132,19 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
             for each in plan.strangers(found.program, stage.learner, mesh)
         ]
     if cfg.search:
+        rows_now = -(-step.rows // (step.passes * mesh.size))
+        own = {rows_now: None if "does_not_fit" in result else found.memory.total}  # as compiled above
+        state = result["memory_by_formula"]
 
         def memory_of(rows: int) -> int | None:
             try:
-                return compiled(plan.with_rows(step, rows, mesh)).memory.total
+                return own[rows] if rows in own else compiled(plan.with_rows(step, rows, mesh)).memory.total
             except DoesNotFit:
                 return None
 
-        result["tried"] = [_tried(each, samples) for each in plan.largest_rows(memory_of, limit=limit)]
+        fixed = state["parameters"] + state["optimizer"]
+        tried = list(plan.largest_rows(memory_of, limit=limit, first=rows_now, fixed=fixed))
+        result["tried"] = [_tried(each, samples) for each in sorted(tried)]
         fitting = [each["seconds"] for each in result["tried"] if each["memory_bytes"] is not None]
         result["largest_seconds_per_chip"] = max(fitting, default=0.0)
     if corpus is not None:
@@ -189,11 +201,10 @@ def table(result: dict) -> str:
         f"({', '.join(f'{name} {number:,}' for name, number in result['parameters'].items())})",
         f"a step              {step['rows']} rows of {step['samples'] / SAMPLE_RATE:g} s in {step['passes']} pass(es), "
         f"{step['seconds_per_chip_and_pass']:g} s a chip and pass; rematerialize {result['rematerialize']}",
-        f"operations a step   {flops['formula'] / 1e12:,.1f} TFLOP by formula"
-        + (f", {flops['compiled'] / 1e12:,.1f} compiled (ratio {flops['ratio']:.3f})" if "ratio" in flops else ""),
+        f"operations a step   {_tera(flops['formula'])} TFLOP by formula"
+        + (f" and {_tera(flops['recomputed'])} for what is rematerialised" if flops["recomputed"] else "")
+        + (f", {_tera(flops['compiled'])} compiled (ratio {flops['ratio']:.3f})" if "ratio" in flops else ""),
     ]
-    if result["rematerialize"] != "nothing":
-        lines[-1] += "; what is rematerialised is in the compiled figure alone"
     for title, memory in (("memory, compiled", result.get("memory")), ("memory, formula", result["memory_by_formula"])):
         if memory:
             lines.append(f"{title:<20}" + _gib(memory, devices["memory_bytes"]))
@@ -210,7 +221,7 @@ def table(result: dict) -> str:
     for each in result.get("tried", ()):
         memory = each["memory_bytes"]
         fits = "does not fit" if memory is None else f"fits, {memory / 2**30:.2f} GiB"
-        lines.append(f"compiled            {each['seconds']:6g} s a chip in one pass: {fits}")
+        lines.append(f"compiled            {each['seconds']:6g} s a chip and pass: {fits}")
     if "tried" in result:
         lines.append(f"largest that fits   {result['largest_seconds_per_chip']:g} s of audio a chip and pass")
     lines += [
@@ -224,6 +235,10 @@ def table(result: dict) -> str:
             f"  {name:<8} {row['hours']:10,.1f} h here, {row['heard']:10,.1f} h heard, {row['epochs']:7.2f} epochs"
         )
     return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
+
+
+def _tera(operations: float) -> str:
+    return f"{operations / 1e12:,.1f}" if operations >= 1e13 else f"{operations / 1e12:.3g}"
 
 
 def _gib(memory: dict[str, int], available: int) -> str:

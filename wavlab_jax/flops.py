@@ -68,6 +68,20 @@ def row_flops(
     )
 
 
+def recomputed_flops(encoder: EncoderConfig, *, samples: int) -> float:
+    """Operations that `encoder.rematerialize` makes the backward pass of one row do again, beyond `Flops.training`.
+
+    "dots" keeps the outputs of dense products, so that the two products of attention are left; "layers" keeps a layer's
+    input alone. Its last product is done again only where a norm reads what comes after it (not `pre_norm`).
+    """
+    frames, width = num_frames(samples), encoder.width
+    mixing = 4.0 * frames**2 * width
+    half = 2.0 * frames * width * encoder.feed_forward
+    gate = 2.0 * frames * width * 8 if encoder.relative_bias else 0.0
+    whole = 2.0 * frames * 4 * width**2 + mixing + gate + half * (1 if encoder.pre_norm else 2)
+    return encoder.layers * {"nothing": 0.0, "dots": mixing, "layers": whole}[encoder.rematerialize]
+
+
 def _head_flops(head: AnyHeadConfig, frames: int, *, width: int, channels: int, negatives: int) -> float:
     if isinstance(head, HeadConfig):
         projections = len(head.unit_sets) if head.split_projection else 1

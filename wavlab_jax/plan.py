@@ -22,7 +22,7 @@ from data_pipelines.batch import num_frames
 from wavlab_jax.chips import Chip, chip_named
 from wavlab_jax.compiled_program import Collective, Program, read_program
 from wavlab_jax.encoder import EncoderConfig, formulation_for
-from wavlab_jax.flops import row_flops
+from wavlab_jax.flops import recomputed_flops, row_flops
 from wavlab_jax.sharding import abstract_batch, parameter_shardings
 from wavlab_jax.step import LearnerConfig, abstract_state, make_train_step
 from wavlab_jax.targets.online import Targets
@@ -122,7 +122,10 @@ def compile_step(
     """Compiles the update for `mesh` (over the pod's devices). Raises DoesNotFit."""
     state = abstract_state(learner, mesh)
     batch = abstract_batch(mesh, **step._asdict())
-    formulation = formulation_for("cpu" if pod.chip is None else pod.chip.platform, devices=mesh.size)
+    platform = "cpu" if pod.chip is None else pod.chip.platform
+    formulation = formulation_for(platform, devices=mesh.size)
+    if not pod.own_compiler and formulation.position == "grouped":  # which XLA's own partitioner cannot split well
+        formulation = formulation._replace(position="by_group")
     train_step = make_train_step(learner, mesh, targets, formulation=formulation)
     lowered = train_step.lower(state, batch)
     try:
@@ -194,10 +197,19 @@ def row_activations(cfg: EncoderConfig, *, samples: int) -> int:
 
 def training_flops(learner: LearnerConfig, step: Step, mesh: Mesh) -> float:
     """Of one step by formula, over all devices; filler rows are computed as well."""
-    multiple = step.passes * mesh.size
-    rows = -(-step.rows // multiple) * multiple
+    rows = _rows_computed(step, mesh)
     negatives = getattr(learner.objective, "negatives", 0)
     return rows * row_flops(learner.encoder, learner.head, samples=step.samples, negatives=negatives).training
+
+
+def recomputed(learner: LearnerConfig, step: Step, mesh: Mesh) -> float:
+    """Operations of one step that `rematerialize` adds to `training_flops`."""
+    return _rows_computed(step, mesh) * recomputed_flops(learner.encoder, samples=step.samples)
+
+
+def _rows_computed(step: Step, mesh: Mesh) -> int:
+    multiple = step.passes * mesh.size
+    return -(-step.rows // multiple) * multiple
 
 
 class Exchange(NamedTuple):
@@ -230,15 +242,20 @@ def strangers(program: Program, learner: LearnerConfig, mesh: Mesh) -> list[Coll
     """Collectives that neither fsdp nor the gradient accounts for.
 
     Accounted for are gathers of parameters, or of a layer's slice of them; sums of gradients, which have those shapes
-    or are a device's part of them, perhaps padded; and sums of statistics, which are no larger than a bias.
+    or are a device's part of them, perhaps padded; and sums of statistics, which are no larger than a bias. Compilers
+    transpose arrays, and stack the parts that they gather, an axis of `fsdp` before the axis that is split.
     """
     params = abstract_state(learner, mesh).params
     shapes: set[tuple[int, ...]] = set()
     small = 4096
-    for leaf, place in zip(jax.tree.leaves(params), jax.tree.leaves(parameter_shardings(params, mesh)), strict=True):
-        part = place.shard_shape(leaf.shape)
-        shapes |= {_bare(leaf.shape), _bare(part), _bare(leaf.shape[1:]), _bare(part[1:])}
-        small = max(small, leaf.shape[-1])
+    for (path, leaf), place in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(parameter_shardings(params, mesh)), strict=True
+    ):
+        whole, part = leaf.shape, place.shard_shape(leaf.shape)
+        below = 1 if any(step.key == "layers" for step in path) else 0  # a layer's slice
+        for shape in (whole, part, whole[below:], part[below:]):
+            shapes |= {_bare(shape), *([_bare((mesh.shape["fsdp"], *shape))] if part != whole else [])}
+        small = max(small, whole[-1])
 
     def known(shape: tuple[int, ...], kind: str) -> bool:
         bare = _bare(shape)
@@ -254,8 +271,9 @@ def strangers(program: Program, learner: LearnerConfig, mesh: Mesh) -> list[Coll
     ]
 
 
-def _bare(shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(size for size in shape if size != 1)
+def _bare(shape: Sequence[int]) -> tuple[int, ...]:
+    """Its sizes above 1, in order of size: the same for transposed arrays."""
+    return tuple(sorted(size for size in shape if size != 1))
 
 
 def _padded(shape: tuple[int, ...], of: tuple[int, ...]) -> bool:
@@ -269,11 +287,14 @@ class Tried(NamedTuple):
     memory: int | None
 
 
-def largest_rows(memory_of: Callable[[int], int | None], *, limit: int, most: int = 64) -> Iterator[Tried]:
+def largest_rows(
+    memory_of: Callable[[int], int | None], *, limit: int, first: int = 1, fixed: int = 0, most: int = 64
+) -> Iterator[Tried]:
     """Tries rows a device until two neighbours are known of which one fits `limit` bytes and the next does not.
 
-    `memory_of(rows)`: bytes, or None where the compiler refused. Memory grows about linearly, so that the third try
-    is mostly the last but one. The answer is the largest that fitted.
+    `memory_of(rows)`: bytes, or None where the compiler refused. It is asked of `first` first; `fixed` bytes of the
+    answer do not grow with rows. The rest grows about linearly, so that the third try is mostly the last but one. The
+    answer is the largest that fitted.
     """
     known: dict[int, int | None] = {}
 
@@ -283,27 +304,26 @@ def largest_rows(memory_of: Callable[[int], int | None], *, limit: int, most: in
             known[rows] = None
         return Tried(rows, known[rows])
 
-    yield attempt(1)
-    if known[1] is None:
-        return
-    yield attempt(2)
+    yield attempt(min(first, most))
     while True:
         fitting = sorted(rows for rows, memory in known.items() if memory is not None)
         refused = min((rows for rows, memory in known.items() if memory is None), default=most + 1)
-        best = fitting[-1]
+        best = fitting[-1] if fitting else 0
         if refused == best + 1 or best == most:
             return
-        if len(fitting) > 1:
-            slope = max((known[best] - known[fitting[-2]]) / (best - fitting[-2]), 1.0)
-            guess = best + int((limit - known[best]) / slope)
+        if not fitting:
+            guess = refused // 2
         else:
-            guess = (best + refused) // 2
-        yield attempt(min(max(guess, best + 1), refused - 1, 4 * best))
+            before = fitting[-2] if len(fitting) > 1 else 0
+            slope = max((known[best] - (known[before] if before else fixed)) / (best - before), 1.0)
+            guess = best + int((limit - known[best]) / slope)
+        yield attempt(min(max(guess, best + 1), refused - 1, 4 * best if fitting else refused))
 
 
 def with_rows(step: Step, rows: int, mesh: Mesh) -> Step:
-    """The same step with `rows` a device, in one pass."""
-    return step._replace(rows=rows * mesh.size, passes=1)
+    """The same step with `rows` a device and pass, in as many passes as that takes."""
+    passes = -(-step.rows // (rows * mesh.size))
+    return step._replace(rows=rows * mesh.size * passes, passes=passes)
 
 
 def abstract_targets(targets: Targets, mesh: Mesh) -> Targets:

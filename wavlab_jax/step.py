@@ -202,6 +202,20 @@ def make_train_step(
             jax.vmap(lambda rows, mask: objective.denominators(rows, mask, channels=channels))(batch, masks),
         )
 
+        passes = batch.waveform.shape[0]
+        # (XLA refuses a manual axis of one device)
+        by_copy = passes > 1 and objective.ADDITIVE and mesh.shape["data"] > 1
+
+        def along_rows(x):
+            here = jax.sharding.get_abstract_mesh() if by_copy else mesh
+            axes = ("fsdp",) if by_copy else BATCH_AXES
+            return lax.with_sharding_constraint(x, NamedSharding(here, P(axes)))
+
+        spelled = formulation
+        if mesh.size > 1:
+            shards = mesh.shape["fsdp"] if by_copy else mesh.size
+            spelled = formulation._replace(row_shards=shards, along_rows=along_rows)
+
         def loss(params, rows, mask):
             measured = objective.measure(
                 assemble({**frozen.encoder, **params}, cfg.encoder, cfg.head),
@@ -212,7 +226,7 @@ def make_train_step(
                 cfg=cfg.objective,
                 head=cfg.head,
                 padded=objective.PADDED,
-                formulation=formulation,
+                formulation=spelled,
             )
             observed = observe(measured, rows, languages=languages, width=width)
             return loss_of(observed.sums, denominators, coefficients), observed
@@ -220,22 +234,24 @@ def make_train_step(
         gradient_of = jax.grad(loss, has_aux=True)
 
         def accumulated(params, rows_and_masks):
-            first = gradient_of(params, *jax.tree.map(lambda x: x[0], rows_and_masks))
-
             def accumulate(total, one_pass):
                 gradient, observed = gradient_of(params, *one_pass)
                 return (jax.tree.map(jnp.add, total[0], gradient), combine(total[1], observed)), None
 
-            return lax.scan(accumulate, first, jax.tree.map(lambda x: x[1:], rows_and_masks))[0]
+            # begun with zeros, which change neither sums nor the largest of absolute values: were the first pass taken
+            # out of the loop, it would be compiled twice
+            shapes = jax.eval_shape(gradient_of, params, *jax.tree.map(lambda x: x[0], rows_and_masks))
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            return lax.scan(accumulate, nothing, rows_and_masks)[0]
 
         def per_copy(params, rows_and_masks):
             gradient, observed = accumulated(params, rows_and_masks)
             # leaf by leaf: XLA cannot place one exchange of several arrays where another axis is automatic
             return jax.tree.map(lambda x: lax.psum(x, "data"), gradient), combine_copies(observed, "data")
 
-        if batch.waveform.shape[0] == 1:
+        if passes == 1:
             gradient, observed = gradient_of(state.params, *jax.tree.map(lambda x: x[0], (batch, masks)))
-        elif objective.ADDITIVE and mesh.shape["data"] > 1:  # (XLA refuses a manual axis of one device)
+        elif by_copy:
             gradient, observed = jax.shard_map(
                 per_copy,
                 mesh=mesh,

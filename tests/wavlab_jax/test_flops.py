@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from wavlab_jax.encoder.architectures import architecture
-from wavlab_jax.flops import row_flops
+from wavlab_jax.flops import recomputed_flops, row_flops
 from wavlab_jax.heads import ContrastiveHeadConfig, HeadConfig
 
 BASE = architecture("hubert_base")
@@ -37,3 +37,16 @@ def test_the_gate_and_the_heads_count():
     contrastive = ContrastiveHeadConfig(dim=256, codevector_dim=256, groups=2, codes=320)
     few, many = (row_flops(BASE, contrastive, samples=160_000, negatives=n).head for n in (10, 100))
     assert many - few == 2 * 499 * 90 * 256
+
+
+def test_what_is_computed_again():
+    """HuBERT Large, 781 frames: all of a layer but its last product, post-norm that too; attention's two products."""
+    large, frames = architecture("hubert_large"), 781
+    again = dataclasses.replace(large, rematerialize="layers")
+    half, mixing = 2 * frames * 1024 * 4096, 4 * frames**2 * 1024
+    whole = row_flops(large, samples=250_240)
+    assert recomputed_flops(large, samples=250_240) == 0
+    assert recomputed_flops(again, samples=250_240) == whole.attention + whole.feed_forward - 24 * half
+    post = dataclasses.replace(again, pre_norm=False)
+    assert recomputed_flops(post, samples=250_240) == whole.attention + whole.feed_forward
+    assert recomputed_flops(dataclasses.replace(large, rematerialize="dots"), samples=250_240) == 24 * mixing

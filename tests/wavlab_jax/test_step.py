@@ -1,19 +1,27 @@
 """One update is the same update on any devices and in any number of passes, and a bad one changes nothing."""
 
 import dataclasses
+import os
+import pickle
+import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.wavlab_jax import tiny
+from tests.wavlab_jax import processes, tiny
 from wavlab_jax import sharding
 from wavlab_jax.model import abstract_parameters
 from wavlab_jax.optim import at_step
 from wavlab_jax.sharding import MeshConfig, ShardingError, make_mesh, micro_batches, parameter_spec, place_batch
 from wavlab_jax.step import initial_state, make_predict_step, make_train_step
 
+ROOT = Path(__file__).resolve().parents[2]
+UPDATES = 2
 DROPOUTS = dict(dropout=0.1, attention_dropout=0.1, projection_dropout=0.1, layerdrop=0.3)
 
 
@@ -22,7 +30,7 @@ def counters(state):
     return [leaf for leaf in jax.tree.leaves(state.optimizer) if np.ndim(leaf) == 0]
 
 
-def run(cfg, mesh_cfg, devices, passes, *, rows=8, updates=2):
+def run(cfg, mesh_cfg, devices, passes, *, rows=8, updates=UPDATES):
     mesh = make_mesh(mesh_cfg, devices=jax.devices()[:devices])
     state, step = initial_state(cfg, mesh), make_train_step(cfg, mesh, languages=3)
     for k in range(updates):
@@ -31,9 +39,14 @@ def run(cfg, mesh_cfg, devices, passes, *, rows=8, updates=2):
     return jax.device_get(state), jax.device_get(result)
 
 
+def everything():
+    """A learner that draws masks, dropout and layerdrop, and has a relative position bias."""
+    return tiny.learner(relative_bias=True, extractor_norm="layer", pre_norm=True, **DROPOUTS)
+
+
 @pytest.fixture(scope="module")
 def reference():
-    cfg = tiny.learner(relative_bias=True, extractor_norm="layer", pre_norm=True, **DROPOUTS)
+    cfg = everything()
     return cfg, *run(cfg, MeshConfig(), 1, 1)
 
 
@@ -50,10 +63,37 @@ def reference():
     ],
 )
 def test_devices_shards_and_passes_do_not_change_the_update(reference, mesh, devices, passes):
+    cfg, state, result = reference
+    assert_same_update(state, result, *run(cfg, mesh, devices, passes))
+
+
+@pytest.mark.soak
+def test_two_processes_of_four_devices_do_not_change_the_update(reference, tmp_path):
+    """In one pass and in two, the parameters copied and split."""
+    _, state, result = reference
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(processes.DEVICES)}
+    command = [sys.executable, "-m", "tests.wavlab_jax.processes", address]
+    started = [
+        subprocess.Popen([*command, str(number), str(tmp_path / "found")], cwd=ROOT, env=environment)
+        for number in range(processes.PROCESSES)
+    ]
+    try:
+        assert [process.wait(600) for process in started] == [0] * processes.PROCESSES
+    finally:
+        for process in started:
+            process.kill()
+    found = pickle.loads((tmp_path / "found").read_bytes())
+    assert len(found) == len(processes.LAYOUTS)
+    for other, its_result in found:
+        assert_same_update(state, result, other, its_result)
+
+
+def assert_same_update(state, result, other, found):
     """Masks, dropout and layerdrop included: loss to 1e-5, gradients (in Adam's moments) to 1e-4 of their largest,
     parameters to Adam's amplification of rounding."""
-    cfg, state, result = reference
-    other, found = run(cfg, mesh, devices, passes)
     assert float(found.loss) == pytest.approx(float(result.loss), rel=1e-5)
     assert float(found.gradient_norm) == pytest.approx(float(result.gradient_norm), rel=1e-4)
     for name, (total, weight) in result.sums.items():

@@ -1,7 +1,10 @@
 """What an encoder is made of, and how its operations are spelled on each platform."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
+
+import jax
 
 from data_pipelines.batch import HOP, RECEPTIVE_FIELD
 
@@ -122,6 +125,10 @@ class EncoderConfig:
             raise EncoderError("bias_buckets must be a multiple of 4 and bias_max_distance above a quarter of it")
 
 
+def _as_it_is(x: jax.Array) -> jax.Array:
+    return x
+
+
 class Formulation(NamedTuple):
     """How an operation is spelled where spellings differ in speed but not in result.
 
@@ -137,6 +144,11 @@ class Formulation(NamedTuple):
             between them stays in the cache on CPU.
         lean_gradients: gradients written by hand (`wavlab_jax.encoder.gradients`), which store little and compute it
             again in the cache. Rows are taken one after the other, so it is for a program of one device.
+        row_shards: over how many devices the rows of a pass are split, in equal parts one after the other. The gradient
+            of the relative position bias, by pair of frames, is then folded into its table by each of them before it is
+            summed over them: a table of some KB is exchanged, and not [heads, frames, frames] a layer.
+        along_rows: tells the partitioner that [rows, ...] is split by rows, and so is its gradient. Applied to what
+            meets a matrix whose input axis is split over `fsdp`: that is gathered then, and never the activations.
     """
 
     scan_layers: bool
@@ -144,6 +156,8 @@ class Formulation(NamedTuple):
     attention_by_head: bool
     extractor_by_row: bool
     lean_gradients: bool
+    row_shards: int = 1
+    along_rows: Callable[[jax.Array], jax.Array] = _as_it_is
 
 
 def formulation_for(platform: str, *, devices: int = 1) -> Formulation:

@@ -239,7 +239,12 @@ def _run_layers(
     position_bias = None
     if encoder.relative_bias is not None:
         buckets = relative_buckets(x.shape[1], buckets=cfg.bias_buckets, max_distance=cfg.bias_max_distance)
-        position_bias = encoder.relative_bias[...][buckets].transpose(2, 0, 1)
+        table = encoder.relative_bias[...]
+        # a copy for each part of the rows, so that each has a gradient of its own until it is folded into the table
+        position_bias = jnp.broadcast_to(table[None], (formulation.row_shards, *table.shape))[:, buckets]
+        position_bias = position_bias.transpose(0, 3, 1, 2)
+
+    x = formulation.along_rows(x)
 
     def run(layer, x, index):
         def apply(x):
@@ -269,7 +274,7 @@ def _run_layers(
     if (formulation.scan_layers or remade) and stacked:
 
         def body(x, layer_and_index):
-            x = run(layer_and_index[0], x, layer_and_index[1])
+            x = formulation.along_rows(run(layer_and_index[0], x, layer_and_index[1]))
             return x, (x, _watch(x) if watch else None)
 
         _, (outputs, rest) = lax.scan(body, x, (encoder.layers, np.arange(cfg.layers)))
@@ -285,5 +290,5 @@ def _run_layers(
     else:
         layers = encoder.layers
     for index, layer in enumerate(layers):
-        hidden.append(run(layer, hidden[-1], index))
+        hidden.append(formulation.along_rows(run(layer, hidden[-1], index)))
     return tuple(hidden), jax.tree.map(lambda *each: jnp.stack(each), *map(_watch, hidden)) if watch else None

@@ -274,11 +274,15 @@ class Attention(nnx.Module):
         self.gate = Gate(keys[4], cfg) if cfg.relative_bias else None
 
     def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation) -> jax.Array:
-        """`valid` [batch, frames] masks keys; `position_bias` [heads, frames, frames] comes ungated."""
+        """`valid` [batch, frames] masks keys; `position_bias` [shards, heads, frames, frames] comes ungated.
+
+        The shards are equal parts of the rows; their biases are the same (`Formulation.row_shards`).
+        """
 
         def split(y):
             return y.reshape(*y.shape[:2], cfg.heads, -1)
 
+        x = formulation.along_rows(x)
         query, key, value = split(self.query(x)), split(self.key(x)), split(self.value(x))
         query = query * (query.shape[-1] ** -0.5)
         gate = None if self.gate is None else self.gate(x).astype(jnp.float32)
@@ -286,19 +290,20 @@ class Attention(nnx.Module):
             rate, keep = cfg.attention_dropout, None
             if keys is not None and rate > 0.0:
                 keep = kept((x.shape[0], cfg.heads, x.shape[1], x.shape[1]), rate=rate, keys=fold(keys, 0))
-            pairs = gradients.Pairs(gate, None if gate is None else position_bias, valid, keep)
+            pairs = gradients.Pairs(gate, None if gate is None else position_bias[0], valid, keep)
             mixed = gradients.attention(query, key, value, pairs, rate)
             return self.output(mixed.reshape(x.shape))
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
         if gate is not None:
-            logits = logits + gate[..., None] * position_bias[None]
+            parts = gate.reshape(position_bias.shape[0], -1, *gate.shape[1:], 1)
+            logits = logits + (parts * position_bias[:, None]).reshape(logits.shape)
         if valid is not None:
             # finite, so that a filler row without any real frame stays free of NaN
             logits = jnp.where(valid[:, None, None, :], logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
         weights = dropout(weights, rate=cfg.attention_dropout, keys=fold(keys, 0))
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return self.output(mixed.reshape(x.shape))
+        return self.output(formulation.along_rows(mixed.reshape(x.shape)))
 
 
 class Layer(nnx.Module):
@@ -318,12 +323,14 @@ class Layer(nnx.Module):
         lean = formulation.lean_gradients
 
         def attend(y):
-            y = self.attention(y, cfg=cfg, valid=valid, position_bias=position_bias, keys=keys, formulation=formulation)
+            common = dict(cfg=cfg, valid=valid, position_bias=position_bias, keys=keys, formulation=formulation)
+            y = self.attention(y, **common)
             return dropout(y, rate=cfg.dropout, keys=fold(keys, 1))
 
         def feed_forward(y):
-            y = dropout(gelu(self.expand(y), lean=lean), rate=cfg.activation_dropout, keys=fold(keys, 2))
-            return dropout(self.contract(y), rate=cfg.dropout, keys=fold(keys, 3))
+            y = gelu(self.expand(formulation.along_rows(y)), lean=lean)
+            y = dropout(y, rate=cfg.activation_dropout, keys=fold(keys, 2))
+            return dropout(self.contract(formulation.along_rows(y)), rate=cfg.dropout, keys=fold(keys, 3))
 
         def attention_norm(y):
             return self.attention_norm.over_channels(y, epsilon=cfg.norm_epsilon, lean=lean)
