@@ -123,11 +123,19 @@ def abstract_on(params, mesh: Mesh):
 
 
 def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """A tree like `state` (arrays or shapes): moments lie where their parameters lie, counters everywhere."""
+    """A tree like `state` (arrays or shapes): moments lie where their parameters lie, counters everywhere.
+
+    Parameters that the optimizer leaves out have a `MaskedNode` in place of moments.
+    """
     params = parameter_shardings(state.params, mesh)
     everywhere = NamedSharding(mesh, P())
     moments = optax.tree_map_params(
-        optimizer, lambda _, sharding: sharding, state.optimizer, params, transform_non_params=lambda _: everywhere
+        optimizer,
+        lambda moment, sharding: moment if isinstance(moment, optax.MaskedNode) else sharding,
+        state.optimizer,
+        params,
+        transform_non_params=lambda _: everywhere,
+        is_leaf=lambda moment: isinstance(moment, optax.MaskedNode),
     )
     return TrainState(step=everywhere, params=params, optimizer=moments)
 
