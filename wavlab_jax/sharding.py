@@ -65,6 +65,11 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"head/target_projection/kernel", ("dim_in", "dim")),
     (r"head/context_projection/kernel", ("width_in", "dim")),
     (r"head/(target|context)_projection/bias", ("dim",)),
+    (r"adapter/(query|key|value|output)/down", ("layers", "adapter_in", "adapter")),
+    (r"adapter/(query|key|value|output)/up", ("layers", "adapter", "adapter_out")),
+    (r"adapter/(down|up)/kernel", ("layers", "adapter_in", "adapter_out")),
+    (r"adapter/(down|up)/bias", ("layers", "adapter_out")),
+    (r"adapter/norm/(scale|bias)", ("layers", "width")),
 )
 
 # Logical axis -> mesh axis. Only the input axes of the big matrices are split: gathered before use, never a
@@ -77,6 +82,7 @@ LOGICAL_TO_MESH: dict[str, str | None] = {
         ("taps", "channels_in", "channels", "width", "group_in", "buckets", "heads", "layers", "heads_width"), None
     ),
     **dict.fromkeys(("head_width", "gates", "feed_forward", "dim", "dim_in", "units", "groups", "codes"), None),
+    **dict.fromkeys(("adapter", "adapter_in", "adapter_out"), None),  # small: copied
 }
 
 
