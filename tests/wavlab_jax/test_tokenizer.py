@@ -10,14 +10,14 @@ import transformers
 from tests.wavlab_jax import tiny
 from wavlab_jax.convert import ConvertError, from_encoder
 from wavlab_jax.convert import huggingface as folders
-from wavlab_jax.convert.tokenizer import fine_tuned_settings, tokenizer_files
-from wavlab_jax.downstream import greedy
+from wavlab_jax.convert.tokenizer import fine_tuned_settings, text_of, tokenizer_files
 from wavlab_jax.encoder import encode
 
 pytestmark = pytest.mark.torch
 
 PARTS = dict(blank="<blank>", unknown="<unk>", end="<sos/eos>", space="<space>")
 CHARACTERS = ["<blank>", "<unk>", "E", "<space>", "[eng]", "A", "É", "[org_jpn]", "'", "日", "<sos/eos>"]
+FILES = tokenizer_files(CHARACTERS, **PARTS)
 PHONES = ["<blank>", "<unk>", "a1", "sh", "b", "<sos/eos>"]
 
 
@@ -53,7 +53,7 @@ def test_logits_and_text_are_those_of_transformers(kind, tmp_path):
     ours = np.asarray(encode(encoder, waveform[None]).hidden[-1][0]) @ head["lm_head.weight"].T + head["lm_head.bias"]
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     assert "AutoProcessor" in (tmp_path / "out" / "README.md").read_text()
-    assert processor.batch_decode(theirs.argmax(-1)[None]) == [_text(ours.argmax(-1), CHARACTERS)]
+    assert processor.batch_decode(theirs.argmax(-1)[None]) == [text_of(ours.argmax(-1), FILES)]
 
 
 def test_every_class_is_read_as_its_token(tmp_path):
@@ -62,14 +62,16 @@ def test_every_class_is_read_as_its_token(tmp_path):
     rng = np.random.default_rng(3)
     for _ in range(20):
         classes = rng.integers(0, len(CHARACTERS), 30)
-        assert tokenizer.decode(classes) == _text(classes, CHARACTERS)
+        assert tokenizer.decode(classes) == text_of(classes, FILES)
     assert tokenizer("ÉA E").input_ids == [6, 5, 3, 2]  # and a text is read for training on
 
 
 def test_phones_are_written_apart(tmp_path):
     written(tmp_path / "out", PHONES, phones=True)
     tokenizer = transformers.AutoProcessor.from_pretrained(tmp_path / "out").tokenizer
-    assert tokenizer.decode([2, 2, 0, 2, 3, 3, 1, 4]) == "a1 a1 sh <unk> b"
+    classes = [2, 2, 0, 2, 3, 3, 1, 4]
+    assert tokenizer.decode(classes) == "a1 a1 sh <unk> b"
+    assert text_of(classes, tokenizer_files(PHONES, **PARTS, phones=True)) == "a1 a1 sh <unk> b"
 
 
 def test_a_tokenizer_comes_back_from_a_folder_and_goes_out_again(tmp_path):
@@ -90,9 +92,3 @@ def test_a_vocabulary_that_cannot_be_written_is_refused():
         tokenizer_files([*CHARACTERS, "|"], **PARTS)
     with pytest.raises(ConvertError, match="no '<blank>', the blank token"):
         tokenizer_files(CHARACTERS[1:], **PARTS)
-
-
-def _text(classes: np.ndarray, tokens: list[str]) -> str:
-    """As a recogniser is read here, and stripped as transformers strips it."""
-    (row,) = greedy(np.eye(len(tokens))[classes][None], np.array([len(classes)]))
-    return "".join(" " if tokens[i] == "<space>" else tokens[i] for i in row).strip()

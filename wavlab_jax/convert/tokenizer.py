@@ -5,7 +5,8 @@ head's rows need no permutation: the blank is whatever class the model was train
 tokenizer's padding token and as `pad_token_id` of config.json, which transformers' CTC takes for its blank.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from wavlab_jax.convert.names import ConvertError
 TOKENIZER_FILES = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json")
 PROCESSOR = "Wav2Vec2Processor"
 DELIMITER = "|"  # what wav2vec 2.0's tokenizers write for a space: one character, so that they can read a text as well
+_PHONES = "Wav2Vec2PhonemeCTCTokenizer"
 RUNS_CODE = "auto_map"  # an entry by which a folder brings Python of its own along
 
 
@@ -40,7 +42,7 @@ def tokenizer_files(
     for part, token in (("blank", blank), ("unknown", unknown), ("end", end)):
         if token not in names:
             raise ConvertError(f"the vocabulary of {len(tokens)} tokens has no {token!r}, the {part} token")
-    kind = "Wav2Vec2PhonemeCTCTokenizer" if phones else "Wav2Vec2CTCTokenizer"
+    kind = _PHONES if phones else "Wav2Vec2CTCTokenizer"
     own = {"do_phonemize": False, "phone_delimiter_token": " "} if phones else {}
     delimiter = {"word_delimiter_token": DELIMITER} if DELIMITER in names else {"word_delimiter_token": None}
     return {
@@ -68,6 +70,16 @@ def fine_tuned_settings(files: Mapping[str, Any], *, dropout: float) -> dict[str
     vocabulary, config = files["vocab.json"], files["tokenizer_config.json"]
     numbers = {f"{part}_token_id": vocabulary[config[f"{part}_token"]] for part in ("pad", "bos", "eos")}
     return {**numbers, "final_dropout": dropout, "ctc_loss_reduction": "sum", "ctc_zero_infinity": True}
+
+
+def text_of(classes: Iterable[int], files: Mapping[str, Any]) -> str:
+    """What the best class of each frame spells by files that `tokenizer_files` made: repeats out, then blanks."""
+    config, names = files["tokenizer_config.json"], {number: name for name, number in files["vocab.json"].items()}
+    said = [names[number] for number, _ in groupby(map(int, classes))]
+    said = [name for name in said if name != config["pad_token"]]
+    if config["tokenizer_class"] == _PHONES:
+        return " ".join(said)
+    return "".join(" " if name == config["word_delimiter_token"] else name for name in said).strip()
 
 
 def read_tokenizer(folder: Path, read_json) -> dict[str, Any]:
