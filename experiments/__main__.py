@@ -12,6 +12,8 @@
     import PATH --out DIR          a published model of any layout as a Hugging Face folder
     export MODEL --out DIR         a trained stage, or such a model, in any layout for PyTorch
     features MODEL AUDIO...        hidden states of audio files, as an .npz
+    superb MODEL --mlsuperb DIR    ML-SUPERB: a small recogniser on its frozen layers, trained and judged on each track
+    leaderboard                    all ML-SUPERB results of a workdir in one table, beside the published rows
     recipe NAME                    a whole chain of stages, judged, exported and reported
 
 Stages come in --size paper (the default) and --size demo. Any value that `show` prints can be given anew:
@@ -271,6 +273,13 @@ def features(arguments: list[str]) -> None:
     print(f"{command.out}: {count} files")
 
 
+def mlsuperb(verb: str, arguments: list[str]) -> None:
+    """Judges a model by ML-SUPERB, or writes the table of a workdir's results."""
+    from experiments.mlsuperb import verbs
+
+    {"superb": verbs.superb, "leaderboard": verbs.leaderboard}[verb](arguments)
+
+
 def recipe(arguments: list[str]) -> None:
     """Runs what is left of a recipe and prints the report's path last."""
     name, arguments = _take_name("recipe", "NAME", arguments)
@@ -284,7 +293,7 @@ def recipe(arguments: list[str]) -> None:
         print(f"\nreport: {report.absolute()}")
 
 
-ON_ONE_HOST = ("quality", "evaluate", "average", "import", "export", "features", "recipe")
+ON_ONE_HOST = ("quality", "evaluate", "average", "import", "export", "features", "superb", "leaderboard", "recipe")
 VERBS = {
     "list": lambda arguments: list_stages(),
     "show": show,
@@ -297,6 +306,8 @@ VERBS = {
     "import": import_,
     "export": export,
     "features": features,
+    "superb": lambda arguments: mlsuperb("superb", arguments),
+    "leaderboard": lambda arguments: mlsuperb("leaderboard", arguments),
     "recipe": recipe,
 }
 

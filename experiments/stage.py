@@ -63,6 +63,8 @@ class StageConfig:
                 "learner.head.units and units.units (and more_units of both) to the same numbers, or units to None "
                 "where the objective is contrastive"
             )
+        if self.learner.frozen_encoder or self.learner.encoder is None:
+            raise StageError(f"{self.name}: a stage trains an encoder: leave learner.frozen_encoder False")
         if self.data.mixing is not None and any(map(is_online, self.unit_sets)) and not self.data.keep_clean:
             raise StageError(
                 f"{self.name}: units that are computed in the step are of the clean waveform, and data.mixing leaves "

@@ -69,12 +69,19 @@ class DownstreamConfig:
     augment: SpecAugmentConfig = SpecAugmentConfig()
 
     def __post_init__(self):
+        if isinstance(self.augment, dict):  # as a model's description has it
+            object.__setattr__(self, "augment", SpecAugmentConfig(**self.augment))
         if self.tokens < 3:
             raise DownstreamError(f"tokens is {self.tokens}; there are a blank, <unk> and <sos/eos> at least")
         if self.width % self.heads:
             raise DownstreamError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.projection not in (0, self.channels):
             raise DownstreamError(f"projection is {self.projection}; it is 0, or the {self.channels} channels")
+
+    @property
+    def unit_sets(self) -> tuple[int, ...]:
+        """Of frame by frame labels that it is told: none."""
+        return ()
 
 
 class Block(nnx.Module):
@@ -196,7 +203,7 @@ def positions(frames: int, width: int) -> np.ndarray:
 
 
 def ctc(logits: jax.Array, frames: jax.Array, labels: jax.Array, lengths: jax.Array) -> dict[str, Sum]:
-    """CTC's loss, summed over rows, and how many rows cannot be spelled in their frames.
+    """CTC's loss of each row, and which rows cannot be spelled in their frames: "ctc_loss", "infeasible", each [batch].
 
     Args:
         logits: [batch, time, tokens]; frames: [batch] real ones.
@@ -204,28 +211,28 @@ def ctc(logits: jax.Array, frames: jax.Array, labels: jax.Array, lengths: jax.Ar
 
     The loss is a row's negative log-likelihood; its mean is over rows, as ESPnet's. A row whose labels do not fit (they
     need a frame each, and one between two that are the same) has no alignment and weighs nothing but in the count, as
-    PyTorch's `zero_infinity`. Rows without frames are fillers.
+    PyTorch's `zero_infinity`. Rows without frames and labels are fillers, and weigh nothing.
     """
     time, most = jnp.arange(logits.shape[1])[None], jnp.arange(labels.shape[1])[None]
     padded_labels = most >= lengths[:, None]
     repeats = jnp.sum((labels[:, 1:] == labels[:, :-1]) & ~padded_labels[:, 1:], axis=1)
-    filler = frames == 0
+    filler = (frames == 0) & (lengths == 0)
     fits = (lengths + repeats <= frames) & ~filler
     losses = optax.ctc_loss(
         logits, (time >= frames[:, None]).astype(jnp.float32), labels, padded_labels.astype(jnp.float32)
     )
-    rows = jnp.sum(~filler, dtype=jnp.float32)
+    real = (~filler).astype(jnp.float32)
     return {
-        "ctc_loss": Sum(jnp.sum(jnp.where(fits, losses, 0.0)), rows),
-        "infeasible": Sum(jnp.sum(~fits & ~filler, dtype=jnp.float32), rows),
+        "ctc_loss": Sum(jnp.where(fits, losses, 0.0), real),
+        "infeasible": Sum((~fits & ~filler).astype(jnp.float32), real),
     }
 
 
-def greedy(logits: np.ndarray, frames: np.ndarray) -> list[list[int]]:
-    """The best token of each real frame, repeats and blanks (0) taken out: [batch] lists."""
-    best = np.argmax(logits, axis=-1)
+def greedy(best: np.ndarray, frames: np.ndarray) -> list[list[int]]:
+    """Of `best` [batch, time], the best token of each frame, what is read: real frames (`frames` [batch]) alone,
+    repeats and then blanks (0) taken out: [batch] lists."""
     rows = []
-    for row, count in zip(best, np.asarray(frames), strict=True):
+    for row, count in zip(np.asarray(best), np.asarray(frames), strict=True):
         row = row[:count]
         changed = np.flatnonzero(np.diff(row, prepend=-1))
         rows.append([int(token) for token in row[changed] if token])

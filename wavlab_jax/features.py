@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data_pipelines.batch import HOP, RECEPTIVE_FIELD, SAMPLE_RATE, num_frames
+from data_pipelines.batch import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 
 MFCC_HOP = 160  # samples: 10 ms; every second MFCC frame starts where a frame of the encoder starts
 MFCC_WIDTH = 39  # 13 cepstra, their deltas, the deltas of those
@@ -23,6 +23,8 @@ _LOW_HZ = 20.0
 _CEPSTRA = 13
 _LIFTER = 22.0
 _FLOOR = float(np.finfo(np.float32).eps)  # of a mel energy, before the logarithm
+
+_CENTRED_FFT = 1024  # ML-SUPERB's baseline
 
 _LOG_MEL_FLOOR = 1e-10  # of a mel energy, before the logarithm; openai/whisper, whisper/audio.py, log_mel_spectrogram
 
@@ -82,6 +84,28 @@ def log_mel(waveform: jax.Array, *, mels: int = 80) -> jax.Array:
     return jnp.log(jnp.maximum(energies, _LOG_MEL_FLOOR))
 
 
+def centred_log_mel(waveform: jax.Array, samples: jax.Array, *, mels: int = 80) -> tuple[jax.Array, jax.Array]:
+    """ML-SUPERB's log-mel baseline: [batch, samples] to (float32 [batch, samples // 320 + 1, mels], real frames).
+
+    ESPnet's `DefaultFrontend` with n_fft 1024 and hop_length 320 (`egs2/ml_superb/asr1/conf/tuning/train_asr_fbank_*`):
+    periodic Hann windows of 1,024 samples centred at every 320th, rows continued by reflection at both ends, power,
+    Slaney's mel filters from 0 to 8000 Hz, natural logarithm floored at 1e-10. `samples` [batch] are real: they make
+    samples // 320 + 1 frames. Each row is reflected at its own end, as if it were alone, where ESPnet does this to rows
+    that are as long as the batch. Raises FeatureError as `log_mel` does.
+    """
+    waveform = _checked(waveform)
+    half, length = _CENTRED_FFT // 2, waveform.shape[1]
+    place = jnp.abs(jnp.arange(-half, length + half))[None]
+    last = samples[:, None] - 1
+    place = jnp.clip(jnp.where(place > last, 2 * last - place, place), 0, length - 1)
+    windows = _windows(jnp.take_along_axis(waveform, place, axis=1), hop=HOP, size=_CENTRED_FFT)
+    window = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(_CENTRED_FFT) / _CENTRED_FFT)
+    power = _power(windows * jnp.asarray(window[None, None], jnp.float32), fft=_CENTRED_FFT)
+    energies = _matmul(power, _slaney_mel_filters(mels, fft=_CENTRED_FFT))
+    frames = jnp.where(samples > 0, samples // HOP + 1, 0).astype(jnp.int32)
+    return jnp.log(jnp.maximum(energies, _LOG_MEL_FLOOR)), frames
+
+
 def _checked(waveform: jax.Array) -> jax.Array:
     """[batch, samples] as float32."""
     waveform = jnp.asarray(waveform)
@@ -92,17 +116,17 @@ def _checked(waveform: jax.Array) -> jax.Array:
     return waveform.astype(jnp.float32)
 
 
-def _windows(waveform: jax.Array, *, hop: int) -> jax.Array:
-    """[batch, samples] to [batch, frames, 400]: every whole window, `hop` samples apart.
+def _windows(waveform: jax.Array, *, hop: int, size: int = RECEPTIVE_FIELD) -> jax.Array:
+    """[batch, samples] to [batch, frames, size]: every whole window, `hop` samples apart.
 
-    Cut from blocks of gcd(hop, 400) samples by strided slices: a gather of single samples is slow on a TPU.
+    Cut from blocks of gcd(hop, size) samples by strided slices: a gather of single samples is slow on a TPU.
     """
     batch, samples = waveform.shape
-    frames = num_frames(samples) if hop == HOP else max((samples - RECEPTIVE_FIELD) // hop + 1, 0)
+    frames = max((samples - size) // hop + 1, 0)
     if frames == 0:
-        return jnp.zeros((batch, 0, RECEPTIVE_FIELD), waveform.dtype)
-    block = np.gcd(hop, RECEPTIVE_FIELD)
-    stride, parts = hop // block, RECEPTIVE_FIELD // block
+        return jnp.zeros((batch, 0, size), waveform.dtype)
+    block = np.gcd(hop, size)
+    stride, parts = hop // block, size // block
     blocks = waveform[:, : samples // block * block].reshape(batch, -1, block)
     reach = stride * (frames - 1) + 1
     return jnp.concatenate([blocks[:, part : part + reach : stride] for part in range(parts)], axis=-1)
@@ -157,8 +181,8 @@ def _kaldi_mel_filters() -> np.ndarray:
     return _triangles(mel(np.arange(_FFT // 2 + 1) * SAMPLE_RATE / _FFT), edges)
 
 
-def _slaney_mel_filters(mels: int) -> np.ndarray:
-    """[201, mels]: triangles in Hz between points even on Slaney's mel scale, each of unit area.
+def _slaney_mel_filters(mels: int, *, fft: int = RECEPTIVE_FIELD) -> np.ndarray:
+    """[fft // 2 + 1, mels]: triangles in Hz between points even on Slaney's mel scale, each of unit area.
 
     Slaney's Auditory Toolbox (1998): 200/3 Hz a mel below 1 kHz, then 27 mels for each factor of 6.4.
     """
@@ -168,9 +192,9 @@ def _slaney_mel_filters(mels: int) -> np.ndarray:
     top = knee + 27.0 * np.log(SAMPLE_RATE / 2 / 1000.0) / np.log(6.4)
     points = np.linspace(0.0, top, mels + 2)
     edges = np.where(points < knee, points * 200.0 / 3.0, 1000.0 * 6.4 ** ((points - knee) / 27.0))
-    filters = _triangles(np.arange(RECEPTIVE_FIELD // 2 + 1) * SAMPLE_RATE / RECEPTIVE_FIELD, edges)
+    filters = _triangles(np.arange(fft // 2 + 1) * SAMPLE_RATE / fft, edges)
     if not filters.any(axis=0).all():
-        raise FeatureError(f"mels={mels}: some filters hold no bin of a {RECEPTIVE_FIELD}-point FFT; use 128 or fewer")
+        raise FeatureError(f"mels={mels}: some filters hold no bin of a {fft}-point FFT; use 128 or fewer")
     return filters * (2.0 / (edges[2:] - edges[:-2]))
 
 

@@ -1,14 +1,16 @@
-"""What sits on the encoder while it is pre-trained: configurations, parameters and initial values of each kind of head.
+"""What sits on the encoder while it is trained: configurations, parameters and initial values of each kind of head.
 
 Structure only; what a head's numbers mean is said by the objective that reads it (`wavlab_jax.objectives`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import jax
 from flax import nnx
 
+from wavlab_jax.downstream import Downstream, DownstreamConfig
 from wavlab_jax.encoder import EncoderConfig
 from wavlab_jax.encoder.layers import Dense, torch_uniform
 
@@ -74,7 +76,29 @@ class ContrastiveHeadConfig:
         return ()
 
 
-AnyHeadConfig = HeadConfig | ContrastiveHeadConfig
+@dataclass(frozen=True)
+class LinearHeadConfig:
+    """A Linear layer of the last hidden state to tokens, as `HubertForCTC` and fairseq's `HubertCtc` have it.
+
+    Attributes:
+        tokens: outputs, the blank (0) included.
+        dropout: of the hidden state, before it (transformers `final_dropout`).
+    """
+
+    tokens: int
+    dropout: float = 0.1
+
+    def __post_init__(self):
+        if self.tokens < 2 or not 0 <= self.dropout < 1:
+            raise HeadError(f"tokens must be at least 2, dropout lie in [0, 1): got {self}")
+
+    @property
+    def unit_sets(self) -> tuple[int, ...]:
+        """Of frame by frame labels that it is told: none."""
+        return ()
+
+
+AnyHeadConfig = HeadConfig | ContrastiveHeadConfig | DownstreamConfig | LinearHeadConfig
 
 
 class Head(nnx.Module):
@@ -122,17 +146,36 @@ class ContrastiveHead(nnx.Module):
         self.context_projection = Dense(keys[2], encoder.width, cfg.dim, bert=False)
 
 
+class LinearHead(nnx.Module):
+    """`output` [width -> tokens]."""
+
+    def __init__(self, key: jax.Array, cfg: LinearHeadConfig, *, encoder: EncoderConfig):
+        self.output = Dense(key, encoder.width, cfg.tokens, bert=False)
+
+
+def downstream(key: jax.Array, cfg: DownstreamConfig, *, encoder: EncoderConfig | None) -> Downstream:
+    """ML-SUPERB's model for the hidden states of an encoder; without one, for log-mel features."""
+    if encoder is None:
+        return Downstream(key, cfg, hidden=1, inputs=cfg.channels)
+    return Downstream(key, cfg, hidden=encoder.layers + 1, inputs=encoder.width)
+
+
+AnyHead = Head | ContrastiveHead | Downstream | LinearHead
+
+
 class Kind(NamedTuple):
-    """A kind of head: its configuration and its module."""
+    """A kind of head: its configuration, and what makes it: (key, configuration, encoder=)."""
 
     config: type
-    module: type
+    module: Callable[..., AnyHead]
 
 
 # By the name that a model's description has for it.
 KINDS: dict[str, Kind] = {
     "units": Kind(HeadConfig, Head),
     "contrastive": Kind(ContrastiveHeadConfig, ContrastiveHead),
+    "downstream": Kind(DownstreamConfig, downstream),
+    "linear": Kind(LinearHeadConfig, LinearHead),
 }
 
 
@@ -141,6 +184,6 @@ def kind_name(cfg: AnyHeadConfig) -> str:
     return next(name for name, kind in KINDS.items() if type(cfg) is kind.config)
 
 
-def make_head(key: jax.Array, cfg: AnyHeadConfig, *, encoder: EncoderConfig) -> Head | ContrastiveHead:
+def make_head(key: jax.Array, cfg: AnyHeadConfig, *, encoder: EncoderConfig | None) -> AnyHead:
     """A freshly initialised head."""
     return KINDS[kind_name(cfg)].module(key, cfg, encoder=encoder)

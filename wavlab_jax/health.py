@@ -36,16 +36,23 @@ class Observed(NamedTuple):
 
 
 def observe(measured: Measured, batch: Batch, *, languages: int, width: int) -> Observed:
-    """The measurements of a pass, over its real rows. `languages` of the manifest; `width` of the layers."""
-    real = jnp.any(batch.valid, axis=1)[None]
-    frames = jnp.sum(batch.valid, dtype=jnp.float32)
-    nonfinite = jnp.sum(jnp.where(real, measured.layers.nonfinite, 0.0), axis=1)
+    """The measurements of a pass, over its real rows. `languages` of the manifest; `width` of the layers.
+
+    `layers` and `extremes` are empty where there is no encoder.
+    """
+    layers, extremes = {}, {}
+    if measured.layers is not None:
+        real = jnp.any(batch.valid, axis=1)[None]
+        frames = jnp.sum(batch.valid, dtype=jnp.float32)
+        nonfinite = jnp.sum(jnp.where(real, measured.layers.nonfinite, 0.0), axis=1)
+        layers = {"nonfinite": Sum(nonfinite, jnp.full(nonfinite.shape, frames * width))}
+        extremes = {"largest": jnp.max(jnp.where(real, measured.layers.largest, 0.0), axis=1)}
     return Observed(
         sums=measured.sums,
         languages={name: by_language(term, batch.language, languages) for name, term in measured.rows.items()},
         counts=measured.counts,
-        layers={"nonfinite": Sum(nonfinite, jnp.full(nonfinite.shape, frames * width))},
-        extremes={"largest": jnp.max(jnp.where(real, measured.layers.largest, 0.0), axis=1)},
+        layers=layers,
+        extremes=extremes,
     )
 
 
@@ -77,14 +84,16 @@ def mask_coverage(batch: Batch, mask: jax.Array) -> Sum:
 def update_sums(updates: Parameters, params: Parameters) -> Sums:
     """Squares of what is added to the weights, and of the weights before, by group of modules.
 
-    "layers" is [layers], the others are scalars: "frontend", "position", "encoder" (its other parameters), "head". The
-    root of a group's ratio is its update-to-weight ratio.
+    "layers" is [layers], the others are scalars: "frontend", "position", "encoder" (its other parameters), "head"; the
+    last alone where the encoder is frozen. The root of a group's ratio is its update-to-weight ratio.
     """
     added, weights = _squares(updates), _squares(params)
     return {name: Sum(added[name], weights[name]) for name in weights}
 
 
 def _squares(tree: Parameters) -> Mapping[str, jax.Array]:
+    if "encoder" not in tree:
+        return {"head": sum(_square(leaf) for leaf in jax.tree.leaves(tree["head"]))}
     rest = dict(tree["encoder"])
     groups = {"frontend": rest.pop("frontend"), "position": rest.pop("position")}
     layers, groups["encoder"], groups["head"] = rest.pop("layers"), rest, tree["head"]

@@ -12,7 +12,7 @@ from flax import nnx
 from data_pipelines.atomic import whole_file
 from wavlab_jax.encoder import Encoder, EncoderConfig, make_encoder
 from wavlab_jax.encoder.config import EncoderError
-from wavlab_jax.heads import KINDS, AnyHeadConfig, ContrastiveHead, Head, kind_name, make_head
+from wavlab_jax.heads import KINDS, AnyHead, AnyHeadConfig, kind_name, make_head
 
 Parameters = dict[str, Any]  # nested dict of arrays; what sharding, optimizers, checkpoints and conversion see
 
@@ -20,17 +20,17 @@ Parameters = dict[str, Any]  # nested dict of arrays; what sharding, optimizers,
 class Model(nnx.Module):
     """`encoder` and `head`."""
 
-    encoder: Encoder
-    head: Head | ContrastiveHead
+    encoder: Encoder | None
+    head: AnyHead
 
-    def __init__(self, key: jax.Array, encoder: EncoderConfig, head: AnyHeadConfig):
+    def __init__(self, key: jax.Array, encoder: EncoderConfig | None, head: AnyHeadConfig):
         encoder_key, head_key = jax.random.split(key)
-        self.encoder = make_encoder(encoder_key, encoder)
+        self.encoder = None if encoder is None else make_encoder(encoder_key, encoder)
         self.head = make_head(head_key, head, encoder=encoder)
 
 
-def make_model(key: jax.Array, encoder: EncoderConfig, head: AnyHeadConfig) -> Model:
-    """A freshly initialised model."""
+def make_model(key: jax.Array, encoder: EncoderConfig | None, head: AnyHeadConfig) -> Model:
+    """A freshly initialised model; without an encoder, its head alone, which is given other features."""
     return Model(key, encoder, head)
 
 
@@ -40,11 +40,11 @@ def parameters(module: nnx.Module) -> Parameters:
 
 
 @lru_cache
-def _structure(encoder: EncoderConfig, head: AnyHeadConfig):
+def _structure(encoder: EncoderConfig | None, head: AnyHeadConfig):
     return nnx.split(nnx.eval_shape(lambda: make_model(jax.random.key(0), encoder, head)))
 
 
-def assemble(params: Parameters, encoder: EncoderConfig, head: AnyHeadConfig) -> Model:
+def assemble(params: Parameters, encoder: EncoderConfig | None, head: AnyHeadConfig) -> Model:
     """The model of these configurations holding `params`; inverse of `parameters`. Works under jit."""
     graph, abstract = _structure(encoder, head)
     state = jax.tree.map(lambda x: x, abstract)
@@ -52,7 +52,7 @@ def assemble(params: Parameters, encoder: EncoderConfig, head: AnyHeadConfig) ->
     return nnx.merge(graph, state)
 
 
-def abstract_parameters(encoder: EncoderConfig, head: AnyHeadConfig) -> Parameters:
+def abstract_parameters(encoder: EncoderConfig | None, head: AnyHeadConfig) -> Parameters:
     """Shapes and dtypes of the parameters, without allocating them."""
     return _string_keys(nnx.to_pure_dict(_structure(encoder, head)[1]))
 
@@ -60,13 +60,13 @@ def abstract_parameters(encoder: EncoderConfig, head: AnyHeadConfig) -> Paramete
 class Description(NamedTuple):
     """The two configurations that say which parameters a checkpoint holds."""
 
-    encoder: EncoderConfig
+    encoder: EncoderConfig | None
     head: AnyHeadConfig
 
 
-def write_description(path: Path, encoder: EncoderConfig, head: AnyHeadConfig) -> None:
+def write_description(path: Path, encoder: EncoderConfig | None, head: AnyHeadConfig) -> None:
     """Writes both configurations as JSON, whole or not at all."""
-    described = {"encoder": asdict(encoder), "head": {"kind": kind_name(head), **asdict(head)}}
+    described = {"encoder": encoder and asdict(encoder), "head": {"kind": kind_name(head), **asdict(head)}}
     with whole_file(path) as temporary:
         temporary.write_text(json.dumps(described, indent=1) + "\n")
 
@@ -76,10 +76,11 @@ def read_description(path: Path) -> Description:
     try:
         raw = json.loads(path.read_text())
         encoder, head = (
-            {k: tuple(v) if isinstance(v, list) else v for k, v in raw[name].items()} for name in ("encoder", "head")
+            {k: tuple(v) if isinstance(v, list) else v for k, v in (raw[name] or {}).items()}
+            for name in ("encoder", "head")
         )
         kind = head.pop("kind", "units")  # the only one when descriptions did not say it
-        return Description(EncoderConfig(**encoder), KINDS[kind].config(**head))
+        return Description(EncoderConfig(**encoder) if raw["encoder"] else None, KINDS[kind].config(**head))
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise EncoderError(f"{path} does not describe a model of this version: {error}") from error
 

@@ -28,8 +28,12 @@ class OptimizerConfig:
         beta1, beta2, epsilon: of Adam. The moments are bias-corrected before epsilon is added, as in the paper, PyTorch
             and fairseq's newer fused Adam; its plain Adam adds epsilon first, which amounts to epsilon / sqrt(1 -
             beta2 ** n) at update n: 7 times as much at the first update, 1 % more at the 200th.
-        weight_decay: decoupled (parameters shrink by rate * weight_decay), on all parameters, as in fairseq's Adam.
+        weight_decay: on all parameters.
+        decoupled_decay: parameters shrink by rate * weight_decay, as in fairseq's Adam; if not, weight_decay times the
+            parameters is added to the clipped gradient, as in PyTorch's Adam, with which ESPnet trains recognisers.
         clip_norm: largest global gradient norm; 0 for none.
+        accumulate: steps whose gradients' mean makes an update (ESPnet `accum_grad`), between which parameters stand
+            still. Warm-up and total_steps count updates.
     """
 
     peak_learning_rate: float = 5e-4
@@ -40,12 +44,16 @@ class OptimizerConfig:
     beta2: float = 0.98
     epsilon: float = 1e-6
     weight_decay: float = 0.01
+    decoupled_decay: bool = True
     clip_norm: float = 10.0
+    accumulate: int = 1
 
     def __post_init__(self):
         for name in ("peak_learning_rate", "warmup_steps", "epsilon", "weight_decay", "clip_norm"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise OptimizerError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.accumulate < 1:
+            raise OptimizerError(f"accumulate is {self.accumulate}; an update is made of at least 1 step")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise OptimizerError(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
@@ -127,7 +135,7 @@ class FineTuningConfig(OptimizerConfig):
 
 
 def learning_rate(cfg: OptimizerConfig) -> optax.Schedule:
-    """Step number (from 0) -> learning rate of that update; under a `layer_decay`, of what sits on the encoder.
+    """Number of updates before (from 0) -> learning rate of the next; of what sits on the encoder, if rates differ.
 
     Update n, from 1, has peak * n / warmup at first, as in ESPnet. In fairseq that is the rate of update n + 1: its
     first update has rate 0 and changes nothing. Ours is its schedule for one update more, without that first one.
@@ -174,14 +182,26 @@ def at_step(optimizer_state, step):
 
 
 def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
-    """Clipping, Adam, decoupled weight decay, schedule, in fairseq's order.
+    """Clipping, Adam, decoupled weight decay, schedule, in fairseq's order; or PyTorch's Adam: `decoupled_decay`.
 
     While `freeze_steps` last, the encoder's schedule stands still: give the state `at_step` after each update.
     """
     clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
-    adam = optax.adamw(learning_rate(cfg), b1=cfg.beta1, b2=cfg.beta2, eps=cfg.epsilon, weight_decay=cfg.weight_decay)
-    if not isinstance(cfg, FineTuningConfig):
-        return optax.chain(clip, adam)
+    adam = {"learning_rate": learning_rate(cfg), "b1": cfg.beta1, "b2": cfg.beta2, "eps": cfg.epsilon}
+    if cfg.decoupled_decay:
+        after = optax.adamw(**adam, weight_decay=cfg.weight_decay)
+    else:
+        after = optax.chain(optax.add_decayed_weights(cfg.weight_decay), optax.adam(**adam))
+    each = _by_part(cfg, clip, after) if isinstance(cfg, FineTuningConfig) else optax.chain(clip, after)
+    if cfg.accumulate == 1:
+        return each
+    return optax.MultiSteps(each, every_k_schedule=cfg.accumulate).gradient_transformation()
+
+
+def _by_part(
+    cfg: FineTuningConfig, clip: optax.GradientTransformation, adam: optax.GradientTransformation
+) -> optax.GradientTransformation:
+    """Clipping and Adam of what is trained at the time, at its rate."""
 
     def thawing(transformation: optax.GradientTransformation) -> optax.GradientTransformation:
         """The transformation of the encoder's gradients, and zeros without it while the encoder is frozen."""

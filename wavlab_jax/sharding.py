@@ -70,6 +70,21 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"adapter/(down|up)/kernel", ("layers", "adapter_in", "adapter_out")),
     (r"adapter/(down|up)/bias", ("layers", "adapter_out")),
     (r"adapter/norm/(scale|bias)", ("layers", "width")),
+    (r"head/output/kernel", ("width_in", "tokens")),
+    (r"head/output/bias", ("tokens",)),
+    (r"head/layer_weights", ("hidden",)),
+    (r"head/convolutions/\d+/kernel", ("taps", "taps", "channels_in", "channels")),
+    (r"head/convolutions/\d+/bias", ("channels",)),
+    (r"head/embed/kernel", ("features_in", "width")),
+    (r"head/embed/bias", ("width",)),
+    (r"head/blocks/(query|key|value|output)/kernel", ("layers", "heads_width_in", "heads_width")),
+    (r"head/blocks/(query|key|value|output)/bias", ("layers", "heads_width")),
+    (r"head/blocks/expand/kernel", ("layers", "width_in", "feed_forward")),
+    (r"head/blocks/expand/bias", ("layers", "feed_forward")),
+    (r"head/blocks/contract/kernel", ("layers", "feed_forward_in", "width")),
+    (r"head/blocks/contract/bias", ("layers", "width")),
+    (r"head/blocks/(attention_norm|feed_forward_norm)/(scale|bias)", ("layers", "width")),
+    (r"head/norm/(scale|bias)", ("width",)),
 )
 
 # Logical axis -> mesh axis. Only the input axes of the big matrices are split: gathered before use, never a
@@ -83,6 +98,7 @@ LOGICAL_TO_MESH: dict[str, str | None] = {
     ),
     **dict.fromkeys(("head_width", "gates", "feed_forward", "dim", "dim_in", "units", "groups", "codes"), None),
     **dict.fromkeys(("adapter", "adapter_in", "adapter_out"), None),  # small: copied
+    **dict.fromkeys(("tokens", "hidden", "features_in"), None),
 }
 
 

@@ -12,14 +12,24 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipelines.batch import Batch
+from wavlab_jax.downstream import DownstreamConfig
 from wavlab_jax.encoder import EncoderConfig, Formulation, formulation_for
-from wavlab_jax.heads import AnyHeadConfig
+from wavlab_jax.heads import AnyHeadConfig, HeadError
 from wavlab_jax.health import combine, combine_copies, mask_coverage, observe, update_sums
 from wavlab_jax.metrics import Sums
-from wavlab_jax.model import assemble, make_model, parameters
-from wavlab_jax.objectives import AnyObjectiveConfig, Judged, Keys, check_head, draw_masks, loss_of, objective_of
+from wavlab_jax.model import Parameters, assemble, make_model, parameters
+from wavlab_jax.objectives import (
+    AnyObjectiveConfig,
+    Judged,
+    Keys,
+    Recognised,
+    check_head,
+    draw_masks,
+    loss_of,
+    objective_of,
+)
 from wavlab_jax.optim import OptimizerConfig, at_step, learning_rate, make_optimizer
-from wavlab_jax.sharding import BATCH_AXES, abstract_flag, place_flag, state_shardings
+from wavlab_jax.sharding import BATCH_AXES, abstract_flag, parameter_shardings, place_flag, state_shardings
 from wavlab_jax.state import TrainState, fresh_state
 from wavlab_jax.targets.online import Targets
 
@@ -28,30 +38,54 @@ from wavlab_jax.targets.online import Targets
 class LearnerConfig:
     """What a step computes: architecture, objective, optimizer, and the seed of masks and dropout.
 
-    Raises HeadError if the head is not of the kind that the objective trains.
+    Attributes:
+        encoder: None for log-mel features in its place, which a recogniser can be trained on.
+        frozen_encoder: the head alone is trained: the encoder's parameters are an argument of the step, and neither
+            part of the training state nor of a checkpoint.
+
+    Raises HeadError if the head is not of the kind that the objective trains, or needs an encoder.
     """
 
-    encoder: EncoderConfig
+    encoder: EncoderConfig | None
     head: AnyHeadConfig
     objective: AnyObjectiveConfig
     optimizer: OptimizerConfig
     seed: int = 0
+    frozen_encoder: bool = False
 
     def __post_init__(self):
         check_head(self.objective, self.head)
+        if self.encoder is None and not isinstance(self.head, DownstreamConfig):
+            raise HeadError(f"learner.encoder is None, and a {type(self.head).__name__} needs one")
+
+    def trained(self, params: Parameters) -> Parameters:
+        """Of a whole model's parameters, those that are trained."""
+        return {"head": params["head"]} if self.frozen_encoder else params
+
+
+class Frozen(NamedTuple):
+    """Arrays of a step that training does not change.
+
+    Attributes:
+        targets: of the units that are computed in the step (`Targets.frozen`), on every device; None without such.
+        encoder: {"encoder": parameters} of a frozen one, laid out as trained ones are; {} if it is trained.
+    """
+
+    targets: Any
+    encoder: Parameters
 
 
 class TrainStep(NamedTuple):
     """The jitted update: call it with a state, which it takes over (donates), a placed batch and a wish.
 
     Attributes:
-        jitted: (state, batch, wishes, frozen arrays of the targets) -> (state, StepResult).
-        frozen: those arrays, or their shapes where the step is only to be lowered.
+        jitted: (state, batch, wishes, Frozen) -> (state, StepResult).
+        frozen: the Frozen, or its shapes where the step is only to be lowered.
         mesh: that it runs on.
     """
 
     jitted: Callable
-    frozen: Any
+    frozen: Frozen
     mesh: Mesh
 
     def __call__(self, state: TrainState, batch: Batch, wish: int = 0) -> tuple[TrainState, "StepResult"]:
@@ -109,7 +143,7 @@ def initial_state(cfg: LearnerConfig, mesh: Mesh) -> TrainState:
 
 def _initial_state(cfg: LearnerConfig, optimizer: optax.GradientTransformation) -> TrainState:
     model = make_model(jax.random.key(cfg.seed), cfg.encoder, cfg.head)
-    return fresh_state(parameters(model), optimizer)
+    return fresh_state(cfg.trained(parameters(model)), optimizer)
 
 
 def make_train_step(
@@ -117,6 +151,7 @@ def make_train_step(
     mesh: Mesh,
     targets: Targets | None = None,
     *,
+    encoder: Parameters | None = None,
     languages: int = 0,
     formulation: Formulation | None = None,
 ) -> TrainStep:
@@ -126,6 +161,7 @@ def make_train_step(
 
     Gradients of the passes add up to those of the whole step, because every term is divided by the whole step's count.
     `targets` fill in the units that are computed in the step; their arrays are arguments of the compiled program.
+    `encoder`: the parameters of the frozen one, on this mesh, or their shapes with shardings.
     `languages`: how many the manifest has; the first ones are told apart, none by default.
     `formulation` is by default that of the mesh's platform.
     """
@@ -134,11 +170,12 @@ def make_train_step(
     optimizer = make_optimizer(cfg.optimizer)
     schedule = learning_rate(cfg.optimizer)
     formulation = formulation or formulation_for(mesh.devices.flat[0].platform)
-    channels = cfg.encoder.extractor_channels[-1]
+    channels = cfg.encoder.extractor_channels[-1] if cfg.encoder else 0
+    width = cfg.encoder.width if cfg.encoder else 0
 
-    def train_step(state: TrainState, batch: Batch, wishes, frozen) -> tuple[TrainState, StepResult]:
+    def train_step(state: TrainState, batch: Batch, wishes, frozen: Frozen) -> tuple[TrainState, StepResult]:
         if targets is not None:  # one pass after the other, as they are trained on
-            batch = batch._replace(units=lax.map(lambda rows: targets.label(frozen, rows).units, batch))
+            batch = batch._replace(units=lax.map(lambda rows: targets.label(frozen.targets, rows).units, batch))
         # a stream of its own: the first key of the seed made the initial values
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(cfg.seed), 1), state.step)
         keys = Keys(*jax.random.split(key))
@@ -150,17 +187,17 @@ def make_train_step(
 
         def loss(params, rows, mask):
             measured = objective.measure(
-                assemble(params, cfg.encoder, cfg.head),
+                assemble({**frozen.encoder, **params}, cfg.encoder, cfg.head),
                 rows,
                 mask,
                 keys=keys,
                 step=state.step,
                 cfg=cfg.objective,
                 head=cfg.head,
-                padded=False,
+                padded=objective.PADDED,
                 formulation=formulation,
             )
-            observed = observe(measured, rows, languages=languages, width=cfg.encoder.width)
+            observed = observe(measured, rows, languages=languages, width=width)
             return loss_of(observed.sums, denominators, coefficients), observed
 
         gradient_of = jax.grad(loss, has_aux=True)
@@ -200,12 +237,13 @@ def make_train_step(
         new = (optax.apply_updates(state.params, updates), new_optimizer)
         params, kept = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, (state.params, state.optimizer))
         # the step counts either way: it is the data position, and the schedule goes by it
-        new_state = TrainState(state.step + 1, params, at_step(kept, state.step + 1))
+        done, every = state.step + 1, cfg.optimizer.accumulate
+        new_state = TrainState(done, params, at_step(kept, done // every))
         return new_state, StepResult(
             sums={**observed.sums, "mask_coverage": mask_coverage(batch, masks)},
             loss=value,
             gradient_norm=norm,
-            learning_rate=jnp.asarray(schedule(state.step), jnp.float32),
+            learning_rate=jnp.asarray(schedule(state.step // every), jnp.float32),
             finite=finite,
             languages=observed.languages,
             counts=observed.counts,
@@ -217,38 +255,78 @@ def make_train_step(
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(cfg, mesh))
     everywhere, rows = _places(mesh)
+    frozen = _frozen(cfg, targets, encoder)
     compiled = jax.jit(
         train_step,
-        in_shardings=(shardings, rows, NamedSharding(mesh, P(BATCH_AXES)), everywhere),
+        in_shardings=(shardings, rows, NamedSharding(mesh, P(BATCH_AXES)), _frozen_places(frozen, mesh)),
         out_shardings=(shardings, everywhere),
         donate_argnums=0,
     )
-    return TrainStep(compiled, None if targets is None else targets.frozen, mesh)
+    return TrainStep(compiled, frozen, mesh)
 
 
-def make_predict_step(cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None) -> Callable[..., Judged]:
-    """The jitted judgement of padded rows, without dropout: (params, placed batch) -> Judged.
+def make_predict_step(
+    cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None, *, encoder: Parameters | None = None
+) -> Callable[[Parameters, Batch], Judged | Recognised]:
+    """The jitted judgement of padded rows, without dropout: (params, placed batch) -> Judged, of a recogniser
+    Recognised.
 
     Masks come from each row's seed and the configured seed, so all models of one seed are asked the same frames.
-    `targets` fill in units as in training.
+    `targets` fill in units as in training; `encoder` is the frozen one.
     """
     objective = objective_of(cfg.objective)
+
+    def judge(model, rows, mask, keys, formulation):
+        return objective.judge(model, rows, mask, keys=keys, cfg=cfg.objective, head=cfg.head, formulation=formulation)
+
+    return _evaluation(judge, cfg, mesh, targets, encoder)
+
+
+def make_validation_step(
+    cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None, *, encoder: Parameters | None = None
+) -> Callable[[Parameters, Batch], Sums]:
+    """The jitted sums of padded rows, without dropout: (params, placed batch) -> the terms that training reports.
+
+    Arguments as `make_predict_step` takes them.
+    """
+    objective = objective_of(cfg.objective)
+
+    def measure(model, rows, mask, keys, formulation):
+        said = {"keys": keys, "cfg": cfg.objective, "head": cfg.head, "padded": True, "formulation": formulation}
+        return objective.measure(model, rows, mask, step=jnp.zeros((), jnp.int32), **said).sums
+
+    return _evaluation(measure, cfg, mesh, targets, encoder)
+
+
+def _evaluation(function, cfg: LearnerConfig, mesh: Mesh, targets: Targets | None, encoder: Parameters | None):
+    """(params, placed batch) -> function(model, rows, mask, keys, formulation), jitted."""
     formulation = formulation_for(mesh.devices.flat[0].platform)
 
-    def predict_step(params, batch: Batch, frozen) -> Judged:
+    def evaluate(params, batch: Batch, frozen: Frozen):
         rows = jax.tree.map(lambda x: x[0], batch)
         if targets is not None:
-            rows = targets.label(frozen, rows)
+            rows = targets.label(frozen.targets, rows)
         keys = Keys(asked=jax.random.key(cfg.seed), noise=None)
         mask = draw_masks(rows, keys.asked, cfg.objective.mask)
-        model = assemble(params, cfg.encoder, cfg.head)
-        return objective.judge(model, rows, mask, keys=keys, cfg=cfg.objective, head=cfg.head, formulation=formulation)
+        return function(assemble({**frozen.encoder, **params}, cfg.encoder, cfg.head), rows, mask, keys, formulation)
 
     params = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(cfg, mesh).params)
     everywhere, rows = _places(mesh)
-    compiled = jax.jit(predict_step, in_shardings=(params, rows, everywhere), out_shardings=everywhere)
-    frozen = None if targets is None else targets.frozen
+    frozen = _frozen(cfg, targets, encoder)
+    places = (params, rows, _frozen_places(frozen, mesh))
+    compiled = jax.jit(evaluate, in_shardings=places, out_shardings=everywhere)
     return lambda params, batch: compiled(params, batch, frozen)
+
+
+def _frozen(cfg: LearnerConfig, targets: Targets | None, encoder: Parameters | None) -> Frozen:
+    if (encoder is None) == (cfg.frozen_encoder and cfg.encoder is not None):
+        raise ValueError("the parameters of the encoder are given where it is frozen, and there alone")
+    return Frozen(None if targets is None else targets.frozen, {} if encoder is None else {"encoder": encoder})
+
+
+def _frozen_places(frozen: Frozen, mesh: Mesh) -> Frozen:
+    """Shardings of `Frozen`."""
+    return Frozen(NamedSharding(mesh, P()), parameter_shardings(frozen.encoder, mesh))
 
 
 def _places(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:

@@ -24,6 +24,7 @@ from data_pipelines.batch import Batch
 from wavlab_jax.checkpoint import Checkpoints
 from wavlab_jax.clock import Clock, Work
 from wavlab_jax.metrics import MetricsWriter
+from wavlab_jax.model import Parameters
 from wavlab_jax.profile import Profile
 from wavlab_jax.skipped import NonFinite, Skips
 from wavlab_jax.state import TrainState
@@ -62,8 +63,8 @@ class LoopConfig:
         save_every: updates between checkpoints.
         keep: of the latest checkpoints, how many stay.
         keep_every: beside them, those whose step this divides; a multiple of `save_every`; 0: none.
-        keep_best: beside them, so many with the lowest training loss, taken over the steps since the checkpoint before;
-            0: none.
+        keep_best: beside them, so many with the lowest training loss, taken over the steps since the checkpoint before,
+            or with the lowest validation loss where there is one; 0: none.
         non_finite: what a step does whose loss or gradient is not finite; it changes no parameters either way. "stop"
             the run, or "skip" it: the next batch follows, and the learning rate goes on as if it had counted.
         skip_in_row, skip_in_all: how many such steps are borne, one after the other and in the whole run, before it
@@ -112,6 +113,7 @@ def train(
     languages: Sequence[str] = (),
     work: Work | None = None,
     shown: tuple[str, ...] = ("masked_loss", "masked_accuracy"),
+    validate: Callable[[Parameters], float] | None = None,
 ) -> TrainState:
     """Runs until `cfg.steps` updates have been made and saved; returns the final state.
 
@@ -126,6 +128,8 @@ def train(
         record: what was saved beside `state`: the open window of metrics and the time spent so far.
         languages: names of those that the step tells apart. work: what utilisation is measured with.
         title: of the progress bar. shown: the sums that it shows beside the speed (an objective's `SHOWN`).
+        validate: parameters -> the validation loss, asked for before each save; it is what `keep_best` goes by then,
+            and stands in the metrics as `valid_loss`.
 
     Raises:
         NonFinite: naming the files of the batch; and of those that were skipped before it, where they are named.
@@ -166,8 +170,11 @@ def train(
 
     def save(window: Window) -> None:
         nonlocal scored
-        writer.sync()  # a run that continues from this checkpoint does not write the lines before it again
         score = scored[0] / scored[1] if scored[1] else math.nan
+        if validate is not None:
+            score = validate(state.params)
+            writer.write(int(state.step), {"valid_loss": score})
+        writer.sync()  # a run that continues from this checkpoint does not write the lines before it again
         checkpoints.save(state, {**clock.record(), **skips.record(), "window": window.record()}, score=score)
         scored = (0.0, 0.0)
 

@@ -65,10 +65,8 @@ class Window:
             **{name: perplexity(counts) for name, counts in self.added["counts"].items()},
             "gradient_norm": self.gradient_norm / self.steps,
             "update_to_weight": math.sqrt(_divided(squares)),
-            "largest_hidden": float(self.extremes["largest"].max()),
-            "nonfinite_hidden": float(_divided(self.added["layers"]["nonfinite"].sum(axis=1))),
+            **self._hidden(),
             "languages": self._languages(languages),
-            "layers": self._layers(),
             "modules": {
                 name: {"update_to_weight": _short(math.sqrt(_divided(pair)))}
                 for name, pair in updates.items()
@@ -90,6 +88,16 @@ class Window:
             for index in np.flatnonzero(frames).tolist()
         }
 
+    def _hidden(self) -> dict:
+        """Of the hidden states, all together and by layer; nothing where they were not watched."""
+        if not self.extremes:
+            return {}
+        return {
+            "largest_hidden": float(self.extremes["largest"].max()),
+            "nonfinite_hidden": float(_divided(self.added["layers"]["nonfinite"].sum(axis=1))),
+            "layers": self._layers(),
+        }
+
     def _layers(self) -> dict[str, dict[str, float]]:
         """By number: 0 is the first layer's input, n is layer n and its output."""
         largest, nonfinite = self.extremes["largest"], self.added["layers"]["nonfinite"]
@@ -97,7 +105,8 @@ class Window:
             str(index): {"largest": _short(value), "nonfinite": _short(_divided(nonfinite[:, index]))}
             for index, value in enumerate(largest)
         }
-        for index, pair in enumerate(self.added["updates"]["layers"].T, 1):
+        updates = self.added["updates"].get("layers")  # none where the encoder is frozen
+        for index, pair in enumerate([] if updates is None else updates.T, 1):
             lines[str(index)]["update_to_weight"] = _short(math.sqrt(_divided(pair)))
         return lines
 

@@ -32,6 +32,7 @@ SOURCES = (
 )
 # Twenty languages of which only five utterances are trained on: `few_shot.txt` names them.
 FEW_SHOT = frozenset("dan lit tur srp vie kaz zul tsn epo frr tok umb bos ful ceb luo kea sun tso tos".split())
+MINIATURE_TITLE = "# A miniature in ML-SUPERB's layout"  # the first line of a miniature's README.md
 PHONES_MARK = "TEXTS_ARE_PHONES"  # a file in a language's folder whose texts are phones already: the miniature has such
 LONGEST_SECONDS, SHORTEST_SECONDS = 20.0, 0.1  # of training and dev utterances
 
@@ -195,6 +196,12 @@ def _language_folders(root: Path, languages: Collection[str] | None, sources: Co
         for folder in sorted((root / source).iterdir())
         if folder.is_dir() and (languages is None or folder.name in languages)
     ]
+
+
+def is_miniature(root: Path) -> bool:
+    """Whether the folder was written by `data_pipelines.mlsuperb.miniature`."""
+    readme = Path(root) / "README.md"
+    return readme.is_file() and readme.read_text("utf-8", errors="replace").startswith(MINIATURE_TITLE)
 
 
 def few_shot_utterances() -> frozenset[str]:

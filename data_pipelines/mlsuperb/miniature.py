@@ -16,7 +16,7 @@ from tqdm import tqdm
 from data_pipelines.atomic import whole_file
 from data_pipelines.audio import decode
 from data_pipelines.batch import SAMPLE_RATE
-from data_pipelines.mlsuperb.layout import FEW_SHOT, PHONES_MARK, MlSuperbError, few_shot_utterances
+from data_pipelines.mlsuperb.layout import FEW_SHOT, MINIATURE_TITLE, PHONES_MARK, MlSuperbError, few_shot_utterances
 
 
 class Place(NamedTuple):
@@ -129,7 +129,7 @@ def _planned(audio: Path) -> list[_Row]:
 def _readme(rows: list[_Row]) -> str:
     languages = sorted({row.place.language for row in rows})
     lines = [
-        "# A miniature in ML-SUPERB's layout",
+        MINIATURE_TITLE,
         "",
         f"{len(rows):,} utterances, {len(languages)} languages. It is for trying the code: its figures say nothing",
         "about a model's standing in the benchmark. Recordings keep the licences of the corpus that it was made of.",

@@ -18,6 +18,7 @@ COLUMNS = Scores(
     "joint ASR normal, CER",
     "joint ASR few-shot, CER",
 )
+SETS: dict[Duration, str] = {"10min": "10 minutes a language", "1h": "1 hour a language"}
 MISSING = "–"
 
 
@@ -59,7 +60,9 @@ def points_of(scores: Scores, *, pool: str, duration: Duration) -> float:
     return published_points(scores, pool=pool, duration=duration)
 
 
-def leaderboard(entries: Sequence[Entry], *, pool: str = "2024", comparable: bool = True) -> str:
+def leaderboard(
+    entries: Sequence[Entry], *, pool: str = "2024", comparable: bool = True, title: str = "ML-SUPERB"
+) -> str:
     """Markdown: a table for each set, best points first, ours in bold.
 
     `comparable`: whether the entries were judged on the benchmark itself. If not (a miniature, a share of the
@@ -84,8 +87,7 @@ def leaderboard(entries: Sequence[Entry], *, pool: str = "2024", comparable: boo
         for points, model, scores in rows:
             cells = [model, *map(_cell, scores), *([_cell(points)] if comparable else [])]
             lines.append(f"| {' | '.join(cells)} |")
-        title = {"10min": "10 minutes a language", "1h": "1 hour a language"}[duration]
-        parts.append(f"## {title}\n\n" + "\n".join(lines))
+        parts.append(f"## {SETS[duration]}\n\n" + "\n".join(lines))
     notes = [f"**{entry.model}**: {entry.deviations}." for entry in entries if entry.deviations]
     if comparable:
         notes.append(
@@ -94,7 +96,7 @@ def leaderboard(entries: Sequence[Entry], *, pool: str = "2024", comparable: boo
         )
     else:
         notes.append("Not the benchmark itself: these figures stand beside each other, and beside no published ones.")
-    return "# ML-SUPERB\n\n" + "\n\n".join([*parts, *notes]) + "\n"
+    return f"# {title}\n\n" + "\n\n".join([*parts, *notes]) + "\n"
 
 
 def _cell(value: float) -> str:

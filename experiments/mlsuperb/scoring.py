@@ -14,6 +14,7 @@ from data_pipelines.mlsuperb.layout import Part
 from data_pipelines.mlsuperb.texts import challenge_text, said_language, scored_characters
 from data_pipelines.mlsuperb.tracks import Example, Track
 from wavlab_jax.evaluation.error_rates import Errors, count_errors, pooled
+from wavlab_jax.evaluation.intervals import of_pooled
 
 NORMAL, FEW_SHOT = "normal", "few-shot"
 
@@ -72,6 +73,29 @@ def error_rate(judged: Sequence[Judged]) -> float:
     return 100 * pooled([each.errors for each in judged if each.errors is not None]).rate
 
 
+def chance(track: Track, judged: Sequence[Judged]) -> dict:
+    """What knows nothing of speech reaches, in percent: by group, and "all".
+
+    "uniform": one of the languages of the training set, drawn evenly. "majority": always the most frequent one there,
+    which `language` names. An error rate is 100 for whoever writes nothing.
+    """
+    if not track.symbols:
+        return {"error_rate": 100.0}
+    counts = Counter(each.utterance.language for each in track.parts["train"])
+    frequent = max(sorted(counts), key=lambda language: counts[language])
+    groups = {"all": judged, **by(judged, lambda each: each.group)}
+
+    def share(some: Sequence[Judged]) -> float:
+        return 100 * sum(each.example.utterance.language == frequent for each in some) / len(some)
+
+    return {
+        "languages": len(track.symbols),
+        "uniform": 100 / len(track.symbols),
+        "language": frequent,
+        "majority": {name: share(some) for name, some in groups.items()},
+    } | ({} if track.token_kind == "language" else {"error_rate": 100.0})
+
+
 def accuracy(judged: Sequence[Judged]) -> float:
     """Utterances whose language was said right, in percent; NaN where there are none."""
     return 100 * sum(each.right for each in judged) / len(judged) if judged else float("nan")
@@ -86,15 +110,18 @@ def by(judged: Sequence[Judged], key: Callable[[Judged], str]) -> dict[str, list
 
 
 def figures(track: Track, judged: Sequence[Judged]) -> dict:
-    """All figures of a track as JSON: overall, by group, by language and by source; what is not measured is absent."""
+    """All figures of a track as JSON: overall, by group, by language and by source; what is not measured is absent.
+
+    Each has a 95 % interval over utterances: `<name>_interval` [low, high].
+    """
 
     def of(some: Sequence[Judged]) -> dict:
         row: dict = {"utterances": len(some)}
         if track.token_kind != "language":
             errors = pooled([each.errors for each in some])
-            row |= {"error_rate": error_rate(some), **errors._asdict()}
+            row |= {"error_rate": error_rate(some), "error_rate_interval": _error_interval(some), **errors._asdict()}
         if track.symbols:
-            row |= {"accuracy": accuracy(some)}
+            row |= {"accuracy": accuracy(some), "accuracy_interval": _accuracy_interval(some)}
         return row
 
     return {
@@ -110,6 +137,22 @@ def figures(track: Track, judged: Sequence[Judged]) -> dict:
         "left_out": {part: dict(Counter(each.reason for each in rows)) for part, rows in track.left_out.items()},
         "unseen_tokens": dict(track.unseen("test").most_common()),
     } | ({"confusions": confusions(judged)} if track.symbols else {})
+
+
+def _error_interval(judged: Sequence[Judged]) -> list[float] | None:
+    found = [each.errors for each in judged]
+    return _percent([each.total for each in found], [each.tokens for each in found])
+
+
+def _accuracy_interval(judged: Sequence[Judged]) -> list[float] | None:
+    return _percent([each.right for each in judged], [1] * len(judged))
+
+
+def _percent(totals: Sequence[int], weights: Sequence[int]) -> list[float] | None:
+    if not any(weights):
+        return None
+    interval, _ = of_pooled(totals, weights)
+    return [100 * interval.low, 100 * interval.high]
 
 
 def confusions(judged: Sequence[Judged]) -> dict[str, dict[str, int]]:

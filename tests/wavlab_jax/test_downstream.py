@@ -155,7 +155,7 @@ def test_gradients_are_espnets(pair):
     def loss(state):
         ours, frames = run(nnx.merge(graph, state), hidden)
         total, weight = downstream.ctc(ours, frames, jnp.asarray(labels), jnp.asarray(lengths))["ctc_loss"]
-        return total / weight
+        return total.sum() / weight.sum()
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(state)
     assert value == pytest.approx(wanted.mean().item(), rel=1e-5)
@@ -174,11 +174,12 @@ def test_labels_that_do_not_fit_weigh_nothing_and_are_counted():
     alone = torch.nn.functional.ctc_loss(
         torch.zeros(4, 1, 5).log_softmax(-1), torch.tensor([[1, 2]]), [4], [2], reduction="sum"
     )
-    assert float(sums["ctc_loss"].total) == pytest.approx(alone.item(), rel=1e-5)
-    assert [float(x) for x in sums["infeasible"]] == [1.0, 2.0]
+    assert float(sums["ctc_loss"].total.sum()) == pytest.approx(alone.item(), rel=1e-5)
+    assert sums["infeasible"].total.tolist() == [1.0, 0.0, 0.0]
+    assert sums["infeasible"].weight.tolist() == sums["ctc_loss"].weight.tolist() == [1.0, 1.0, 0.0]
 
     def loss(x):
-        return downstream.ctc(x, frames, labels, lengths)["ctc_loss"].total
+        return downstream.ctc(x, frames, labels, lengths)["ctc_loss"].total.sum()
 
     gradient = jax.jit(jax.grad(loss))(logits)
     assert np.isfinite(gradient).all() and not gradient[0].any() and gradient[1].any() and not gradient[2].any()
@@ -186,7 +187,7 @@ def test_labels_that_do_not_fit_weigh_nothing_and_are_counted():
 
 def test_greedy_takes_out_repeats_and_then_blanks():
     best = np.array([[0, 3, 3, 0, 3, 2, 2, 1], [4, 4, 0, 0, 0, 0, 1, 1]])
-    assert downstream.greedy(np.eye(5)[best], np.array([7, 6])) == [[3, 3, 2], [4]]
+    assert downstream.greedy(best, np.array([7, 6])) == [[3, 3, 2], [4]]
 
 
 @pytest.mark.parametrize(("frames", "center", "moved"), [(40, 12, 9), (40, 20, 25), (31, 5, 3)])

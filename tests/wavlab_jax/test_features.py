@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_pipelines.batch import num_frames
-from wavlab_jax.features import FeatureError, log_mel, mfcc
+from wavlab_jax.features import FeatureError, centred_log_mel, log_mel, mfcc
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +198,19 @@ def test_wrong_waveforms_are_refused(waveform, said):
 def test_wrong_numbers_of_filters_are_refused(mels):
     with pytest.raises(FeatureError, match=f"mels={mels}"):
         log_mel(np.zeros((1, 4000), np.float32), mels=mels)
+
+
+@pytest.mark.torch
+def test_centred_log_mel_is_espnets(speechlike):
+    """ML-SUPERB's log-mel baseline, each row as it is alone (`espnet2/layers/{stft,log_mel}.py`)."""
+    import torch
+
+    samples = np.array([16273, 12000, 9000], np.int32)
+    ours, frames = centred_log_mel(speechlike[:3], samples)
+    filters = librosa.filters.mel(sr=16000, n_fft=1024, n_mels=80)
+    for row, count in enumerate(samples):
+        alone, window = torch.tensor(speechlike[row, :count]), torch.hann_window(1024)
+        spectrum = torch.stft(alone, 1024, hop_length=320, window=window, return_complex=True).numpy()
+        theirs = np.log(np.maximum((np.abs(spectrum) ** 2).T @ filters.T, 1e-10))
+        assert int(frames[row]) == len(theirs)
+        np.testing.assert_allclose(ours[row, : len(theirs)], theirs, atol=2e-3)

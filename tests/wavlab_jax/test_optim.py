@@ -80,3 +80,28 @@ def test_a_linear_schedule_that_ends_in_its_warm_up_is_refused():
 def test_what_adam_cannot_have_is_refused(field, value):
     with pytest.raises(OptimizerError, match=f"{field} is {value}; it must"):
         OptimizerConfig(**{field: value})
+
+
+@pytest.mark.torch
+def test_accumulated_updates_are_pytorchs_adam():
+    """ESPnet's order (`espnet2/train/trainer.py`): the mean of the gradients, clipping, weight decay added, Adam."""
+    import torch
+
+    cfg = OptimizerConfig(
+        peak_learning_rate=1e-2, warmup_steps=0, schedule="constant", beta2=0.999, epsilon=1e-8, weight_decay=0.1,
+        decoupled_decay=False, clip_norm=0.5, accumulate=3,
+    )  # fmt: skip
+    optimizer, rng = make_optimizer(cfg), np.random.default_rng(0)
+    start = rng.normal(size=(4, 3)).astype(np.float32)
+    ours, theirs = jnp.asarray(start), torch.nn.Parameter(torch.tensor(start))
+    state, peer = optimizer.init(ours), torch.optim.Adam([theirs], lr=1e-2, weight_decay=0.1)
+    for step in range(1, 7):
+        gradient = rng.normal(size=start.shape).astype(np.float32)
+        updates, state = optimizer.update(jnp.asarray(gradient), state, ours)
+        ours = ours + updates
+        ((theirs * torch.tensor(gradient)).sum() / 3).backward()
+        if step % 3 == 0:
+            torch.nn.utils.clip_grad_norm_([theirs], 0.5)
+            peer.step()
+            peer.zero_grad()
+        np.testing.assert_allclose(ours, theirs.detach(), rtol=1e-5, atol=1e-6)

@@ -1,11 +1,12 @@
 """How sure a macro average over languages is: bootstrap intervals over clips, and over (language, source) cells.
 
 A macro average here is the mean over languages of the mean over the language's clips, so that a language counts once
-however many clips it has. Two ways of drawing the data again:
+however many clips it has. Three ways of drawing the data again:
 
 - `over_clips` keeps the languages and redraws the clips inside each of them. It answers "would other clips of these
   very recordings give the same number?", and is too narrow for anything more: the clips of one language in one corpus
   are mostly one speaker on one channel, hence not independent.
+- `of_pooled` redraws clips of all languages alike, for figures that are pooled over clips, as ML-SUPERB's are.
 - `over_cells` redraws whole (language, source) cells, with all their clips, across languages. It answers "would other
   corpora and speakers give the same number?". That is the claim one wants to make, so it is the one to judge by. It
   is still optimistic: cells tested by one classifier err together, and few cells make any percentile interval narrow.
@@ -81,6 +82,30 @@ def over_cells(
     weight = (drawn * clips) @ member  # [resamples, languages]: clips of each language in each resample
     means = ((drawn * sums) @ member) / np.maximum(weight, 1)
     return _percentiles(means.sum(axis=1) / (weight > 0).sum(axis=1), "cells", count)
+
+
+def of_pooled(
+    totals: np.ndarray, weights: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[Interval, np.ndarray]:
+    """95 % interval of sum(totals) / sum(weights), both [clips], clips redrawn; and the resampled values it is of.
+
+    For pooled error rates (errors, reference tokens) and accuracies (right ones, ones). Clips of one speaker are not
+    independent, so that it is too narrow for a claim about other speakers. Resamples without any weight are left out.
+    Raises IntervalError if there is no clip, lengths differ, or the weights are all zero.
+    """
+    totals, weights = (np.asarray(each, np.float64) for each in (totals, weights))
+    if totals.ndim != 1 or totals.shape != weights.shape or not totals.size or not weights.any():
+        raise IntervalError(
+            f"totals {list(totals.shape)} and weights {list(weights.shape)} must both be [clips], of something"
+        )
+    rng, values = np.random.default_rng(seed), []
+    for first in range(0, resamples, 100):  # of 30,000 clips 24 MB at once
+        drawn = rng.integers(0, totals.size, (min(100, resamples - first), totals.size))
+        weight = weights[drawn].sum(axis=1)
+        values.append(totals[drawn].sum(axis=1) / np.where(weight, weight, np.nan))
+    kept = np.concatenate(values)
+    kept = kept[np.isfinite(kept)]
+    return _percentiles(kept, "clips", totals.size), kept
 
 
 def cells_of(languages: np.ndarray, sources: np.ndarray) -> np.ndarray:

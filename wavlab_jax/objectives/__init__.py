@@ -1,8 +1,8 @@
 """What a step minimises: the interface between one update and the science of an objective.
 
-An objective is a module (`prediction`, `contrastive`) and a configuration with a field `mask`. `step` knows no more of
-it than this; the module is found by the type of the configuration, in `objective_of` alone. All arrays are of the rows
-of one pass, [rows, ...]; `mask` [rows, frames] bool is True where a frame is hidden.
+An objective is a module (`prediction`, `contrastive`, `recognition`) and a configuration with a field `mask`. `step`
+knows no more of it than this; the module is found by the type of the configuration, in `objective_of` alone. All arrays
+are of the rows of one pass, [rows, ...]; `mask` [rows, frames] bool is True where a frame is hidden.
 
     draw_masks(batch, key, cfg.mask)                      one rule for all, below the module
     module.denominators(batch, mask, channels=)           {term: []}; counts that do not depend on parameters, so they
@@ -14,7 +14,9 @@ of one pass, [rows, ...]; `mask` [rows, frames] bool is True where a frame is hi
     module.coefficients(cfg, head)                        {term: weight}; a term without one is only reported
     loss_of(sums, denominators, coefficients)             the scalar: each total / its denominator * its weight
     module.judge(model, batch, mask, keys=, cfg=, head=, formulation=)
-                                                          `Judged`, on padded rows, without dropout or noise
+                                                          `Judged` (of recognition `Recognised`), on padded rows,
+                                                          without dropout or noise
+    module.PADDED                                         whether the rows that are trained on may end in padding
     module.SHOWN                                          names of the sums that a progress line shows, loss first
     module.ADDITIVE                                       whether every sum over rows is that of two halves, added up
 
@@ -25,13 +27,15 @@ split. Losses are float32, whatever the encoder computes in.
 
 from types import ModuleType
 
-from wavlab_jax.heads import AnyHeadConfig, ContrastiveHeadConfig, HeadConfig, HeadError
-from wavlab_jax.objectives import contrastive, prediction
+from wavlab_jax.downstream import DownstreamConfig
+from wavlab_jax.heads import AnyHeadConfig, ContrastiveHeadConfig, HeadConfig, HeadError, LinearHeadConfig
+from wavlab_jax.objectives import contrastive, prediction, recognition
 from wavlab_jax.objectives.contrastive import ContrastiveConfig
 from wavlab_jax.objectives.hiding import Judged, Keys, Measured, ObjectiveError, draw_masks, loss_of
 from wavlab_jax.objectives.prediction import PredictionConfig
+from wavlab_jax.objectives.recognition import Recognised, RecognitionConfig
 
-AnyObjectiveConfig = PredictionConfig | ContrastiveConfig
+AnyObjectiveConfig = PredictionConfig | ContrastiveConfig | RecognitionConfig
 
 __all__ = [
     "AnyObjectiveConfig",
@@ -41,16 +45,19 @@ __all__ = [
     "Measured",
     "ObjectiveError",
     "PredictionConfig",
+    "Recognised",
+    "RecognitionConfig",
     "check_head",
     "draw_masks",
     "loss_of",
     "objective_of",
 ]
 
-# Configuration -> the module that minimises it, and the head that it trains.
-_MODULES: dict[type, tuple[ModuleType, type]] = {
-    PredictionConfig: (prediction, HeadConfig),
-    ContrastiveConfig: (contrastive, ContrastiveHeadConfig),
+# Configuration -> the module that minimises it, and the heads that it trains.
+_MODULES: dict[type, tuple[ModuleType, tuple[type, ...]]] = {
+    PredictionConfig: (prediction, (HeadConfig,)),
+    ContrastiveConfig: (contrastive, (ContrastiveHeadConfig,)),
+    RecognitionConfig: (recognition, (DownstreamConfig, LinearHeadConfig)),
 }
 
 
@@ -62,5 +69,6 @@ def objective_of(cfg: AnyObjectiveConfig) -> ModuleType:
 def check_head(cfg: AnyObjectiveConfig, head: AnyHeadConfig) -> None:
     """Raises HeadError if the objective trains another kind of head."""
     wanted = _MODULES[type(cfg)][1]
-    if type(head) is not wanted:
-        raise HeadError(f"{type(cfg).__name__} trains a {wanted.__name__}, but learner.head is a {type(head).__name__}")
+    if type(head) not in wanted:
+        names = " or a ".join(each.__name__ for each in wanted)
+        raise HeadError(f"{type(cfg).__name__} trains a {names}, but learner.head is a {type(head).__name__}")

@@ -28,6 +28,7 @@ from wavlab_jax.quantizer import choose, diversity, gumbel_noise, gumbel_tempera
 
 SHOWN = ("contrastive_loss", "contrastive_accuracy", "code_perplexity")
 ADDITIVE = False  # diversity
+PADDED = False
 
 # Streams of a row's keys; the encoder and the masks have other ones.
 _NEGATIVES, _GUMBEL, _FEATURE_DROPOUT = 10, 2000, 2001

@@ -53,13 +53,13 @@ class Measured(NamedTuple):
         rows: each [rows]: the terms that are told apart by language; they add up to those of the same names in `sums`.
         counts: each [units]: how often each unit is the answer, and how often it is given; of each a perplexity is
             reported under its name.
-        layers: of the encoder, [layers + 1, rows].
+        layers: of the encoder, [layers + 1, rows]; None without one.
     """
 
     sums: Sums
     rows: Sums
     counts: dict[str, jax.Array]
-    layers: LayerStatistics
+    layers: LayerStatistics | None
 
 
 def total(rows: Sum) -> Sum:

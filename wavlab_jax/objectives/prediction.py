@@ -28,6 +28,7 @@ from wavlab_jax.objectives.hiding import Judged, Keys, Measured, hear, occurrenc
 
 SHOWN = ("masked_loss", "masked_accuracy")
 ADDITIVE = True
+PADDED = False
 
 
 @dataclass(frozen=True)

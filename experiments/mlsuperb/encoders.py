@@ -1,0 +1,105 @@
+"""What is judged: an encoder by name, frozen; or nothing but log-mel features."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+import wavlab_jax.model as models
+from experiments.stage_files import StageFiles
+from experiments.trained import imported_model, lineage, load_encoder
+from wavlab_jax.convert.checkpoint import to_encoder
+from wavlab_jax.convert.layouts import read_checkpoint
+from wavlab_jax.encoder import EncoderConfig, make_encoder
+from wavlab_jax.model import Parameters
+from wavlab_jax.sharding import parameter_shardings
+
+LOG_MEL, RANDOM = "log-mel", "random:"
+
+
+class FrozenEncoder(NamedTuple):
+    """Attributes:
+    name: of its folder and its row in the table.
+    kind: where it came from.
+    identity: a digest of how it came about, or of its tensors.
+    config: without layerdrop, as s3prl has it; None of log-mel.
+    params: nested dict on the mesh; None of log-mel.
+    notes: what had to be assumed when it was read.
+    """
+
+    name: str
+    kind: Literal["stage", "imported", "random", "log-mel"]
+    identity: str
+    config: EncoderConfig | None
+    params: Parameters | None
+    notes: tuple[str, ...] = ()
+
+
+def read_encoder(
+    model: str,
+    *,
+    workdir: Path,
+    mesh: Mesh,
+    name: str | None = None,
+    architecture: EncoderConfig | None = None,
+    normalize_waveform: bool | None = None,
+) -> FrozenEncoder:
+    """The encoder that `model` names, on `mesh`.
+
+    Args:
+        model: a stage that was trained in `workdir`; a file or folder that `import` takes, such as a Hugging Face
+            folder; "random:" and one of these, for a freshly initialised encoder of its shape; "log-mel".
+        name: in place of the one that follows from `model`.
+        architecture, normalize_waveform: for files that do not say, as `read_checkpoint` takes them.
+
+    Raises CheckpointError (a stage that was not trained there), ConvertError (no model at that path).
+    """
+    said = {"architecture": architecture, "normalize_waveform": normalize_waveform}
+    if model == LOG_MEL:
+        return FrozenEncoder(name or LOG_MEL, "log-mel", LOG_MEL, None, None)
+    if model.startswith(RANDOM):
+        of = model.removeprefix(RANDOM)
+        path = imported_model(workdir, of)
+        if path is None:
+            lineage(workdir, of)
+            config = models.read_description(StageFiles(workdir, of).model).encoder
+        else:
+            config = read_checkpoint(path, **said).encoder
+        identity = f"random 0 {hashlib.sha256(repr(config).encode()).hexdigest()[:16]}"
+        params = _laid_out(lambda: models.parameters(make_encoder(jax.random.key(0), config)), mesh)
+        return FrozenEncoder(name or f"random-{_stem(of)}", "random", identity, _quiet(config), params)
+    path = imported_model(workdir, model)
+    if path is None:
+        encoder = load_encoder(workdir, model, mesh)
+        identity = lineage(workdir, model)
+        return FrozenEncoder(name or model, "stage", identity, _quiet(encoder.config), models.parameters(encoder))
+    checkpoint = read_checkpoint(path, **said)
+    params = {"encoder": models.parameters(to_encoder(checkpoint))}
+    params = jax.device_put(params, parameter_shardings(params, mesh))["encoder"]
+    identity = f"{lineage(workdir, model)} {normalize_waveform}"
+    return FrozenEncoder(
+        name or _stem(model), "imported", identity, _quiet(checkpoint.encoder), params, checkpoint.notes
+    )
+
+
+def draws_noise(config: EncoderConfig | None) -> bool:
+    """Whether there is any dropout in it."""
+    rates = ("dropout", "attention_dropout", "activation_dropout", "projection_dropout")
+    return config is not None and any(getattr(config, rate) for rate in rates)
+
+
+def _quiet(config: EncoderConfig) -> EncoderConfig:
+    return replace(config, layerdrop=0.0)
+
+
+def _stem(model: str) -> str:
+    return Path(model).resolve().stem if "/" in model else model
+
+
+def _laid_out(make, mesh: Mesh) -> Parameters:
+    """What `make` returns, made where it lies on the mesh."""
+    places = parameter_shardings({"encoder": jax.eval_shape(make)}, mesh)["encoder"]
+    return jax.jit(make, out_shardings=places)()

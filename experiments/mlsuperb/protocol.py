@@ -1,0 +1,137 @@
+"""The published protocol, what a run makes of it, and in what it deviates.
+
+Constants: ESPnet `egs2/ml_superb/asr1/conf/tuning/train_asr_{s3prl,fbank}_{single,10min,1h}.yaml`; the gradient's norm
+is cut at ESPnet's default (`espnet2/tasks/abs_task.py` grad_clip). The benchmark leaves the learning rate open.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+from data_pipelines.mlsuperb.batches import TrackBatchesConfig
+from data_pipelines.mlsuperb.layout import Duration
+from data_pipelines.mlsuperb.tracks import Task
+from wavlab_jax.optim import OptimizerConfig
+from wavlab_jax.train import LoopConfig
+
+ITERATIONS: dict[tuple[bool, Duration], int] = {  # batches that are trained on; by whether the track is monolingual
+    (True, "10min"): 15_000,
+    (True, "1h"): 15_000,
+    (False, "10min"): 300_000,
+    (False, "1h"): 600_000,
+}
+VALIDATIONS = 30  # epochs, each followed by the loss on the dev set
+AVERAGED = 5  # of the best checkpoints by that loss
+ACCUMULATE = 4  # batches an update
+BATCH = 8  # utterances, at least
+LEARNING_RATE = 1e-4
+
+# Of this code, always: what docs/mlsuperb.md explains.
+DIFFERENCES = (
+    "the best token of each frame is read, where ESPnet searches prefixes with a beam of one",
+    "which batch comes when, and what is masked in it, is drawn by another generator",
+    "a row's time masks do not depend on the masks of its neighbours",
+    "the encoder leaves padding out altogether, and a row's last frame is repeated where s3prl hands on what the "
+    "encoder makes of padding",
+)
+
+
+class ProtocolError(ValueError):
+    """A protocol that cannot be followed, or results that do not belong to it; the message says what to give."""
+
+
+@dataclass(frozen=True)
+class ProtocolConfig:
+    """How a downstream model is trained; the defaults are the published protocol.
+
+    Attributes:
+        scale: share of the published iterations; validations and averaged checkpoints become fewer with it.
+        learning_rate: of Adam; the one thing that the benchmark lets each model choose.
+        batches: of the track.
+        seed: of initial values, order, dropout and masks.
+    """
+
+    scale: float = 1.0
+    learning_rate: float = LEARNING_RATE
+    batches: TrackBatchesConfig = field(default_factory=lambda: TrackBatchesConfig(size=BATCH))
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.scale <= 1:
+            raise ProtocolError(f"scale is {self.scale:g}; it is a share of the published iterations, up to 1")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Of one track's training, in batches.
+
+    Attributes:
+        published, iterations: batches of the protocol, and of this run.
+        validate_every: batches between two validations, each with a checkpoint.
+        averaged: checkpoints, at most.
+    """
+
+    published: int
+    iterations: int
+    validate_every: int
+    averaged: int
+
+    @property
+    def validations(self) -> int:
+        """How many there are."""
+        return self.iterations // self.validate_every
+
+
+def schedule_of(cfg: ProtocolConfig, task: Task, duration: Duration) -> Schedule:
+    """The published one at scale 1; below, a validation for every 100 iterations, but 2 to 30 of them.
+
+    Validations lie at whole updates, and the last one at the end.
+    """
+    published = ITERATIONS[task == "monolingual", duration]
+    wanted = published * cfg.scale
+    validations = VALIDATIONS if cfg.scale == 1 else min(max(int(wanted // 100), 2), VALIDATIONS)
+    every = max(round(wanted / validations / ACCUMULATE), 1) * ACCUMULATE
+    return Schedule(published, every * validations, every, min(AVERAGED, validations))
+
+
+def optimizer_of(cfg: ProtocolConfig) -> OptimizerConfig:
+    """PyTorch's Adam, constant, with a small decay added to the gradient."""
+    return OptimizerConfig(
+        peak_learning_rate=cfg.learning_rate,
+        warmup_steps=0,
+        schedule="constant",
+        beta1=0.9,
+        beta2=0.999,
+        epsilon=1e-8,
+        weight_decay=1e-6,
+        decoupled_decay=False,
+        clip_norm=5.0,
+        accumulate=ACCUMULATE,
+    )
+
+
+def loop_of(schedule: Schedule) -> LoopConfig:
+    """Steps are batches; a checkpoint at each validation, of which the best and the newest stay."""
+    return LoopConfig(
+        steps=schedule.iterations,
+        log_every=min(math.gcd(schedule.validate_every, 100), schedule.validate_every),
+        save_every=schedule.validate_every,
+        keep=1,
+        keep_best=schedule.averaged,
+    )
+
+
+def deviations(cfg: ProtocolConfig, schedule: Schedule, *, miniature: bool) -> list[str]:
+    """In what this run is not the published protocol; none by default."""
+    found = []
+    if miniature:
+        found.append("a miniature in the benchmark's layout, not its data")
+    if cfg.scale != 1:
+        found.append(
+            f"scale {cfg.scale:g}: {schedule.iterations:,} of {schedule.published:,} iterations, "
+            f"{schedule.validations} of {VALIDATIONS} validations, {schedule.averaged} of {AVERAGED} averaged"
+        )
+    if cfg.learning_rate != LEARNING_RATE:
+        found.append(f"learning rate {cfg.learning_rate:g}, not {LEARNING_RATE:g} (the benchmark leaves it open)")
+    if cfg.batches.size != BATCH:
+        found.append(f"batches of {cfg.batches.size}, not {BATCH}")
+    return found

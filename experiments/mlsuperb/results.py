@@ -1,0 +1,151 @@
+"""results.json of one model on one track: every figure, and all that it takes to judge it.
+
+Beside it lie hypotheses.tsv (each utterance), left_out.tsv (each row that is not used, with its reason) and
+metrics.jsonl (training). docs/mlsuperb.md has the keys.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipelines.atomic import whole_file
+from data_pipelines.mlsuperb.layout import PARTS, is_miniature
+from experiments.machine import describe_machine, git_commit
+from experiments.mlsuperb.judging import infeasible
+from experiments.mlsuperb.protocol import ACCUMULATE, DIFFERENCES, ProtocolError, deviations
+from experiments.mlsuperb.scoring import Judged, chance, figures
+from experiments.mlsuperb.training import Run, Trained
+from experiments.run import write_json
+from wavlab_jax.model import count
+
+FORMAT = 1
+NAMED = 20  # of utterances with a fault, so many ids stand in results.json
+EXAMPLES = 40  # hypotheses beside references in results.json
+
+
+def write_results(
+    run: Run, trained: Trained, judged: Sequence[Judged], *, root: Path, untold: Sequence[Path], seconds: float
+) -> dict:
+    """Writes results.json and left_out.tsv; returns the first. `untold`: recordings that no transcript names."""
+    track, encoder, schedule = run.track, run.encoder, run.schedule
+    deviates = deviations(run.cfg, schedule, miniature=is_miniature(root))
+    results = {
+        "format": FORMAT,
+        "model": {
+            "name": encoder.name,
+            "kind": encoder.kind,
+            "identity": encoder.identity,
+            "encoder_parameters": count(encoder.params) if encoder.params else 0,
+            "downstream_parameters": count(trained.params),
+            "layers": encoder.config.layers if encoder.config else 0,
+            "width": encoder.config.width if encoder.config else trained.learner.head.channels,
+            "notes": list(encoder.notes),
+        },
+        "protocol": {
+            "published": not deviates,
+            "deviations": deviates,
+            "differences": list(DIFFERENCES),
+            "scale": run.cfg.scale,
+            "iterations": schedule.iterations,
+            "iterations_published": schedule.published,
+            "updates": schedule.iterations // ACCUMULATE,
+            "batch": run.cfg.batches.size,
+            "accumulation": ACCUMULATE,
+            "learning_rate": run.cfg.learning_rate,
+            "seed": run.cfg.seed,
+        },
+        "data": data_facts(run, root=root, untold=untold),
+        **figures(track, judged),
+        "task": track.task,
+        "chance": chance(track, judged),
+        "layer_weights": layer_weights(trained) if encoder.config else [],
+        "examples": [_example(each) for each in spread(judged, EXAMPLES)],
+        "training": {
+            "averaged": {str(step): loss for step, loss in trained.averaged.items()},
+            "losses": trained.losses,
+        },
+        "seconds": round(seconds, 1),
+        "machine": describe_machine(),
+        "commit": git_commit(),
+    }
+    with whole_file(run.files.left_out) as temporary:
+        rows = [("part", "place", "reason"), *((part, *each) for part in PARTS for each in track.left_out[part])]
+        temporary.write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")
+    write_json(run.files.results, results)
+    return results
+
+
+def data_facts(run: Run, *, root: Path, untold: Sequence[Path]) -> dict:
+    """What was trained on and judged by, and every fault: named (the first few) and counted."""
+    track = run.track
+
+    def named(some: Sequence[str]) -> dict:
+        return {"count": len(some), "first": list(some[:NAMED])}
+
+    parts, impossible = {}, {}
+    for part in PARTS:
+        utterances = [each.utterance for each in track.parts[part]]
+        parts[part] = {
+            "utterances": len(utterances),
+            "hours": sum(each.seconds for each in utterances) / 3600,
+            "languages": len({each.language for each in utterances}),
+        }
+        impossible[part] = named(infeasible(track.parts[part], log_mel=run.encoder.config is None))
+    return {
+        "root": str(root),
+        "miniature": is_miniature(root),
+        "parts": parts,
+        "left_out_places": {
+            part: {
+                reason: [each.place for each in track.left_out[part] if each.reason == reason][:NAMED]
+                for reason in Counter(each.reason for each in track.left_out[part])
+            }
+            for part in PARTS
+        },
+        "recordings_without_text": named([str(path) for path in untold]),
+        "infeasible": impossible,
+        "unseen_tokens_dev": dict(track.unseen("dev").most_common()),
+        "empty_references": named([each.utterance.id for each in track.parts["test"] if not each.text]),
+    }
+
+
+def layer_weights(trained: Trained) -> list[float]:
+    """The share of each hidden state in the weighted sum: the first layer's input, then each layer's output."""
+    return [float(share) for share in jax.nn.softmax(jax.device_get(trained.params["head"]["layer_weights"]))]
+
+
+def spread(judged: Sequence[Judged], count: int) -> list[Judged]:
+    """So many utterances, evenly over their order, which is by source and language."""
+    places = np.unique(np.linspace(0, len(judged) - 1, min(count, len(judged))).round().astype(int))
+    return [judged[place] for place in places]
+
+
+def _example(each: Judged) -> dict:
+    utterance = each.example.utterance
+    return {
+        "id": utterance.id,
+        "language": utterance.language,
+        "source": utterance.source,
+        "group": each.group,
+        "reference": each.example.text,
+        "hypothesis": each.hypothesis,
+        "error_rate": None if each.errors is None or not each.errors.tokens else 100 * each.errors.rate,
+        "said": each.said,
+    }
+
+
+def read_results(workdir: Path) -> Iterator[dict[str, Any]]:
+    """Each results.json below a workdir, in order of model, set and track, with its "path".
+
+    Raises ProtocolError if one is of another format.
+    """
+    for path in sorted((Path(workdir) / "mlsuperb").glob("*/*/*/results.json")):
+        found = json.loads(path.read_text("utf-8"))
+        if found.get("format") != FORMAT:
+            raise ProtocolError(f"{path} is of format {found.get('format')}, this code reads {FORMAT}: judge it again")
+        yield found | {"path": str(path)}
