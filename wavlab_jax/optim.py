@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
+from jax import lax
 
 
 class OptimizerError(ValueError):
@@ -221,6 +222,15 @@ def _by_part(
 
     # what is frozen first, so that it counts in no norm
     return optax.chain(by_group(optax.identity()), by_layer(_trained), clip, by_group(adam), by_layer(layer_rates))
+
+
+def held(params: Any, cfg: OptimizerConfig) -> Any:
+    """The parameters, with no gradient to those that are never trained: nothing is computed for them."""
+    if not isinstance(cfg, FineTuningConfig):
+        return params
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: lax.stop_gradient(leaf) if _is_frozen(_name(path), cfg) else leaf, params
+    )
 
 
 def layer_rates(params: Any, cfg: FineTuningConfig) -> Any:

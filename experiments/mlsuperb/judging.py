@@ -25,7 +25,7 @@ COLUMNS = ("id", "language", "source", "group", "seconds", "tokens", "substituti
 def decode(run: Run, trained: Trained, *, part: Part = "test") -> dict[str, str]:
     """By utterance, what the model writes: of each frame the best token, every utterance as if it were alone."""
     examples = run.track.parts[part]
-    predict = make_predict_step(trained.learner, run.mesh, encoder=run.encoder.params)
+    predict = make_predict_step(trained.learner, run.mesh, encoder=run.frozen)
     said = {}
     with (
         track_batches(run.track, part, run.cfg.batches) as batches,

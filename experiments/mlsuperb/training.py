@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,7 +60,7 @@ class Trained(NamedTuple):
 
     Attributes:
         learner: what it is.
-        params: of the head, on the mesh: the mean of the best checkpoints.
+        params: of what was trained, on the mesh: the mean of the best checkpoints.
         averaged: step -> validation loss of each of these.
         losses: of the whole run: rows of "step" with "ctc_loss" (training) or "valid_loss".
     """
@@ -106,7 +107,17 @@ class Run:
             frozen_encoder=self.encoder.config is not None,
         )
 
-    def place(self, batch: Batch) -> Batch:
+    @property
+    def frozen(self) -> Parameters | None:
+        """Of the encoder, which is an argument of the step; None where there is none, or where it is trained."""
+        return self.encoder.params
+
+    @property
+    def inherited(self) -> Parameters | None:
+        """What training begins with, beside fresh values."""
+        return None
+
+    def place(self, batch: Batch, *, training: bool = False) -> Batch:
         """Host rows -> global arrays, in one pass: rows hear how long their batch's longest is."""
         return place_batch(batch, mesh=self.mesh, passes=1)
 
@@ -143,7 +154,7 @@ def _trained(run: Run) -> dict[int, float]:
     files, learner, loop = run.files, run.learner, loop_of(run.schedule)
     like = abstract_state(learner, run.mesh)
     languages = sorted({each.utterance.language for each in run.track.parts["train"]})
-    step = make_train_step(learner, run.mesh, encoder=run.encoder.params, languages=len(languages))
+    step = make_train_step(learner, run.mesh, encoder=run.frozen, languages=len(languages))
     with ExitStack() as opened:
         checkpoints = Checkpoints(
             files.checkpoints,
@@ -153,7 +164,9 @@ def _trained(run: Run) -> dict[int, float]:
             about={"versions": versions(), "commit": git_commit()},
         )
         opened.enter_context(closing(checkpoints))
-        restored = start(checkpoints, like=like, fresh=lambda: initial_state(learner, run.mesh))
+        restored = start(
+            checkpoints, like=like, fresh=lambda: initial_state(learner, run.mesh), inherited=run.inherited
+        )
         first = int(restored.state.step)
         writer = opened.enter_context(closing(MetricsWriter(files.folder, resume_step=first)))
         batches = opened.enter_context(track_batches(run.track, "train", run.cfg.batches, start=first, training=True))
@@ -161,7 +174,7 @@ def _trained(run: Run) -> dict[int, float]:
             restored.state,
             step,
             batches,
-            place=run.place,
+            place=partial(run.place, training=True),
             describe=lambda batch: [
                 str(run.track.parts["train"][index].utterance.path) for index in batch.utterance if index >= 0
             ],
@@ -180,7 +193,7 @@ def _trained(run: Run) -> dict[int, float]:
 
 def _validation(run: Run) -> Callable[[Parameters], float]:
     """Parameters -> the loss on the dev set, in batches sorted by length as ESPnet has them."""
-    validate = make_validation_step(run.learner, run.mesh, encoder=run.encoder.params)
+    validate = make_validation_step(run.learner, run.mesh, encoder=run.frozen)
     batches = -(-len(run.track.parts["dev"]) // run.cfg.batches.size)
 
     def loss(params: Parameters) -> float:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.wavlab_jax import tiny
-from wavlab_jax.optim import FineTuningConfig, OptimizerError, at_step, layer_rates, learning_rate, make_optimizer
+from wavlab_jax.optim import FineTuningConfig, OptimizerError, at_step, held, layer_rates, learning_rate, make_optimizer
 from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
 from wavlab_jax.step import initial_state, make_train_step
 
@@ -122,6 +122,15 @@ def test_what_is_never_moved_has_no_moments():
     state = make_optimizer(FineTuningConfig(**SMALL, frozen=("encoder",))).init(params)
     moments = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
     assert moments == 2 * params["head"]["output"]["kernel"].size
+
+
+def test_what_is_never_moved_gets_no_gradient():
+    """So that none is computed, and the norm that a run reports is that of what is trained."""
+    params = as_float32(small_parameters(np.random.default_rng(0)))
+    cfg = FineTuningConfig(**SMALL, layers=(2,))
+    gradient = jax.grad(lambda p: sum(jnp.sum(leaf) for leaf in jax.tree.leaves(held(p, cfg))))(params)
+    assert not gradient["encoder"]["frontend"]["norm"]["scale"].any()
+    assert gradient["encoder"]["layers"]["expand"]["kernel"].all() and gradient["head"]["output"]["kernel"].all()
 
 
 def test_frozen_steps_go_by_the_step_that_the_state_is_at():
