@@ -11,6 +11,7 @@ from typing import Literal
 
 from data_pipelines.mlsuperb.batches import TrackBatchesConfig
 from experiments.mlsuperb.protocol import ACCUMULATE, BATCH, ProtocolError, Schedule
+from experiments.stage import flatten
 from wavlab_jax.adapters import AnyAdapterConfig, BottleneckConfig, LoraConfig
 from wavlab_jax.encoder import EncoderConfig
 from wavlab_jax.heads import LinearHeadConfig
@@ -143,4 +144,13 @@ class RecipeConfig:
         if self.scale != 1:
             found.append(f"scale {self.scale:g}: {self.schedule().iterations // self.optimizer.accumulate:,} of "
                          f"{self.updates:,} updates")  # fmt: skip
+        own, usual = flatten(self), flatten(RecipeConfig())
+        said = ("scale", "adapter", "seed", "seconds_per_device", "compute_dtype", "batches.", "lora.", "bottleneck")
+        changed = [
+            f"{name} {value}" for name, value in own.items() if value != usual[name] and not name.startswith(said)
+        ]
+        if changed:
+            found.append(f"not that recipe's values: {', '.join(changed)}")
+        if self.batches.size != BATCH:
+            found.append(f"batches of {self.batches.size}, not {BATCH}")
         return found

@@ -92,8 +92,8 @@ def model_card(
            "Waveforms are taken as they are."),
         "",
     ]  # fmt: skip
+    task = task_of(checkpoint.model_type, {name: tensor.shape for name, tensor in checkpoint.heads.items()})
     if in_transformers:
-        task = task_of(checkpoint.model_type, {name: tensor.shape for name, tensor in checkpoint.heads.items()})
         use = _USE_CTC if "tokenizer" in checkpoint.settings else _USE
         lines += [line.replace("AutoModel", task.auto_class) for line in use]
     for heading, text in sections.items():
@@ -110,7 +110,7 @@ def model_card(
         lines += ["## Before you compare numbers", "", *(f"- {note}" for note in notes), ""]
     if checkpoint.heads:
         lines += ["## Heads", "", *(f"- `{name}` {_head(checkpoint, name)}" for name in sorted(checkpoint.heads)), ""]
-        if head_file:
+        if head_file and (not in_transformers or checkpoint.heads.keys() - task.heads):
             lines += [f"Those that the model's own file has no place for lie in `{head_file}`.", ""]
     lines += [
         "## Licence",
