@@ -278,7 +278,7 @@ def mlsuperb(verb: str, arguments: list[str]) -> None:
     """Judges a model by ML-SUPERB, fine-tunes it on a track, or writes the table of a workdir's results."""
     from experiments.mlsuperb import verbs
 
-    {"superb": verbs.superb, "finetune": verbs.finetune, "leaderboard": verbs.leaderboard}[verb](arguments)
+    getattr(verbs, verb)(arguments)
 
 
 def recipe(arguments: list[str]) -> None:
@@ -294,18 +294,7 @@ def recipe(arguments: list[str]) -> None:
         print(f"\nreport: {report.absolute()}")
 
 
-ON_ONE_HOST = (
-    "quality",
-    "evaluate",
-    "average",
-    "import",
-    "export",
-    "features",
-    "superb",
-    "finetune",
-    "leaderboard",
-    "recipe",
-)
+ON_SEVERAL_HOSTS = ("list", "show", "plan", "train", "units")  # the first three read alone
 VERBS = {
     "list": lambda arguments: list_stages(),
     "show": show,
@@ -340,7 +329,7 @@ def main() -> int:
         print(f"error: no verb is called {verb!r}; the nearest: {', '.join(near)}", file=sys.stderr)
         return 2
     try:
-        if verb in ON_ONE_HOST:
+        if verb not in ON_SEVERAL_HOSTS:
             from experiments.hosts import refuse_several
 
             refuse_several(verb)

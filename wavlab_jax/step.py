@@ -21,9 +21,7 @@ from wavlab_jax.metrics import Sums
 from wavlab_jax.model import Model, Parameters, assemble, make_model, parameters
 from wavlab_jax.objectives import (
     AnyObjectiveConfig,
-    Judged,
     Keys,
-    Recognised,
     check_head,
     draw_masks,
     loss_of,
@@ -109,9 +107,28 @@ class TrainStep(NamedTuple):
         """One update."""
         return self.jitted(state, batch, place_flag(wish, mesh=self.mesh), self.frozen)
 
+    def of_encoder(self, encoder: Parameters) -> "TrainStep":
+        """The same program with another frozen encoder of the same shape: nothing is compiled again."""
+        return self._replace(frozen=self.frozen._replace(encoder={"encoder": encoder}))
+
     def lower(self, state: TrainState, batch: Batch):
         """The very program that a call would run, for shapes that say where they lie: nothing is allocated."""
         return self.jitted.lower(state, batch, abstract_flag(self.mesh), self.frozen)
+
+
+class EvaluationStep(NamedTuple):
+    """A jitted function of padded rows: call it with parameters and a placed batch. Attributes as of `TrainStep`."""
+
+    jitted: Callable
+    frozen: Frozen
+
+    def __call__(self, params: Parameters, batch: Batch):
+        """What the function says of the batch."""
+        return self.jitted(params, batch, self.frozen)
+
+    def of_encoder(self, encoder: Parameters) -> "EvaluationStep":
+        """The same program with another frozen encoder of the same shape."""
+        return self._replace(frozen=self.frozen._replace(encoder={"encoder": encoder}))
 
 
 class StepResult(NamedTuple):
@@ -287,7 +304,7 @@ def make_train_step(
 
 def make_predict_step(
     cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None, *, encoder: Parameters | None = None
-) -> Callable[[Parameters, Batch], Judged | Recognised]:
+) -> EvaluationStep:
     """The jitted judgement of padded rows, without dropout: (params, placed batch) -> Judged, of a recogniser
     Recognised.
 
@@ -304,7 +321,7 @@ def make_predict_step(
 
 def make_validation_step(
     cfg: LearnerConfig, mesh: Mesh, targets: Targets | None = None, *, encoder: Parameters | None = None
-) -> Callable[[Parameters, Batch], Sums]:
+) -> EvaluationStep:
     """The jitted sums of padded rows, without dropout: (params, placed batch) -> the terms that training reports.
 
     Arguments as `make_predict_step` takes them.
@@ -318,7 +335,9 @@ def make_validation_step(
     return _evaluation(measure, cfg, mesh, targets, encoder)
 
 
-def _evaluation(function, cfg: LearnerConfig, mesh: Mesh, targets: Targets | None, encoder: Parameters | None):
+def _evaluation(
+    function, cfg: LearnerConfig, mesh: Mesh, targets: Targets | None, encoder: Parameters | None
+) -> EvaluationStep:
     """(params, placed batch) -> function(model, rows, mask, keys, formulation), jitted."""
     formulation = formulation_for(mesh.devices.flat[0].platform)
 
@@ -334,8 +353,7 @@ def _evaluation(function, cfg: LearnerConfig, mesh: Mesh, targets: Targets | Non
     everywhere, rows = _places(mesh)
     frozen = _frozen(cfg, targets, encoder)
     places = (params, rows, _frozen_places(frozen, mesh))
-    compiled = jax.jit(evaluate, in_shardings=places, out_shardings=everywhere)
-    return lambda params, batch: compiled(params, batch, frozen)
+    return EvaluationStep(jax.jit(evaluate, in_shardings=places, out_shardings=everywhere), frozen)
 
 
 def _frozen(cfg: LearnerConfig, targets: Targets | None, encoder: Parameters | None) -> Frozen:

@@ -31,12 +31,14 @@ class TrackBatchesConfig:
     """Attributes:
     size: utterances of a batch (ESPnet's batch_size 8).
     step: seconds; static lengths are its multiples, up to the longest utterance.
+    doubling: but only those by 1, 2, 4, ...: fewer programs to compile, and more padding.
     seed: of the order.
     threads, prefetch: batches that are made ahead.
     """
 
     size: int = 8
     step: float = 2.0
+    doubling: bool = False
     seed: int = 0
     threads: int = 2
     prefetch: int = 8
@@ -111,9 +113,12 @@ class LoadTrackBatch(grain.transforms.Map):
         return check_batch(batch)
 
     def static_length(self, samples: int) -> int:
-        """The smallest multiple of the step that holds `samples`, and a frame."""
+        """The smallest multiple of the step (by a power of two if `doubling`) that holds `samples`, and a frame."""
         step = round(self.cfg.step * SAMPLE_RATE)
-        return max(-(-samples // step) * step, RECEPTIVE_FIELD)
+        times = -(-samples // step)
+        if self.cfg.doubling:
+            times = 1 << max(times - 1, 0).bit_length()
+        return max(times * step, RECEPTIVE_FIELD)
 
 
 def track_batches(

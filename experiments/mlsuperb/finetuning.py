@@ -23,7 +23,7 @@ from experiments.mlsuperb.protocol import ProtocolError, Schedule
 from experiments.mlsuperb.recipe import RecipeConfig
 from experiments.mlsuperb.results import EXAMPLES, FORMAT, NAMED, data_facts, example_of, spread
 from experiments.mlsuperb.scoring import Judged, challenge_scores, chance, figures, judge
-from experiments.mlsuperb.training import TrackFiles, Trained, check_unchanged, train_track
+from experiments.mlsuperb.training import Steps, TrackFiles, Trained, check_unchanged, programs, train_track
 from experiments.run import say, write_json
 from experiments.stage import as_text
 from experiments.trained import imported_model
@@ -80,6 +80,10 @@ class FineTuning:
     def inherited(self) -> Parameters | None:
         """The encoder's parameters, where they are trained."""
         return None if self.learner.frozen_encoder else {"encoder": self.encoder.params}
+
+    def steps(self) -> Steps:
+        """The programs."""
+        return programs(self.learner, self.mesh, self.track, encoder=self.frozen)
 
     def place(self, batch: Batch, *, training: bool = False) -> Batch:
         """Host rows -> global arrays; in training in as many passes as the devices need."""

@@ -17,7 +17,7 @@ from data_pipelines.atomic import whole_file
 from data_pipelines.mlsuperb.layout import DURATIONS, PARTS, Duration
 from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, monolingual_score
 from experiments.mlsuperb.leaderboard import COLUMNS, MISSING, SETS, Entry, leaderboard, scores_of
-from experiments.mlsuperb.protocol import ProtocolError
+from experiments.mlsuperb.protocol import LEARNING_RATE, ProtocolError
 from experiments.mlsuperb.results import read_results
 from experiments.mlsuperb.scoring import FEW_SHOT, NORMAL
 from wavlab_jax.evaluation.intervals import LEVEL, RESAMPLES, of_pooled
@@ -53,9 +53,12 @@ class Standing(NamedTuple):
         rates = {name: found["all"]["error_rate"] for name, found in self.sets.items()}
         return self.tasks | {"monolingual": {"error_rate": monolingual_score(rates)}}
 
-    def deviations(self) -> str:
-        """In what any of them deviates, each once; and which sets are missing."""
+    def notes(self) -> str:
+        """In what any of them deviates, each once; what was chosen, and which sets are missing."""
         said = list(dict.fromkeys(each for found in self.every for each in found["protocol"]["deviations"]))
+        rates = {found["protocol"]["learning_rate"] for found in self.every} - {LEARNING_RATE}
+        if rates:
+            said.append(f"learning rate {', '.join(f'{rate:g}' for rate in sorted(rates))}, which is open to choice")
         if 0 < len(self.sets) < len(MONOLINGUAL_SETS):
             said.append(f"monolingual on {', '.join(self.sets)} alone, so that there is no mean")
         return "; ".join(said)
@@ -88,7 +91,7 @@ def write_leaderboard(workdir: Path, path: Path, *, pool: str = "2024") -> str:
         own = [each for each in every if each.model == model]
         entry = Entry(
             model,
-            "; ".join(dict.fromkeys(filter(None, (each.deviations() for each in own)))),
+            "; ".join(dict.fromkeys(filter(None, (each.notes() for each in own)))),
             {each.duration: scores_of(each.figures()) for each in own},
         )
         follows = all(found["protocol"]["published"] for each in own for found in each.every)

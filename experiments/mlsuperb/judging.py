@@ -16,7 +16,6 @@ from experiments.mlsuperb.scoring import Judged
 from experiments.mlsuperb.training import Run, Trained
 from wavlab_jax.downstream import greedy
 from wavlab_jax.objectives.recognition import frames_for
-from wavlab_jax.step import make_predict_step
 
 COLUMNS = ("id", "language", "source", "group", "seconds", "tokens", "substitutions", "deletions", "insertions", "said",
            "reference", "hypothesis")  # fmt: skip
@@ -25,8 +24,7 @@ COLUMNS = ("id", "language", "source", "group", "seconds", "tokens", "substituti
 def decode(run: Run, trained: Trained, *, part: Part = "test") -> dict[str, str]:
     """By utterance, what the model writes: of each frame the best token, every utterance as if it were alone."""
     examples = run.track.parts[part]
-    predict = make_predict_step(trained.learner, run.mesh, encoder=run.frozen)
-    said = {}
+    predict, said = run.steps().predict, {}
     with (
         track_batches(run.track, part, run.cfg.batches) as batches,
         tqdm(total=len(examples), desc=f"decode {part}", unit="utt", dynamic_ncols=True, mininterval=1.0) as bar,

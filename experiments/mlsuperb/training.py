@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,10 +33,19 @@ from experiments.stage import flatten
 from wavlab_jax.checkpoint import Checkpoints, average, restore_parameters, start, steps_of, write_parameters
 from wavlab_jax.downstream import DownstreamConfig
 from wavlab_jax.metrics import MetricsWriter, read_lines
-from wavlab_jax.model import Parameters
+from wavlab_jax.model import Parameters, abstract_parameters
 from wavlab_jax.objectives import RecognitionConfig, recognition
 from wavlab_jax.sharding import abstract_on, place_batch
-from wavlab_jax.step import LearnerConfig, abstract_state, initial_state, make_train_step, make_validation_step
+from wavlab_jax.step import (
+    EvaluationStep,
+    LearnerConfig,
+    TrainStep,
+    abstract_state,
+    initial_state,
+    make_predict_step,
+    make_train_step,
+    make_validation_step,
+)
 from wavlab_jax.train import train
 
 
@@ -108,18 +117,46 @@ class Run:
         )
 
     @property
-    def frozen(self) -> Parameters | None:
-        """Of the encoder, which is an argument of the step; None where there is none, or where it is trained."""
-        return self.encoder.params
-
-    @property
     def inherited(self) -> Parameters | None:
-        """What training begins with, beside fresh values."""
+        """What training begins with, in place of fresh values."""
         return None
+
+    def steps(self) -> "Steps":
+        """The programs; those of the run before are taken again where only the encoder's numbers are others."""
+        return programs(self.learner, self.mesh, self.track, encoder=self.encoder.params)
 
     def place(self, batch: Batch, *, training: bool = False) -> Batch:
         """Host rows -> global arrays, in one pass: rows hear how long their batch's longest is."""
         return place_batch(batch, mesh=self.mesh, passes=1)
+
+
+class Steps(NamedTuple):
+    """Of one learner: an update, the sums of a validation, a judgement."""
+
+    train: TrainStep
+    validate: EvaluationStep
+    predict: EvaluationStep
+
+
+def programs(learner: LearnerConfig, mesh: Mesh, track: Track, *, encoder: Parameters | None) -> Steps:
+    """Of a run on a track; `encoder`: the parameters of a frozen one. The last ones stay at hand."""
+    languages = len({each.utterance.language for each in track.parts["train"]})
+    made = _steps(learner, mesh, languages)
+    return made if encoder is None else Steps(*(step.of_encoder(encoder) for step in made))
+
+
+@lru_cache(maxsize=1)
+def _steps(learner: LearnerConfig, mesh: Mesh, languages: int) -> Steps:
+    """For the shape of an encoder, which `programs` puts in."""
+    shapes = None
+    if learner.frozen_encoder:
+        model = abstract_parameters(learner.encoder, learner.head)
+        shapes = abstract_on({"encoder": model["encoder"]}, mesh)["encoder"]
+    return Steps(
+        make_train_step(learner, mesh, encoder=shapes, languages=languages),
+        make_validation_step(learner, mesh, encoder=shapes),
+        make_predict_step(learner, mesh, encoder=shapes),
+    )
 
 
 def train_track(run: Run) -> Trained:
@@ -154,7 +191,6 @@ def _trained(run: Run) -> dict[int, float]:
     files, learner, loop = run.files, run.learner, loop_of(run.schedule)
     like = abstract_state(learner, run.mesh)
     languages = sorted({each.utterance.language for each in run.track.parts["train"]})
-    step = make_train_step(learner, run.mesh, encoder=run.frozen, languages=len(languages))
     with ExitStack() as opened:
         checkpoints = Checkpoints(
             files.checkpoints,
@@ -172,7 +208,7 @@ def _trained(run: Run) -> dict[int, float]:
         batches = opened.enter_context(track_batches(run.track, "train", run.cfg.batches, start=first, training=True))
         train(
             restored.state,
-            step,
+            run.steps().train,
             batches,
             place=partial(run.place, training=True),
             describe=lambda batch: [
@@ -193,7 +229,7 @@ def _trained(run: Run) -> dict[int, float]:
 
 def _validation(run: Run) -> Callable[[Parameters], float]:
     """Parameters -> the loss on the dev set, in batches sorted by length as ESPnet has them."""
-    validate = make_validation_step(run.learner, run.mesh, encoder=run.frozen)
+    validate = run.steps().validate
     batches = -(-len(run.track.parts["dev"]) // run.cfg.batches.size)
 
     def loss(params: Parameters) -> float:
@@ -219,7 +255,7 @@ def track_digest(track: Track) -> str:
 
 def check_unchanged(run: Run) -> None:
     """Writes what this run is, or raises ProtocolError naming in what the folder's run is another."""
-    loads = ("threads", "prefetch", "step")  # how batches are made, not what is in them
+    loads = ("threads", "prefetch", "step", "doubling")  # how batches are made, not what is in them
     now = {
         "model": run.encoder.identity,
         "data": track_digest(run.track),

@@ -1,5 +1,6 @@
 """Batches of a track: sorted as published, complete in every pass, and the same again from any number on."""
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 
@@ -11,7 +12,13 @@ from hypothesis import strategies as st
 
 from data_pipelines.audio import AudioError
 from data_pipelines.batch import NO_UNIT, NO_UTTERANCE, num_frames
-from data_pipelines.mlsuperb.batches import TrackBatchesConfig, read_recording, sorted_batches, track_batches
+from data_pipelines.mlsuperb.batches import (
+    LoadTrackBatch,
+    TrackBatchesConfig,
+    read_recording,
+    sorted_batches,
+    track_batches,
+)
 from data_pipelines.mlsuperb.layout import Utterance
 from data_pipelines.mlsuperb.tracks import Example, Track
 
@@ -36,6 +43,16 @@ def track(tmp_path_factory):
 def taken(track, count, *, start=0, training=True):
     with track_batches(track, "train", CFG, start=start, training=training) as batches:
         return [next(batches) for _ in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("samples", "even", "doubled"),
+    [(0, 400, 8_000), (8_000, 8_000, 8_000), (8_001, 16_000, 16_000), (33_000, 40_000, 64_000)],
+)
+def test_static_lengths(track, samples, even, doubled):
+    for doubling, wanted in ((False, even), (True, doubled)):
+        load = LoadTrackBatch(track, "train", dataclasses.replace(CFG, doubling=doubling), training=True)
+        assert load.static_length(samples) == wanted
 
 
 @given(st.lists(st.floats(0.1, 20), min_size=1, max_size=60), st.integers(1, 9))

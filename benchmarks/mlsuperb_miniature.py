@@ -1,0 +1,88 @@
+"""ML-SUPERB on its miniature: the demo's stages, a random encoder, log-mel and a Hugging Face HuBERT in one table.
+
+    make pretrain                                                            # the stages, in work/demo
+    python -m data_pipelines miniature demo_corpus --out work/mlsuperb
+    PYTHONPATH=. .venv/bin/python benchmarks/mlsuperb_miniature.py --mlsuperb work/mlsuperb --workdir work/demo
+
+Every track for each model, as `python -m experiments superb MODEL --mlsuperb work/mlsuperb --workdir work/demo
+--scale S --learning-rate R --batches.step 2.5 --batches.doubling True` does it; here models take turns track by track,
+and those of one shape share their compiled programs. A tiny HuBERT with random weights is written by transformers, and
+judged on one track by the command itself, as is the table. What was finished is kept; run it again to go on.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from data_pipelines.mlsuperb.batches import TrackBatchesConfig
+from data_pipelines.mlsuperb.tracks import TASKS
+from experiments.mlsuperb.benchmark import run_benchmark, tracks_of
+from experiments.mlsuperb.encoders import LOG_MEL, read_encoder
+from experiments.mlsuperb.protocol import BATCH, ProtocolConfig
+from experiments.run import configure_jax
+from wavlab_jax.sharding import MeshConfig, make_mesh
+
+STAGES = ("wavlab_mk", "wavlab_ms", "wavlab_mk_continued")
+STEP = 2.5  # seconds; lengths are 2.5, 5, 10 and 20: few programs to compile
+
+
+def write_hubert(folder: Path) -> None:
+    """A Hugging Face folder of a HuBERT of 2 layers of 64 channels with random weights."""
+    import torch
+    from transformers import HubertConfig, HubertModel, Wav2Vec2FeatureExtractor
+
+    torch.manual_seed(0)
+    config = HubertConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        conv_dim=(32,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=4,
+    )
+    HubertModel(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor().save_pretrained(folder)
+
+
+def main() -> None:
+    """Runs what is left, and the two commands."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--mlsuperb", type=Path, required=True)
+    parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--scale", type=float, default=0.001)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    arguments = parser.parse_args()
+    workdir = arguments.workdir
+    configure_jax(workdir)
+    mesh = make_mesh(MeshConfig())
+    batches = TrackBatchesConfig(size=BATCH, step=STEP, doubling=True)
+    cfg = ProtocolConfig(scale=arguments.scale, learning_rate=arguments.learning_rate, batches=batches)
+    models = (*STAGES, f"random:{STAGES[0]}", LOG_MEL)
+    encoders = [read_encoder(model, workdir=workdir, mesh=mesh) for model in models]
+    for track in tracks_of(TASKS, ()):
+        for encoder in encoders:
+            run_benchmark(
+                encoder,
+                root=arguments.mlsuperb,
+                workdir=workdir,
+                tracks=[track],
+                duration="10min",
+                cfg=cfg,
+                mesh=mesh,
+            )
+    folder = workdir / "hubert_tiny_random"
+    if not folder.exists():
+        write_hubert(folder)
+    command = [sys.executable, "-m", "experiments"]
+    said = [f"--{name}" for name in ("mlsuperb", "workdir", "scale", "learning-rate")]
+    values = (arguments.mlsuperb, workdir, arguments.scale, arguments.learning_rate)
+    given = [str(each) for pair in zip(said, values, strict=True) for each in pair]
+    lengths = ["--batches.step", str(STEP), "--batches.doubling", "True"]
+    subprocess.run([*command, "superb", str(folder), *given, "--track", "lid", *lengths], check=True)
+    subprocess.run([*command, "leaderboard", "--workdir", str(workdir)], check=True)
+
+
+if __name__ == "__main__":
+    main()
