@@ -78,7 +78,7 @@ class FineTuning:
 
     @property
     def inherited(self) -> Parameters | None:
-        """The encoder's parameters, where they are trained."""
+        """The encoder's parameters, where they are trained, which takes these arrays over."""
         return None if self.learner.frozen_encoder else {"encoder": self.encoder.params}
 
     def steps(self) -> Steps:
