@@ -14,6 +14,7 @@ from experiments.mlsuperb.protocol import ACCUMULATE, BATCH, ProtocolError, Sche
 from experiments.stage import flatten
 from wavlab_jax.adapters import AnyAdapterConfig, BottleneckConfig, LoraConfig
 from wavlab_jax.encoder import EncoderConfig
+from wavlab_jax.encoder.config import Rematerialize
 from wavlab_jax.heads import LinearHeadConfig
 from wavlab_jax.masking import MaskConfig
 from wavlab_jax.objectives import RecognitionConfig
@@ -68,6 +69,7 @@ class RecipeConfig:
         batches: of the track.
         seconds_per_device: audio that a device holds at once while training.
         compute_dtype: of matrix products.
+        rematerialize: what the backward pass computes again instead of storing it (`EncoderConfig`).
         seed: of masks and dropout, and of first values; `batches.seed` is that of the order.
     """
 
@@ -84,6 +86,7 @@ class RecipeConfig:
     batches: TrackBatchesConfig = TrackBatchesConfig(size=BATCH)
     seconds_per_device: float = 160.0
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    rematerialize: Rematerialize = "nothing"
     seed: int = 0
 
     def __post_init__(self):
@@ -128,7 +131,9 @@ class RecipeConfig:
         """What a step computes, of an encoder and a vocabulary."""
         adapter = self.adapter_config
         return LearnerConfig(
-            encoder=dataclasses.replace(self.regularisation.of(encoder), compute_dtype=self.compute_dtype),
+            encoder=dataclasses.replace(
+                self.regularisation.of(encoder), compute_dtype=self.compute_dtype, rematerialize=self.rematerialize
+            ),
             head=LinearHeadConfig(tokens=tokens, dropout=self.regularisation.final_dropout),
             objective=RecognitionConfig(mask=self.mask),
             optimizer=self.scaled_optimizer(),
@@ -145,7 +150,8 @@ class RecipeConfig:
             found.append(f"scale {self.scale:g}: {self.schedule().iterations // self.optimizer.accumulate:,} of "
                          f"{self.updates:,} updates")  # fmt: skip
         own, usual = flatten(self), flatten(RecipeConfig())
-        said = ("scale", "adapter", "seed", "seconds_per_device", "compute_dtype", "batches.", "lora.", "bottleneck")
+        said = ("scale", "adapter", "seed", "batches.", "lora.", "bottleneck")  # above, below, or no matter
+        said += ("seconds_per_device", "compute_dtype", "rematerialize")
         changed = [
             f"{name} {value}" for name, value in own.items() if value != usual[name] and not name.startswith(said)
         ]

@@ -63,8 +63,8 @@ def model(tmp_path_factory):
     return folder
 
 
-def tuning(root, model, workdir, **changes) -> FineTuning:
-    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+def tuning(root, model, workdir, *, devices: int = 1, fsdp: int = 1, **changes) -> FineTuning:
+    mesh = make_mesh(MeshConfig(fsdp=fsdp), devices=jax.devices()[:devices])
     track = read_track(root, "joint", duration="10min")
     encoder = read_encoder(str(model), workdir=workdir, mesh=mesh, name="tuned")
     files = RecogniserFiles(workdir, "tuned", track)
@@ -124,6 +124,17 @@ def test_a_killed_run_goes_on_to_the_same_model(whole, root, model, tmp_path, mo
     jax.tree.map(np.testing.assert_array_equal, *models)
     with pytest.raises(ProtocolError, match="seed: 0 then, 1 now"):
         fine_tune(tuning(root, model, tmp_path, seed=1), root=root, workdir=tmp_path)
+
+
+@pytest.mark.soak
+def test_devices_and_passes_do_not_change_what_is_learned(whole, root, model, tmp_path):
+    """Four devices, parameters in two pieces, what is frozen without moments; and a row a pass."""
+    _, results = whole
+    sharded = fine_tune(tuning(root, model, tmp_path, devices=4, fsdp=2), root=root, workdir=tmp_path)
+    passes = fine_tune(tuning(root, model, tmp_path / "one", seconds_per_device=1.0), root=root, workdir=tmp_path)
+    for other in (sharded, passes):
+        for mine, theirs in zip(results["training"]["losses"], other["training"]["losses"], strict=True):
+            assert theirs == pytest.approx(mine, rel=1e-3)
 
 
 @pytest.mark.torch
