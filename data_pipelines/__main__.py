@@ -1,4 +1,4 @@
-"""`python -m data_pipelines`: prepare, describe, inspect, lengths, sample, miniature.
+"""`python -m data_pipelines`: prepare, describe, inspect, lengths, sample, miniature, challenge.
 
 prepare PATH --out DIR      make a corpus, or those of a composition file, ready for training
 describe DIR                minutes by language and split of what was prepared
@@ -6,6 +6,7 @@ inspect DIR                 the same in depth: what any balance would draw, susp
 lengths DIR                 propose static lengths
 sample DIR                  make some training batches, and compare what was drawn with what was declared
 miniature PATH --out DIR    a small folder in the layout of ML-SUPERB, to try the benchmark with
+challenge PATH --out DIR    ML-SUPERB 2.0's data set, from Parquet files to the layout of ESPnet's recipe
 """
 
 import os
@@ -32,6 +33,7 @@ with interrupts_end_at_once():
     from data_pipelines.languages import name_of
     from data_pipelines.lengths import LengthsError, declaration, propose, report
     from data_pipelines.manifest import Manifest, ManifestError, Split
+    from data_pipelines.mlsuperb.challenge import unpack
     from data_pipelines.mlsuperb.layout import MlSuperbError
     from data_pipelines.mlsuperb.miniature import write_miniature
     from data_pipelines.pipeline import DataConfig, PipelineError
@@ -282,6 +284,23 @@ class Miniature:
         print(f"{self.out}: {count:,} utterances; README.md says what stands in for what")
 
 
+@dataclass(frozen=True)
+class Challenge:
+    """ML-SUPERB 2.0's data set from its Parquet files to the layout of ESPnet's recipe. After a stop, it goes on."""
+
+    folder: tyro.conf.Positional[Path]
+    """A local copy of the data set espnet/ml_superb_hf: data/train-*.parquet and so on."""
+    out: Path
+    """The folder to write: data/train/text and wav.scp, likewise dev and dev_dialect, and data/raw_audio."""
+
+    def run(self) -> None:
+        """Writes it, and says how much it holds."""
+        made = unpack(self.folder, self.out, progress=sys.stderr.isatty())
+        for row in made.left_out:
+            print(f"left out: {row.place}: {row.reason}")
+        print(f"{self.out}: {', '.join(f'{count:,} of {name}' for name, count in made.counts.items())}")
+
+
 def _options(given: tuple[str, ...]) -> dict[str, str]:
     options = {}
     for entry in given:
@@ -311,6 +330,7 @@ Verb = (
     | Annotated[Lengths, tyro.conf.subcommand("lengths", prefix_name=False)]
     | Annotated[Sample, tyro.conf.subcommand("sample", prefix_name=False)]
     | Annotated[Miniature, tyro.conf.subcommand("miniature", prefix_name=False)]
+    | Annotated[Challenge, tyro.conf.subcommand("challenge", prefix_name=False)]
     | Annotated[Inspect, tyro.conf.subcommand("inspect", prefix_name=False)]
 )
 

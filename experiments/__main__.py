@@ -10,9 +10,10 @@
     evaluate STAGE                 masked accuracy of a trained stage on held-out clips
     average STAGE --last N         the mean of its checkpoints, as the stage STAGE@average
     import PATH --out DIR          a published model of any layout as a Hugging Face folder
-    export MODEL --out DIR         a trained stage, or such a model, in any layout for PyTorch
+    export MODEL --out DIR         a trained stage, a recogniser, or such a model, in any layout for PyTorch
     features MODEL AUDIO...        hidden states of audio files, as an .npz
     superb MODEL --mlsuperb DIR    ML-SUPERB: a small recogniser on its frozen layers, trained and judged on each track
+    finetune MODEL --mlsuperb DIR  a recogniser of the model itself and a linear layer, trained and judged on a track
     leaderboard                    all ML-SUPERB results of a workdir in one table, beside the published rows
     recipe NAME                    a whole chain of stages, judged, exported and reported
 
@@ -274,10 +275,10 @@ def features(arguments: list[str]) -> None:
 
 
 def mlsuperb(verb: str, arguments: list[str]) -> None:
-    """Judges a model by ML-SUPERB, or writes the table of a workdir's results."""
+    """Judges a model by ML-SUPERB, fine-tunes it on a track, or writes the table of a workdir's results."""
     from experiments.mlsuperb import verbs
 
-    {"superb": verbs.superb, "leaderboard": verbs.leaderboard}[verb](arguments)
+    getattr(verbs, verb)(arguments)
 
 
 def recipe(arguments: list[str]) -> None:
@@ -293,7 +294,7 @@ def recipe(arguments: list[str]) -> None:
         print(f"\nreport: {report.absolute()}")
 
 
-ON_ONE_HOST = ("quality", "evaluate", "average", "import", "export", "features", "superb", "leaderboard", "recipe")
+ON_SEVERAL_HOSTS = ("list", "show", "plan", "train", "units")  # the first three read alone
 VERBS = {
     "list": lambda arguments: list_stages(),
     "show": show,
@@ -307,6 +308,7 @@ VERBS = {
     "export": export,
     "features": features,
     "superb": lambda arguments: mlsuperb("superb", arguments),
+    "finetune": lambda arguments: mlsuperb("finetune", arguments),
     "leaderboard": lambda arguments: mlsuperb("leaderboard", arguments),
     "recipe": recipe,
 }
@@ -327,7 +329,7 @@ def main() -> int:
         print(f"error: no verb is called {verb!r}; the nearest: {', '.join(near)}", file=sys.stderr)
         return 2
     try:
-        if verb in ON_ONE_HOST:
+        if verb not in ON_SEVERAL_HOSTS:
             from experiments.hosts import refuse_several
 
             refuse_several(verb)

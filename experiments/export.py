@@ -12,6 +12,7 @@ import wavlab_jax.model as models
 from data_pipelines.manifest import Manifest, Split
 from data_pipelines.sources import ShardSource
 from experiments import stage_card
+from experiments.mlsuperb import recogniser
 from experiments.stage_files import StageFiles
 from experiments.trained import imported_model, load_model
 from experiments.verify import Comparison, VerifyError, verify
@@ -20,21 +21,26 @@ from wavlab_jax.convert.checkpoint import Checkpoint, from_encoder
 from wavlab_jax.convert.heads import stored_head
 from wavlab_jax.convert.huggingface import HEAD_FILE
 from wavlab_jax.convert.layouts import differences, read_checkpoint, write_checkpoint
+from wavlab_jax.convert.names import ConvertError
 from wavlab_jax.convert.source_card import read_source_card
-from wavlab_jax.encoder import EncoderConfig
+from wavlab_jax.encoder import Encoder, EncoderConfig
 from wavlab_jax.sharding import MeshConfig, make_mesh
 
 LABEL_RATE = 50.0  # units a second: one every 20 ms, which is what every stage trains on
 
 
 class Exported(NamedTuple):
-    """`checkpoint` was written to `folder`, which holds `files`; `notes`: where the peers' numbers may differ."""
+    """`checkpoint` was written to `folder`, which holds `files`; `notes`: where the peers' numbers may differ.
+
+    `encoder`: with the adapter that `checkpoint` has among its heads; None where its tensors are all of the encoder.
+    """
 
     checkpoint: Checkpoint
     folder: Path
     layout: str
     files: tuple[str, ...]
     notes: tuple[str, ...]
+    encoder: Encoder | None = None
 
 
 def export_model(
@@ -51,19 +57,24 @@ def export_model(
     """Writes a model and its card into the folder `out`, whole or not at all.
 
     Args:
-        name: a stage that was trained in `workdir`, whose newest parameters are taken; or the path of any model that
-            `read_checkpoint` takes, with `architecture` and `normalize_waveform`. What the card beside it says is
-            carried over.
+        name: a stage that was trained in `workdir`, whose newest parameters are taken; the path of a folder that
+            `finetune` wrote; or that of any model that `read_checkpoint` takes, with `architecture` and
+            `normalize_waveform`. What the card beside it says is carried over.
         workdir: of the stages.
         corpus: prepared; names its parts in the card. None: they are left out.
         out: must not exist, or be an empty folder.
         layout: one of `wavlab_jax.convert.layouts.LAYOUTS`.
         licence: of the weights, for the card; by default what the card beside the model says.
 
-    Raises CheckpointError, ConvertError, CannotWrite.
+    Raises CheckpointError, ConvertError, ProtocolError, CannotWrite.
     """
-    path = imported_model(workdir, name)
-    if path is not None:
+    path, encoder = imported_model(workdir, name), None
+    if path is not None and recogniser.matches(path):
+        _require_transformers(layout, path)
+        found = recogniser.read_recogniser(path)
+        checkpoint, encoder = found.checkpoint, found.encoder
+        card = {"sections": found.sections, "languages": found.languages}
+    elif path is not None:
         checkpoint = read_checkpoint(path, architecture=architecture, normalize_waveform=normalize_waveform)
         card = {"source": read_source_card(path)}
     else:
@@ -78,7 +89,15 @@ def export_model(
         checkpoint, notes=notes, head_file=HEAD_FILE, licence=licence, in_transformers=layout == "huggingface", **card
     )
     files = write_checkpoint(checkpoint, out, layout=layout, card=text)
-    return Exported(checkpoint, Path(out), layout, files, notes)
+    return Exported(checkpoint, Path(out), layout, files, notes, encoder)
+
+
+def _require_transformers(layout: str, path: Path) -> None:
+    if layout != "huggingface":
+        raise ConvertError(
+            f"{path} is a recogniser, which transformers has classes for, and {layout} no file that is known here: "
+            "leave --layout out"
+        )
 
 
 def stage_checkpoint(workdir: Path, stage: str) -> Checkpoint:
@@ -107,7 +126,8 @@ def stage_checkpoint(workdir: Path, stage: str) -> Checkpoint:
 def check(exported: Exported, corpus: Path | None) -> list[Comparison]:
     """`verify` of what was exported, on a held-out clip. Deletes the folder if it does not compute the same."""
     try:
-        return verify(exported.checkpoint, exported.folder, _clip(corpus), layout=exported.layout)
+        clip = _clip(corpus)
+        return verify(exported.checkpoint, exported.folder, clip, layout=exported.layout, encoder=exported.encoder)
     except VerifyError as error:
         if not can_verify():
             raise

@@ -1,4 +1,4 @@
-"""Whether an exported model computes the same in PyTorch: every hidden state, by the peer's own code."""
+"""Whether an exported model computes the same in PyTorch, by the peer's code: hidden states, a recogniser's logits."""
 
 import dataclasses
 from pathlib import Path
@@ -17,6 +17,7 @@ from wavlab_jax.convert.settings import (
     preprocessor_config,
     read_json,
 )
+from wavlab_jax.convert.tokenizer import text_of
 from wavlab_jax.encoder import Encoder, encode
 
 # Largest difference that counts as the same: of a layer's largest absolute value, or absolute below one. float32 keeps
@@ -32,33 +33,37 @@ class Comparison(NamedTuple):
     """How far a peer is from the encoder here.
 
     Attributes:
-        differences: hidden state (0: the input of the first layer) -> largest absolute difference.
+        differences: hidden state (0: the input of the first layer), or "logits" -> largest absolute difference.
         magnitudes: the same -> largest absolute value here.
         peer: what ran.
     """
 
-    differences: dict[int, float]
-    magnitudes: dict[int, float]
+    differences: dict[int | str, float]
+    magnitudes: dict[int | str, float]
     peer: str
 
     @property
     def largest(self) -> float:
-        """Over all hidden states; NaN counts as infinite."""
+        """Over all of them; NaN counts as infinite."""
         return max(np.inf if np.isnan(each) else each for each in self.differences.values())
 
-    def limit(self, layer: int) -> float:
+    def limit(self, layer: int | str) -> float:
         """The largest difference of a hidden state that counts as the same."""
         return TOLERANCE * max(1.0, self.magnitudes[layer])
 
-    def wrong(self) -> list[int]:
+    def wrong(self) -> list[int | str]:
         """Hidden states that differ by more; NaN does."""
         return [layer for layer, difference in self.differences.items() if not difference <= self.limit(layer)]
 
 
-def verify(checkpoint: Checkpoint, folder: Path, waveform: np.ndarray, *, layout: str) -> list[Comparison]:
+def verify(
+    checkpoint: Checkpoint, folder: Path, waveform: np.ndarray, *, layout: str, encoder: Encoder | None = None
+) -> list[Comparison]:
     """Runs `waveform` [samples] through the exported `folder` in PyTorch and through the encoder here.
 
-    Hugging Face's layout is loaded by transformers itself, by the class that its config.json names. Other layouts are
+    Hugging Face's layout is loaded by transformers itself, by the class that its config.json names; of a CTC head the
+    logits are compared as well, and what its tokenizer reads in them. `encoder`: with an adapter in it, where the
+    checkpoint's own tensors are not all of it. Other layouts are
     read back by our own reader, compared value by value with what was to be written, and run as transformers' model:
     neither fairseq nor ESPnet is run. torchaudio's is loaded by its own class too, where that can be imported.
 
@@ -71,7 +76,8 @@ def verify(checkpoint: Checkpoint, folder: Path, waveform: np.ndarray, *, layout
         raise VerifyError(
             "nothing to verify with: transformers and PyTorch are not installed (pip install torch transformers)"
         ) from error
-    ours = [np.asarray(state[0]) for state in encode(_in_float32(to_encoder(checkpoint)), waveform[None]).hidden]
+    encoder = _in_float32(to_encoder(checkpoint) if encoder is None else encoder)
+    ours = [np.asarray(state[0]) for state in encode(encoder, waveform[None]).hidden]
     peers: list[Comparison] = []
     if layout == "huggingface":
         kind = read_json(folder / "config.json")["architectures"][0]
@@ -79,9 +85,12 @@ def verify(checkpoint: Checkpoint, folder: Path, waveform: np.ndarray, *, layout
         missing, unknown = sorted(loading["missing_keys"]), sorted(loading["unexpected_keys"])
         if missing or unknown:
             raise VerifyError(f"{folder}: {kind} of transformers misses {missing}, and does not know {unknown}")
-        model = getattr(model, model.base_model_prefix, model)
         extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-        peers.append(_in_transformers(model, extractor, waveform, ours))
+        peers.append(_in_transformers(getattr(model, model.base_model_prefix, model), extractor, waveform, ours))
+        if kind.endswith("ForCTC"):
+            inputs = extractor(waveform, sampling_rate=16_000, return_tensors="pt")
+            logits = _logits(checkpoint, ours[-1])
+            peers.append(_spelled(checkpoint, folder, model, inputs.input_values, logits, peers[0].peer))
     else:
         again = read_checkpoint(folder)
         _require_equal(checkpoint, again, folder)
@@ -92,8 +101,9 @@ def verify(checkpoint: Checkpoint, folder: Path, waveform: np.ndarray, *, layout
         peers += _in_torchaudio(checkpoint, folder, waveform, ours)
     for peer in peers:
         if wrong := peer.wrong():
+            states = "hidden states " if isinstance(wrong[0], int) else ""
             raise VerifyError(
-                f"{folder}: hidden states {', '.join(map(str, wrong))} differ from {peer.peer} by more than "
+                f"{folder}: {states}{', '.join(map(str, wrong))} differ from {peer.peer} by more than "
                 f"{TOLERANCE:g} of the layer's largest value\n{table(peers)}"
             )
     return peers
@@ -124,6 +134,28 @@ def _in_transformers(model, extractor, waveform: np.ndarray, ours: list[np.ndarr
     theirs = (*answer.hidden_states[:-1], answer.last_hidden_state)
     peer = f"transformers {transformers.__version__} on PyTorch {torch.__version__}{how}"
     return _comparison(dict(enumerate(zip(ours, theirs, strict=True))), peer)
+
+
+def _logits(checkpoint: Checkpoint, hidden: np.ndarray) -> np.ndarray:
+    """[frames, tokens] of the last hidden state [frames, width], by the checkpoint's CTC head."""
+    return hidden @ checkpoint.heads["lm_head.weight"].values().T + checkpoint.heads["lm_head.bias"].values()
+
+
+def _spelled(checkpoint: Checkpoint, folder: Path, model, heard, logits: np.ndarray, peer: str) -> Comparison:
+    """The whole model's logits; and, raising VerifyError if it differs, what the folder's tokenizer reads in them."""
+    import torch
+    import transformers
+
+    with torch.no_grad():
+        theirs = model.eval()(heard).logits
+    compared = _comparison({"logits": (logits, theirs)}, f"{type(model).__name__}, {peer}")
+    files = checkpoint.settings.get("tokenizer")
+    if files and checkpoint.layout == "wavlab_jax" and not compared.wrong():  # others' files are kept as they are
+        best = theirs[0].argmax(-1).numpy()
+        said, wanted = transformers.AutoProcessor.from_pretrained(folder).decode(best), text_of(best, files)
+        if said != wanted:
+            raise VerifyError(f"{folder}: the tokenizer reads {said!r} where {wanted!r} was recognised")
+    return compared
 
 
 def _transformers_model(checkpoint: Checkpoint):
@@ -168,7 +200,7 @@ def _in_torchaudio(
     return [_comparison(pairs, f"torchaudio {version} on PyTorch {torch.__version__}")]
 
 
-def _comparison(pairs: dict[int, tuple[np.ndarray, Any]], peer: str) -> Comparison:
+def _comparison(pairs: dict[int | str, tuple[np.ndarray, Any]], peer: str) -> Comparison:
     """Of (ours [frames, width], theirs [1, frames, width] in PyTorch) by hidden state."""
     differences = {layer: float(np.abs(ours - theirs[0].numpy()).max()) for layer, (ours, theirs) in pairs.items()}
     return Comparison(differences, {layer: float(np.abs(ours).max()) for layer, (ours, _) in pairs.items()}, peer)

@@ -84,8 +84,8 @@ def mask_coverage(batch: Batch, mask: jax.Array) -> Sum:
 def update_sums(updates: Parameters, params: Parameters) -> Sums:
     """Squares of what is added to the weights, and of the weights before, by group of modules.
 
-    "layers" is [layers], the others are scalars: "frontend", "position", "encoder" (its other parameters), "head"; the
-    last alone where the encoder is frozen. The root of a group's ratio is its update-to-weight ratio.
+    "layers" is [layers], the others are scalars: "frontend", "position", "encoder" (its other parameters), "head"; of a
+    frozen encoder "head", and "adapter" where there is one. The root of a group's ratio is its update-to-weight ratio.
     """
     added, weights = _squares(updates), _squares(params)
     return {name: Sum(added[name], weights[name]) for name in weights}
@@ -93,7 +93,7 @@ def update_sums(updates: Parameters, params: Parameters) -> Sums:
 
 def _squares(tree: Parameters) -> Mapping[str, jax.Array]:
     if "encoder" not in tree:
-        return {"head": sum(_square(leaf) for leaf in jax.tree.leaves(tree["head"]))}
+        return {name: sum(_square(leaf) for leaf in jax.tree.leaves(part)) for name, part in tree.items()}
     rest = dict(tree["encoder"])
     groups = {"frontend": rest.pop("frontend"), "position": rest.pop("position")}
     layers, groups["encoder"], groups["head"] = rest.pop("layers"), rest, tree["head"]

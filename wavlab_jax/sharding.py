@@ -65,6 +65,11 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"head/target_projection/kernel", ("dim_in", "dim")),
     (r"head/context_projection/kernel", ("width_in", "dim")),
     (r"head/(target|context)_projection/bias", ("dim",)),
+    (r"adapter/(query|key|value|output)/down", ("layers", "adapter_in", "adapter")),
+    (r"adapter/(query|key|value|output)/up", ("layers", "adapter", "adapter_out")),
+    (r"adapter/(down|up)/kernel", ("layers", "adapter_in", "adapter_out")),
+    (r"adapter/(down|up)/bias", ("layers", "adapter_out")),
+    (r"adapter/norm/(scale|bias)", ("layers", "width")),
     (r"head/output/kernel", ("width_in", "tokens")),
     (r"head/output/bias", ("tokens",)),
     (r"head/layer_weights", ("hidden",)),
@@ -92,6 +97,7 @@ LOGICAL_TO_MESH: dict[str, str | None] = {
         ("taps", "channels_in", "channels", "width", "group_in", "buckets", "heads", "layers", "heads_width"), None
     ),
     **dict.fromkeys(("head_width", "gates", "feed_forward", "dim", "dim_in", "units", "groups", "codes"), None),
+    **dict.fromkeys(("adapter", "adapter_in", "adapter_out"), None),  # small: copied
     **dict.fromkeys(("tokens", "hidden", "features_in"), None),
 }
 
@@ -139,11 +145,19 @@ def abstract_on(params, mesh: Mesh):
 
 
 def state_shardings(state: TrainState, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """A tree like `state` (arrays or shapes): moments lie where their parameters lie, counters everywhere."""
+    """A tree like `state` (arrays or shapes): moments lie where their parameters lie, counters everywhere.
+
+    Parameters that the optimizer leaves out have a `MaskedNode` in place of moments.
+    """
     params = parameter_shardings(state.params, mesh)
     everywhere = NamedSharding(mesh, P())
     moments = optax.tree_map_params(
-        optimizer, lambda _, sharding: sharding, state.optimizer, params, transform_non_params=lambda _: everywhere
+        optimizer,
+        lambda moment, sharding: moment if isinstance(moment, optax.MaskedNode) else sharding,
+        state.optimizer,
+        params,
+        transform_non_params=lambda _: everywhere,
+        is_leaf=lambda moment: isinstance(moment, optax.MaskedNode),
     )
     return TrainState(step=everywhere, params=params, optimizer=moments)
 

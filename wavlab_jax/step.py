@@ -12,12 +12,13 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipelines.batch import Batch
+from wavlab_jax.adapters import AdapterError, AnyAdapterConfig, adapted, make_adapter
 from wavlab_jax.downstream import DownstreamConfig
 from wavlab_jax.encoder import EncoderConfig, Formulation, formulation_for
 from wavlab_jax.heads import AnyHeadConfig, HeadError
 from wavlab_jax.health import combine, combine_copies, mask_coverage, observe, update_sums
 from wavlab_jax.metrics import Sums
-from wavlab_jax.model import Parameters, assemble, make_model, parameters
+from wavlab_jax.model import Model, Parameters, assemble, make_model, parameters
 from wavlab_jax.objectives import (
     AnyObjectiveConfig,
     Keys,
@@ -26,7 +27,7 @@ from wavlab_jax.objectives import (
     loss_of,
     objective_of,
 )
-from wavlab_jax.optim import OptimizerConfig, at_step, learning_rate, make_optimizer
+from wavlab_jax.optim import OptimizerConfig, at_step, held, learning_rate, make_optimizer
 from wavlab_jax.sharding import BATCH_AXES, abstract_flag, parameter_shardings, place_flag, state_shardings
 from wavlab_jax.state import TrainState, fresh_state
 from wavlab_jax.targets.online import Targets
@@ -40,8 +41,10 @@ class LearnerConfig:
         encoder: None for log-mel features in its place, which a recogniser can be trained on.
         frozen_encoder: the head alone is trained: the encoder's parameters are an argument of the step, and neither
             part of the training state nor of a checkpoint.
+        adapter: small parameters that are put into a frozen encoder and trained with the head.
 
-    Raises HeadError if the head is not of the kind that the objective trains, or needs an encoder.
+    Raises HeadError if the head is not of the kind that the objective trains, or needs an encoder; AdapterError if an
+    adapter has no frozen encoder to be put into.
     """
 
     encoder: EncoderConfig | None
@@ -50,15 +53,29 @@ class LearnerConfig:
     optimizer: OptimizerConfig
     seed: int = 0
     frozen_encoder: bool = False
+    adapter: AnyAdapterConfig | None = None
 
     def __post_init__(self):
         check_head(self.objective, self.head)
         if self.encoder is None and not isinstance(self.head, DownstreamConfig):
             raise HeadError(f"learner.encoder is None, and a {type(self.head).__name__} needs one")
 
+        if self.adapter is not None and (self.encoder is None or not self.frozen_encoder):
+            raise AdapterError(
+                "learner.adapter is put into a frozen encoder: set learner.frozen_encoder True, or the adapter to None"
+            )
+
     def trained(self, params: Parameters) -> Parameters:
         """Of a whole model's parameters, those that are trained."""
-        return {"head": params["head"]} if self.frozen_encoder else params
+        return {name: part for name, part in params.items() if name != "encoder"} if self.frozen_encoder else params
+
+    def model(self, params: Parameters) -> Model:
+        """The model of a whole model's parameters, its adapter in its encoder. Works under `jit`."""
+        rest = {name: part for name, part in params.items() if name != "adapter"}
+        model = assemble(rest, self.encoder, self.head)
+        if self.adapter is not None:
+            model.encoder = adapted(model.encoder, params["adapter"], self.adapter)
+        return model
 
 
 class Frozen(NamedTuple):
@@ -159,8 +176,11 @@ def initial_state(cfg: LearnerConfig, mesh: Mesh) -> TrainState:
 
 
 def _initial_state(cfg: LearnerConfig, optimizer: optax.GradientTransformation) -> TrainState:
-    model = make_model(jax.random.key(cfg.seed), cfg.encoder, cfg.head)
-    return fresh_state(cfg.trained(parameters(model)), optimizer)
+    key = jax.random.key(cfg.seed)
+    params = parameters(make_model(key, cfg.encoder, cfg.head))
+    if cfg.adapter is not None:
+        params["adapter"] = make_adapter(jax.random.fold_in(key, 2), cfg.adapter, encoder=cfg.encoder)
+    return fresh_state(cfg.trained(params), optimizer)
 
 
 def make_train_step(
@@ -218,7 +238,7 @@ def make_train_step(
 
         def loss(params, rows, mask):
             measured = objective.measure(
-                assemble({**frozen.encoder, **params}, cfg.encoder, cfg.head),
+                cfg.model({**frozen.encoder, **held(params, cfg.optimizer)}),
                 rows,
                 mask,
                 keys=keys,
@@ -343,7 +363,7 @@ def _evaluation(
             rows = targets.label(frozen.targets, rows)
         keys = Keys(asked=jax.random.key(cfg.seed), noise=None)
         mask = draw_masks(rows, keys.asked, cfg.objective.mask)
-        return function(assemble({**frozen.encoder, **params}, cfg.encoder, cfg.head), rows, mask, keys, formulation)
+        return function(cfg.model({**frozen.encoder, **params}), rows, mask, keys, formulation)
 
     params = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(cfg, mesh).params)
     everywhere, rows = _places(mesh)

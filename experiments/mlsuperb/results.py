@@ -64,7 +64,7 @@ def write_results(
         "task": track.task,
         "chance": chance(track, judged),
         "layer_weights": layer_weights(trained) if encoder.config else [],
-        "examples": [_example(each) for each in spread(judged, EXAMPLES)],
+        "examples": [example_of(each) for each in spread(judged, EXAMPLES)],
         "training": {
             "averaged": {str(step): loss for step, loss in trained.averaged.items()},
             "losses": trained.losses,
@@ -125,7 +125,8 @@ def spread(judged: Sequence[Judged], count: int) -> list[Judged]:
     return [judged[place] for place in places]
 
 
-def _example(each: Judged) -> dict:
+def example_of(each: Judged) -> dict:
+    """A hypothesis beside its reference, as JSON."""
     utterance = each.example.utterance
     return {
         "id": utterance.id,

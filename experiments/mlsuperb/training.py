@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +69,7 @@ class Trained(NamedTuple):
 
     Attributes:
         learner: what it is.
-        params: of the head, on the mesh: the mean of the best checkpoints.
+        params: of what was trained, on the mesh: the mean of the best checkpoints.
         averaged: step -> validation loss of each of these.
         losses: of the whole run: rows of "step" with "ctc_loss" (training) or "valid_loss".
     """
@@ -116,15 +116,16 @@ class Run:
             frozen_encoder=self.encoder.config is not None,
         )
 
+    @property
+    def inherited(self) -> Parameters | None:
+        """What training begins with, in place of fresh values."""
+        return None
+
     def steps(self) -> "Steps":
         """The programs; those of the run before are taken again where only the encoder's numbers are others."""
-        languages = len({each.utterance.language for each in self.track.parts["train"]})
-        made = _steps(self.learner, self.mesh, languages)
-        if self.encoder.params is None:
-            return made
-        return Steps(*(step.of_encoder(self.encoder.params) for step in made))
+        return programs(self.learner, self.mesh, self.track, encoder=self.encoder.params)
 
-    def place(self, batch: Batch) -> Batch:
+    def place(self, batch: Batch, *, training: bool = False) -> Batch:
         """Host rows -> global arrays, in one pass: rows hear how long their batch's longest is."""
         return place_batch(batch, mesh=self.mesh, passes=1)
 
@@ -137,9 +138,16 @@ class Steps(NamedTuple):
     predict: EvaluationStep
 
 
+def programs(learner: LearnerConfig, mesh: Mesh, track: Track, *, encoder: Parameters | None) -> Steps:
+    """Of a run on a track; `encoder`: the parameters of a frozen one. The last ones stay at hand."""
+    languages = len({each.utterance.language for each in track.parts["train"]})
+    made = _steps(learner, mesh, languages)
+    return made if encoder is None else Steps(*(step.of_encoder(encoder) for step in made))
+
+
 @lru_cache(maxsize=1)
 def _steps(learner: LearnerConfig, mesh: Mesh, languages: int) -> Steps:
-    """For the shape of an encoder, which `Run.steps` puts in."""
+    """For the shape of an encoder, which `programs` puts in."""
     shapes = None
     if learner.frozen_encoder:
         model = abstract_parameters(learner.encoder, learner.head)
@@ -192,7 +200,9 @@ def _trained(run: Run) -> dict[int, float]:
             about={"versions": versions(), "commit": git_commit()},
         )
         opened.enter_context(closing(checkpoints))
-        restored = start(checkpoints, like=like, fresh=lambda: initial_state(learner, run.mesh))
+        restored = start(
+            checkpoints, like=like, fresh=lambda: initial_state(learner, run.mesh), inherited=run.inherited
+        )
         first = int(restored.state.step)
         writer = opened.enter_context(closing(MetricsWriter(files.folder, resume_step=first)))
         batches = opened.enter_context(track_batches(run.track, "train", run.cfg.batches, start=first, training=True))
@@ -200,7 +210,7 @@ def _trained(run: Run) -> dict[int, float]:
             restored.state,
             run.steps().train,
             batches,
-            place=run.place,
+            place=partial(run.place, training=True),
             describe=lambda batch: [
                 str(run.track.parts["train"][index].utterance.path) for index in batch.utterance if index >= 0
             ],

@@ -1,4 +1,4 @@
-"""What `python -m experiments superb` and `leaderboard` take, and how they are wired."""
+"""What `python -m experiments superb`, `finetune` and `leaderboard` take, and how they are wired."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,13 +11,16 @@ from data_pipelines.interrupts import interrupts_end_at_once
 
 with interrupts_end_at_once():
     from data_pipelines.mlsuperb.batches import TrackBatchesConfig
+    from data_pipelines.mlsuperb.challenge import Development, read_challenge
     from data_pipelines.mlsuperb.layout import Duration
-    from data_pipelines.mlsuperb.tracks import Task
+    from data_pipelines.mlsuperb.tracks import Task, read_track
     from experiments.commands import WORKDIR, Unsaid
-    from experiments.mlsuperb.benchmark import run_benchmark, tracks_of
+    from experiments.mlsuperb.benchmark import run_benchmark, summary, tracks_of
     from experiments.mlsuperb.encoders import read_encoder
+    from experiments.mlsuperb.finetuning import FineTuning, RecogniserFiles, fine_tune
     from experiments.mlsuperb.gathered import write_leaderboard
     from experiments.mlsuperb.protocol import BATCH, LEARNING_RATE, ProtocolConfig
+    from experiments.mlsuperb.recipe import RecipeConfig
     from experiments.run import configure_jax
     from wavlab_jax.sharding import MeshConfig, make_mesh
 
@@ -64,6 +67,37 @@ class SuperbCommand:
 
 
 @dataclass(frozen=True)
+class FineTuneCommand:
+    """Fine-tune a model, and a linear layer on it, to recognise a track; judge it as `superb` does.
+
+    Results go to WORKDIR/mlsuperb/NAME/HOURS/TRACK, a folder that `export` takes. The same command goes on where it was
+    killed.
+    """
+
+    model: tyro.conf.Positional[str]
+    """A stage that was trained in the workdir; a file or folder that `import` takes, such as a Hugging Face folder; or
+    random:MODEL, for a fresh encoder of that shape."""
+    mlsuperb: Path
+    """The benchmark's folder, as unpacked, or a miniature of it; for the challenge, what `data_pipelines challenge`
+    writes, or ESPnet's egs2/ml_superb2/asr1."""
+    track: Track | Literal["challenge"] = "multilingual"
+    """Of the benchmark; or ML-SUPERB 2.0's challenge."""
+    hours: Duration = "10min"
+    """The training set: so much of each language."""
+    language: str | None = None
+    """Of the monolingual track, one of its sets: eng1, ..., cmn."""
+    judged_on: Development = "dev"
+    """Of the challenge, the development set that is judged."""
+    name: str | None = None
+    """Of the folder, and in the table; by default that of MODEL and what is tuned."""
+    recipe: Annotated[RecipeConfig, tyro.conf.arg(name="")] = field(default_factory=RecipeConfig)
+    workdir: Path = WORKDIR
+    """Of the stage, where MODEL is one, and of the results."""
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+    unsaid: Annotated[Unsaid, tyro.conf.arg(name="")] = field(default_factory=Unsaid)
+
+
+@dataclass(frozen=True)
 class LeaderboardCommand:
     """All ML-SUPERB results of a workdir in one Markdown table, beside the published rows where they are comparable.
 
@@ -105,6 +139,35 @@ def superb(arguments: Sequence[str]) -> None:
         mesh=mesh,
     )
     print(f"results: {command.workdir / 'mlsuperb' / encoder.name / command.hours}")
+
+
+def finetune(arguments: Sequence[str]) -> None:
+    """Fine-tunes a model to recognise a track, and judges it."""
+    config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
+    command = tyro.cli(FineTuneCommand, args=arguments, prog="python -m experiments finetune", config=config)
+    if command.track == "challenge":
+        track = read_challenge(command.mlsuperb, judged_on=command.judged_on)
+    else:
+        name = command.language
+        track = read_track(command.mlsuperb, TASKS[command.track], duration=command.hours, monolingual=name)
+    configure_jax(command.workdir)
+    mesh = make_mesh(command.mesh)
+    encoder = read_encoder(
+        command.model, workdir=command.workdir, mesh=mesh, name=command.name, **command.unsaid.arguments()
+    )
+    for note in encoder.notes:
+        print(f"note: {note}")
+    if command.name is None:
+        tuned = "finetuned" if command.recipe.adapter == "none" else command.recipe.adapter
+        encoder = encoder._replace(name=f"{encoder.name}-{tuned}")
+    files = RecogniserFiles(command.workdir, encoder.name, track)
+    run = FineTuning(track, encoder, command.model, command.recipe, mesh, files)
+    results = fine_tune(run, root=command.mlsuperb, workdir=command.workdir)
+    print(summary(results))
+    if "challenge" in results:
+        said = (f"{name.replace('_', ' ')} {value:.1f}" for name, value in results["challenge"].items())
+        print(f"  by the challenge's averages over languages: {', '.join(said)}")
+    print(f"results: {files.folder}\nfor transformers: python -m experiments export {files.folder} --out FOLDER")
 
 
 def leaderboard(arguments: Sequence[str]) -> None:

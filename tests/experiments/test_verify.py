@@ -37,7 +37,8 @@ def exported(folder, *, scale: float = 1.0, **heads) -> Exported:
 def test_large_states_are_held_to_their_own_scale(tmp_path):
     """float32 keeps seven digits: states of some thousand differ by more than 1e-4 in the best of codes."""
     heads = {"lm_head.weight": np.ones((5, 16), np.float32), "lm_head.bias": np.ones(5, np.float32)}
-    (peer,) = check(exported(tmp_path / "out", scale=3000.0, **heads), None)  # loaded by HubertForCTC
+    peer, logits = check(exported(tmp_path / "out", scale=3000.0, **heads), None)  # loaded by HubertForCTC
+    assert logits.differences.keys() == {"logits"} and logits.wrong() == []
     assert peer.largest > 1e-4 and max(peer.magnitudes.values()) > 1000 and peer.wrong() == []
     assert (tmp_path / "out").is_dir()
 
@@ -54,6 +55,16 @@ def test_what_computes_something_else_is_told_layer_by_layer_and_not_kept(tmp_pa
     told = {int(line.split()[0]): line.split() for line in lines[3:-1]}
     assert told.keys() == {0, 1, 2} and told[2][-2:] == ["too", "much"] and len(told[1]) == 4
     assert not (tmp_path / "out").exists()
+
+
+def test_logits_of_another_head_are_told(tmp_path):
+    heads = {"lm_head.weight": np.ones((5, 16), np.float32), "lm_head.bias": np.ones(5, np.float32)}
+    found = exported(tmp_path / "out", **heads)
+    model = load_file(tmp_path / "out" / "model.safetensors")
+    model["lm_head.bias"][3] += 0.01
+    save_file(model, tmp_path / "out" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(VerifyError, match="out: logits differ from HubertForCTC, transformers"):
+        check(found, None)
 
 
 def test_nan_is_too_much():

@@ -67,16 +67,24 @@ def model_card(
         in_transformers: whether the folder loads there.
     """
     cfg, kind = checkpoint.encoder, KINDS[checkpoint.model_type]
-    parameters = checkpoint.parameters()
+    parameters, what = checkpoint.parameters(), "recogniser" if "tokenizer" in checkpoint.settings else "encoder"
     source = source or SourceCard("")
     sections = dict(sections if sections is not None else origin(checkpoint, source)) | _carried(source)
     tables = {heading: rows for heading, text in sections.items() if (rows := table_rows(text))}
     lines = [
         "---",
-        _front(checkpoint.model_type, licence, languages, source, tables, in_transformers=in_transformers),
+        _front(
+            checkpoint.model_type,
+            licence,
+            languages,
+            source,
+            tables,
+            in_transformers=in_transformers,
+            recognises="tokenizer" in checkpoint.settings,
+        ),
         "---",
         "",
-        f"# {title or f'{kind} encoder, {parameters / 1e6:.1f} M parameters'}",
+        f"# {title or f'{kind} {what}, {parameters / 1e6:.1f} M parameters'}",
         "",
         f"{kind}: {cfg.layers} layers, width {cfg.width}, {cfg.heads} heads, {parameters:,} parameters; {SAMPLE_RATE} "
         "Hz mono in, one hidden state every 20 ms out. "
@@ -84,9 +92,10 @@ def model_card(
            "Waveforms are taken as they are."),
         "",
     ]  # fmt: skip
+    task = task_of(checkpoint.model_type, {name: tensor.shape for name, tensor in checkpoint.heads.items()})
     if in_transformers:
-        task = task_of(checkpoint.model_type, {name: tensor.shape for name, tensor in checkpoint.heads.items()})
-        lines += [line.replace("AutoModel", task.auto_class) for line in _USE]
+        use = _USE_CTC if "tokenizer" in checkpoint.settings else _USE
+        lines += [line.replace("AutoModel", task.auto_class) for line in use]
     for heading, text in sections.items():
         lines += [f"## {heading}", "", text.strip(), ""]
     lines += [
@@ -101,7 +110,7 @@ def model_card(
         lines += ["## Before you compare numbers", "", *(f"- {note}" for note in notes), ""]
     if checkpoint.heads:
         lines += ["## Heads", "", *(f"- `{name}` {_head(checkpoint, name)}" for name in sorted(checkpoint.heads)), ""]
-        if head_file:
+        if head_file and (not in_transformers or checkpoint.heads.keys() - task.heads):
             lines += [f"Those that the model's own file has no place for lie in `{head_file}`.", ""]
     lines += [
         "## Licence",
@@ -139,6 +148,7 @@ def _front(
     tables: Mapping[str, Rows],
     *,
     in_transformers: bool,
+    recognises: bool,
 ) -> str:
     """The YAML that Hugging Face's hub reads, and our tables for the next conversion."""
     named = {"license_name": source.licence_name, "license_link": source.licence_link} if not licence else {}
@@ -148,7 +158,7 @@ def _front(
         **named,
         "language": list(languages or source.languages),
         "datasets": list(source.datasets),
-        "pipeline_tag": "feature-extraction",
+        "pipeline_tag": "automatic-speech-recognition" if recognises else "feature-extraction",
         "tags": list(dict.fromkeys(("speech", "self-supervised", model_type, *source.tags))),
         OURS: {"tables": {heading: [dict(row) for row in rows] for heading, rows in tables.items()}}
         if tables
@@ -200,6 +210,17 @@ _USE = [
     'model = AutoModel.from_pretrained("FOLDER").eval()',
     f'inputs = extractor(waveform, sampling_rate={SAMPLE_RATE}, return_tensors="pt")',
     "hidden = model(**inputs, output_hidden_states=True).hidden_states",
+    "```",
+    "",
+]
+_USE_CTC = [
+    "```python",
+    "from transformers import AutoModel, AutoProcessor",
+    "",
+    'processor = AutoProcessor.from_pretrained("FOLDER")',
+    'model = AutoModel.from_pretrained("FOLDER").eval()',
+    f'inputs = processor(waveform, sampling_rate={SAMPLE_RATE}, return_tensors="pt")',
+    "text = processor.batch_decode(model(**inputs).logits.argmax(-1))[0]",
     "```",
     "",
 ]

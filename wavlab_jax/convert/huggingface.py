@@ -21,6 +21,7 @@ from wavlab_jax.convert.names import ConvertError, wanted
 from wavlab_jax.convert.safetensors_files import read_safetensors_file, write_safetensors_file
 from wavlab_jax.convert.settings import (
     BIAS,
+    CTC_HEADS,
     PREPROCESSOR_EPSILON,
     SAME,
     checkpoint_settings,
@@ -31,6 +32,7 @@ from wavlab_jax.convert.settings import (
     says_normalisation,
     task_of,
 )
+from wavlab_jax.convert.tokenizer import PROCESSOR, TOKENIZER_FILES, read_tokenizer
 from wavlab_jax.convert.torch_files import read_torch_file
 from wavlab_jax.convert.torchaudio_settings import require_same
 from wavlab_jax.encoder import Encoder, EncoderConfig
@@ -77,6 +79,8 @@ def read(
     advice = "Has config.json been changed, or is a shard missing?"
     tensors, notes = fit(cfg, inner, where=folder, advice=advice)
     settings = checkpoint_settings(config, heads=heads.keys())
+    if CTC_HEADS <= heads.keys() and (tokenizer := read_tokenizer(folder, read_json)):
+        settings["tokenizer"] = tokenizer
     if normalize_waveform is None and architecture is None and not says_normalisation(folder):
         notes += (
             f"No preprocessor_config.json says do_normalize. Waveforms are {'' if cfg.normalize_waveform else 'not '}"
@@ -91,8 +95,9 @@ def write(checkpoint: Checkpoint, out: Path, *, card: str | None = None) -> tupl
     """Writes a folder that `transformers.AutoModel.from_pretrained` loads, in float32; returns its files' names.
 
     wav2vec 2.0 with its quantizer and projections is written for `Wav2Vec2ForPreTraining`, an `lm_head` for the CTC
-    class. Heads without a place there go to `pretraining_head.safetensors`, by the names of `HEADS`. The folder appears
-    under its name when it is whole, and not at all if anything fails.
+    class, with the tokenizer's files if `checkpoint.settings` has them (`convert.tokenizer`). Heads without a place
+    there go to `pretraining_head.safetensors`, by the names of `HEADS`. The folder appears under its name when it is
+    whole, and not at all if anything fails.
 
     Args:
         checkpoint: its tensors are read one at a time, as they are written.
@@ -111,7 +116,10 @@ def write(checkpoint: Checkpoint, out: Path, *, card: str | None = None) -> tupl
     model_type = kind_of(cfg, checkpoint.model_type)
     require_widths(checkpoint.heads, cfg, where=f"the {checkpoint.layout} checkpoint")
     task = task_of(model_type, {name: tensor.shape for name, tensor in checkpoint.heads.items()})
-    config = huggingface_config(cfg, model_type=model_type, task=task, settings=checkpoint.settings)
+    settings = {name: value for name, value in checkpoint.settings.items() if name != "tokenizer"}
+    config = huggingface_config(cfg, model_type=model_type, task=task, settings=settings)
+    tokenizer = checkpoint.settings.get("tokenizer") if task.heads >= CTC_HEADS else None
+    preprocessor = preprocessor_config(cfg) | ({"processor_class": PROCESSOR} if tokenizer else {})
     prefix = f"{model_type}." if task.heads else ""
     model = {f"{prefix}{key}": checkpoint.tensors[key] for key in wanted(cfg)}
     model |= {name: checkpoint.heads[name] for name in sorted(task.heads)}
@@ -120,7 +128,10 @@ def write(checkpoint: Checkpoint, out: Path, *, card: str | None = None) -> tupl
 
     with whole_folder(folder) as partial:
         _write_json(partial / "config.json", config)
-        _write_json(partial / "preprocessor_config.json", preprocessor_config(cfg))
+        _write_json(partial / "preprocessor_config.json", preprocessor)
+        for name in TOKENIZER_FILES:
+            if tokenizer and name in tokenizer:
+                _write_json(partial / name, tokenizer[name])
         (partial / "README.md").write_text(text, encoding="utf-8")
         write_safetensors_file(partial / MODEL_FILE, model)
         if beside:

@@ -126,6 +126,7 @@ PRETRAINING_HEADS = frozenset(
     f"{name}.{kind}" for name in ("quantizer.weight_proj", "project_q", "project_hid") for kind in ("weight", "bias")
 ) | {"quantizer.codevectors"}
 CTC_HEADS = frozenset({"lm_head.weight", "lm_head.bias"})
+ADAPTER = "adapter_layer"  # part of the keys of MMS's bottlenecks, one in every layer (`convert.adapters`)
 
 # Our fields that transformers has no name for, kept in config.json so that a folder of ours comes back whole.
 OURS = "wavlab_jax"
@@ -177,8 +178,11 @@ def task_of(model_type: str, heads: Mapping[str, tuple[int, ...]]) -> Task:
             "num_codevectors_per_group": codes // groups,
         }
         return Task("Wav2Vec2ForPreTraining", PRETRAINING_HEADS, fields)
+    inner = {name: shape for name, shape in heads.items() if f".{ADAPTER}." in name}
     if heads.keys() >= CTC_HEADS:
-        return Task(f"{_CLASSES[model_type]}ForCTC", CTC_HEADS, {"vocab_size": heads["lm_head.weight"][0]})
+        fields = {"vocab_size": heads["lm_head.weight"][0]}
+        fields |= next(({"adapter_attn_dim": s[0]} for name, s in inner.items() if name.endswith("linear_1.bias")), {})
+        return Task(f"{_CLASSES[model_type]}ForCTC", CTC_HEADS | inner.keys(), fields)
     return Task(f"{_CLASSES[model_type]}Model", frozenset(), {})
 
 

@@ -306,8 +306,38 @@ class Attention(nnx.Module):
         return self.output(formulation.along_rows(mixed.reshape(x.shape)))
 
 
+BOTTLENECK_KINDS = ("houlsby", "mms")
+
+
+class Bottleneck(nnx.Module):
+    """An adapter of a layer: [..., width] -> what is added, through `inner` channels.
+
+    "houlsby": up(gelu(down(y))) of the feed-forward network's output y, before its dropout, is added to the residual
+    stream beside it (ESPnet `espnet2/layers/houlsby_adapter_layer.py`, after 1902.00751). At first kernels are N(0,
+    0.01), cut at two deviations, and biases zero, so that hardly anything is added (1902.00751, section 3.3).
+    "mms": up(relu(down(LayerNorm(x)))) of the layer's output x is added to it (MMS, 2305.13516; transformers
+    `HubertAttnAdapterLayer`). At first kernels are N(0, 0.02) and biases zero, as there.
+    """
+
+    def __init__(self, key: jax.Array, *, kind: str, width: int, inner: int):
+        down_key, up_key = jax.random.split(key)
+        self.kind = kind
+        self.norm = Norm(width) if kind == "mms" else None
+        self.down, self.up = Dense(down_key, width, inner), Dense(up_key, inner, width)
+        if kind == "houlsby":
+            for dense, own in ((self.down, down_key), (self.up, up_key)):
+                values = jax.random.truncated_normal(own, -2.0, 2.0, dense.kernel[...].shape)
+                dense.kernel = nnx.Param(0.01 * values)
+
+    def __call__(self, x: jax.Array, *, epsilon: float) -> jax.Array:
+        """What is added; `epsilon` of the norm."""
+        if self.norm is None:
+            return self.up(gelu(self.down(x)))
+        return self.up(jax.nn.relu(self.down(self.norm.over_channels(x, epsilon=epsilon))))
+
+
 class Layer(nnx.Module):
-    """One Transformer block, LayerNorm before or after each half."""
+    """One Transformer block, LayerNorm before or after each half; with a `bottleneck` where one was put in."""
 
     def __init__(self, key: jax.Array, cfg: EncoderConfig):
         keys = jax.random.split(key, 3)
@@ -316,10 +346,11 @@ class Layer(nnx.Module):
         self.expand = Dense(keys[1], cfg.width, cfg.feed_forward)
         self.contract = Dense(keys[2], cfg.feed_forward, cfg.width)
         self.final_norm = Norm(cfg.width)
+        self.bottleneck = None  # `wavlab_jax.adapters` puts one in
 
     def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation) -> jax.Array:
         """[batch, frames, width] -> same shape; `keys` [batch] draw dropout, None draws none."""
-
+        kind = None if self.bottleneck is None else self.bottleneck.kind
         lean = formulation.lean_gradients
 
         def attend(y):
@@ -330,7 +361,10 @@ class Layer(nnx.Module):
         def feed_forward(y):
             y = gelu(self.expand(formulation.along_rows(y)), lean=lean)
             y = dropout(y, rate=cfg.activation_dropout, keys=fold(keys, 2))
-            return dropout(self.contract(formulation.along_rows(y)), rate=cfg.dropout, keys=fold(keys, 3))
+            y = self.contract(formulation.along_rows(y))
+            beside = self.bottleneck(y, epsilon=cfg.norm_epsilon) if kind == "houlsby" else None
+            y = dropout(y, rate=cfg.dropout, keys=fold(keys, 3))
+            return y if beside is None else y + beside
 
         def attention_norm(y):
             return self.attention_norm.over_channels(y, epsilon=cfg.norm_epsilon, lean=lean)
@@ -340,6 +374,8 @@ class Layer(nnx.Module):
 
         if cfg.pre_norm:
             x = x + attend(attention_norm(x))
-            return x + feed_forward(final_norm(x))
-        x = attention_norm(x + attend(x))
-        return final_norm(x + feed_forward(x))
+            x = x + feed_forward(final_norm(x))
+        else:
+            x = attention_norm(x + attend(x))
+            x = final_norm(x + feed_forward(x))
+        return x + self.bottleneck(x, epsilon=cfg.norm_epsilon) if kind == "mms" else x

@@ -1,0 +1,209 @@
+"""Fine-tuning on a track: an encoder and a linear layer of its last hidden state, by CTC.
+
+    finetune MODEL --mlsuperb DIR ─▶ WORKDIR/mlsuperb/NAME/HOURS/TRACK: results.json, hypotheses.tsv, ...
+                                       └ export THAT_FOLDER ─▶ HubertForCTC or WavLMForCTC, with its processor
+
+Loop and step are those of pre-training; batches, validation, decoding and figures those of `superb`
+(`training`, `judging`, `scoring`), whose results lie beside these. `recipe` says how, `recogniser` reads a run back.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from data_pipelines.batch import SAMPLE_RATE, Batch, num_frames
+from data_pipelines.mlsuperb.layout import PARTS, Utterance, untold_recordings
+from data_pipelines.mlsuperb.tracks import Example, Track
+from experiments.machine import describe_machine, git_commit
+from experiments.mlsuperb.encoders import LOG_MEL, RANDOM, FrozenEncoder
+from experiments.mlsuperb.judging import decode, write_hypotheses
+from experiments.mlsuperb.protocol import ProtocolError, Schedule
+from experiments.mlsuperb.recipe import RecipeConfig
+from experiments.mlsuperb.results import EXAMPLES, FORMAT, NAMED, data_facts, example_of, spread
+from experiments.mlsuperb.scoring import Judged, challenge_scores, chance, figures, judge
+from experiments.mlsuperb.training import Steps, TrackFiles, Trained, check_unchanged, programs, train_track
+from experiments.run import say, write_json
+from experiments.stage import as_text
+from experiments.trained import imported_model
+from wavlab_jax.convert.layouts import read_checkpoint
+from wavlab_jax.model import Parameters, count, write_description
+from wavlab_jax.sharding import micro_batches, place_batch
+from wavlab_jax.step import LearnerConfig, abstract_state
+
+
+class RecogniserFiles(TrackFiles):
+    """`TrackFiles`, and what an export needs beside the parameters."""
+
+    def __init__(self, workdir: Path, model: str, track: Track):
+        super().__init__(workdir, model, track)
+        self.recogniser = self.folder / "recogniser.json"
+        self.model = self.folder / "model.json"
+        self.config = self.folder / "config.txt"
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """One fine-tuning, with the properties of `training.Run`.
+
+    Attributes:
+        track, mesh, files: of it.
+        encoder: as it was read: what training begins with, or what stays frozen.
+        model: what that was read from, as it was named.
+        cfg: how.
+    """
+
+    track: Track
+    encoder: FrozenEncoder
+    model: str
+    cfg: RecipeConfig
+    mesh: Mesh
+    files: RecogniserFiles
+
+    @property
+    def schedule(self) -> Schedule:
+        """Iterations and validations."""
+        return self.cfg.schedule()
+
+    @property
+    def learner(self) -> LearnerConfig:
+        """What the step computes."""
+        return self.cfg.learner(self.encoder.config, tokens=len(self.track.tokens))
+
+    @property
+    def frozen(self) -> Parameters | None:
+        """The encoder's parameters, where an adapter is trained in their place."""
+        return self.encoder.params if self.learner.frozen_encoder else None
+
+    @property
+    def inherited(self) -> Parameters | None:
+        """The encoder's parameters, where they are trained, which takes these arrays over."""
+        return None if self.learner.frozen_encoder else {"encoder": self.encoder.params}
+
+    def steps(self) -> Steps:
+        """The programs."""
+        return programs(self.learner, self.mesh, self.track, encoder=self.frozen)
+
+    def place(self, batch: Batch, *, training: bool = False) -> Batch:
+        """Host rows -> global arrays; in training in as many passes as the devices need."""
+        rows, samples = batch.waveform.shape
+        seconds = self.cfg.seconds_per_device
+        passes = micro_batches(rows, samples, seconds_per_device=seconds, devices=self.mesh.size) if training else 1
+        return place_batch(batch, mesh=self.mesh, passes=passes)
+
+
+def fine_tune(run: FineTuning, *, root: Path, workdir: Path) -> dict:
+    """Trains, or goes on, or takes what was trained; judges it, and returns its results.json.
+
+    Raises ProtocolError (no encoder, a layer that it has not, another run in the folder), NonFinite, Interrupted,
+    AudioError, CheckpointError.
+    """
+    config = run.encoder.config
+    if config is None:
+        raise ProtocolError(f"{LOG_MEL} has no encoder to fine-tune: name a stage, a model, or {RANDOM}MODEL")
+    layers = run.cfg.optimizer.layers
+    if layers and max(layers) > config.layers:
+        raise ProtocolError(f"optimizer.layers names layer {max(layers)}, but {run.model} has {config.layers}")
+    check_unchanged(run)
+    _describe(run, workdir)
+    every, trained_parameters = run.cfg.optimizer.accumulate, count(abstract_state(run.learner, run.mesh).params)
+    say(
+        f"{run.encoder.name}, {run.track.name}: {run.schedule.iterations // every:,} updates of {every} batches, "
+        f"{len(run.track.tokens):,} tokens, {trained_parameters:,} parameters"
+        + ("" if run.frozen is None else f" on the {count(run.encoder.params):,} frozen ones of the encoder")
+    )
+    began = time.monotonic()
+    trained = train_track(run)
+    judged = judge(run.track, decode(run, trained))
+    write_hypotheses(run.files.hypotheses, judged)
+    return _write_results(run, trained, judged, root=root, seconds=time.monotonic() - began)
+
+
+def _describe(run: FineTuning, workdir: Path) -> None:
+    """What an export reads, beside the parameters."""
+    imported = imported_model(workdir, run.model.removeprefix(RANDOM))
+    if imported is not None:
+        kind = read_checkpoint(imported).model_type
+    else:
+        said = (Path(workdir) / "stages" / run.model.removeprefix(RANDOM) / "config.txt").read_text()
+        kind = "wav2vec2" if "learner.objective.negatives" in said else "hubert"
+    write_description(run.files.model, run.learner.encoder, run.learner.head)
+    run.files.config.write_text(as_text(run.cfg))
+    about = {
+        "model": run.model if imported is None else str(imported.absolute()),
+        "identity": run.encoder.identity,
+        "model_type": kind,
+        "languages": sorted({each.utterance.group_language for each in run.track.parts["train"]}),
+        "tokens": run.track.tokens,
+        "token": run.track.token_kind,
+    }
+    write_json(run.files.recogniser, about)
+
+
+def infeasible(examples: list[Example]) -> list[str]:
+    """Ids of the utterances whose tokens CTC cannot spell in the encoder's frames, as `judging.infeasible`."""
+
+    def frames(utterance: Utterance) -> int:
+        return num_frames(round(utterance.seconds * SAMPLE_RATE))
+
+    def needed(tokens: list[str]) -> int:
+        return len(tokens) + sum(one == other for one, other in zip(tokens, tokens[1:], strict=False))
+
+    return [each.utterance.id for each in examples if needed(each.tokens) > frames(each.utterance)]
+
+
+def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, root: Path, seconds: float) -> dict:
+    """results.json and left_out.tsv, with the keys of `results.write_results`."""
+    track, encoder, cfg, schedule = run.track, run.encoder, run.cfg, run.schedule
+    untold = [] if track.name.startswith("challenge") else list(untold_recordings(root))
+    facts = data_facts(run, root=root, untold=untold)
+    for part in PARTS:
+        ids = infeasible(track.parts[part])
+        facts["infeasible"][part] = {"count": len(ids), "first": ids[:NAMED]}
+    own = {
+        "format": FORMAT,
+        "model": {
+            "name": encoder.name,
+            "kind": encoder.kind,
+            "identity": encoder.identity,
+            "encoder_parameters": count(encoder.params),
+            "downstream_parameters": count({k: v for k, v in trained.params.items() if k != "encoder"}),
+            "layers": encoder.config.layers,
+            "width": encoder.config.width,
+            "notes": list(encoder.notes),
+        },
+        "protocol": {
+            "published": False,
+            "deviations": [*(["a miniature in the benchmark's layout, not its data"] if facts["miniature"] else []),
+                           *cfg.deviations()],
+            "differences": [],
+            "scale": cfg.scale,
+            "iterations": schedule.iterations,
+            "iterations_published": schedule.published,
+            "updates": schedule.iterations // cfg.optimizer.accumulate,
+            "batch": cfg.batches.size,
+            "accumulation": cfg.optimizer.accumulate,
+            "learning_rate": cfg.optimizer.peak_learning_rate,
+            "seed": cfg.seed,
+        },
+        "data": facts,
+        **figures(track, judged),
+        "task": "challenge" if track.name.startswith("challenge") else track.task,
+        "chance": chance(track, judged),
+        "layer_weights": [],
+        "examples": [example_of(each) for each in spread(judged, EXAMPLES)],
+        "training": {
+            "averaged": {str(step): loss for step, loss in trained.averaged.items()},
+            "losses": trained.losses,
+        },
+        "seconds": round(seconds, 1),
+        "machine": describe_machine(),
+        "commit": git_commit(),
+    }  # fmt: skip
+    if track.name.startswith("challenge"):
+        own["challenge"] = challenge_scores(judged)._asdict()
+    rows = [("part", "place", "reason"), *((part, *each) for part in PARTS for each in track.left_out[part])]
+    run.files.left_out.write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")
+    write_json(run.files.results, own)
+    return own
