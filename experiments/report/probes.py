@@ -133,7 +133,7 @@ def table_row(run: Results, stage: str, part: Part, lines: list[dict]) -> list:
     since = mapped(last, "since_first")
     changed = [f"{signed(since.get('difference'))} {interval(since)}", pill(verdict(since))] if since else ["–", "–"]
     return [
-        run.mark(stage),
+        swatch(run.look(stage)) + run.short(stage),
         count(last.get("clips")),
         percent(first.get(part.key)),
         percent(last.get(part.key)),
