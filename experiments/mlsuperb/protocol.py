@@ -82,13 +82,13 @@ class Schedule:
 
 
 def schedule_of(cfg: ProtocolConfig, task: Task, duration: Duration) -> Schedule:
-    """The published one at scale 1; below, a validation for every 100 iterations, but 2 to 30 of them.
+    """The published one at scale 1; below, a validation for every 25 iterations, but 1 to 30 of them.
 
     Validations lie at whole updates, and the last one at the end.
     """
     published = ITERATIONS[task == "monolingual", duration]
     wanted = published * cfg.scale
-    validations = VALIDATIONS if cfg.scale == 1 else min(max(int(wanted // 100), 2), VALIDATIONS)
+    validations = VALIDATIONS if cfg.scale == 1 else min(max(int(wanted // 25), 1), VALIDATIONS)
     every = max(round(wanted / validations / ACCUMULATE), 1) * ACCUMULATE
     return Schedule(published, every * validations, every, min(AVERAGED, validations))
 

@@ -111,7 +111,12 @@ class LeaderboardCommand:
 
 def superb(arguments: Sequence[str]) -> None:
     """Judges a model by ML-SUPERB."""
-    command = tyro.cli(SuperbCommand, args=arguments, prog="python -m experiments superb")
+    command = tyro.cli(
+        SuperbCommand,
+        args=arguments,
+        prog="python -m experiments superb",
+        config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
+    )
     tracks = tracks_of([TASKS[each] for each in command.track], command.sets)
     cfg = ProtocolConfig(command.scale, command.learning_rate, command.batches, command.seed)
     configure_jax(command.workdir)

@@ -28,7 +28,7 @@ DOWNSTREAM = DownstreamConfig(
     tokens=3, projection=20, channels=20, width=16, layers=1, heads=2, feed_forward=24,
     augment=SpecAugmentConfig(channel_masks=1, channel_mask_width=4, time_masks=2),
 )  # fmt: skip
-CFG = ProtocolConfig(scale=8 / 300_000, learning_rate=1e-2, batches=TrackBatchesConfig(size=3, step=1.0, threads=0))
+CFG = ProtocolConfig(scale=50 / 300_000, learning_rate=1e-2, batches=TrackBatchesConfig(size=3, step=1.0, threads=0))
 TEXTS = {
     "eng": ("AB", "A BA", "BAB", "AA", "B"),
     "deu": ("ÄB", "B", "ÄÄ", "BÄ", "B B"),
@@ -159,8 +159,8 @@ def test_languages_that_sound_different_are_told_apart(root, tmp_path):
 def test_the_loss_falls_and_the_best_checkpoints_are_averaged(whole):
     workdir, results = whole
     losses = {row["step"]: row["valid_loss"] for row in results["training"]["losses"] if "valid_loss" in row}
-    assert list(losses) == [4, 8] and losses[8] < losses[4]
-    assert results["training"]["averaged"] == {"4": losses[4], "8": losses[8]}
+    assert list(losses) == [24, 48] and losses[48] < losses[24]
+    assert results["training"]["averaged"] == {"24": losses[24], "48": losses[48]}
     folder = workdir / "mlsuperb" / "tiny" / "10min" / "joint"
     assert not (folder / "checkpoints").exists() and (folder / "average").is_dir()
 
@@ -171,12 +171,12 @@ def test_a_killed_run_goes_on_to_the_same_numbers(whole, root, tmp_path, monkeyp
     original = training.train
 
     def dies(state, step, batches, **arguments):
-        def five(state, batch, wish):
-            if int(state.step) == 5:
+        def thirty(state, batch, wish):
+            if int(state.step) == 30:
                 raise Interrupted("killed", number=9)
             return step(state, batch, wish)
 
-        return original(state, five, batches, **arguments)
+        return original(state, thirty, batches, **arguments)
 
     monkeypatch.setattr(training, "train", dies)
     with pytest.raises(Interrupted):
@@ -223,7 +223,7 @@ def test_the_published_schedule_is_the_default():
         assert (schedule.iterations, schedule.validations, schedule.averaged) == (iterations, 30, 5)
         assert deviations(ProtocolConfig(), schedule, miniature=False) == []
     short = schedule_of(ProtocolConfig(scale=0.001), "monolingual", "10min")
-    assert (short.iterations, short.validate_every, short.averaged) == (16, 8, 2)
+    assert (short.iterations, short.validate_every, short.averaged) == (16, 16, 1)
     said = deviations(ProtocolConfig(scale=0.001, learning_rate=2e-4), short, miniature=True)
     assert len(said) == 2 and "miniature" in said[0] and "16 of 15,000" in said[1]
     for scale in (0, 1.5):
