@@ -87,6 +87,7 @@ def test_the_encoder_is_trained_but_for_what_is_frozen(whole, root, model, tmp_p
             not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before[name], after[name])), strict=True)
         )
     assert results["data"]["infeasible"]["train"]["count"] == 2 and results["all"]["utterances"] == 8
+    assert results["challenge"].keys() == {"accuracy", "error_rate", "deviation", "worst_15"}
     assert len(results["training"]["averaged"]) == 1 and "accuracy" in results["groups"]["normal"]
 
 
@@ -199,7 +200,7 @@ def test_what_cannot_be_fine_tuned_or_exported_is_refused(whole, root, model, tm
 def test_the_recipe_is_fairseqs_and_a_scale_shortens_all_of_it():
     recipe = RecipeConfig()
     assert (recipe.schedule().iterations, recipe.schedule().validations) == (100_000, 25)
-    assert recipe.deviations() == ["fine-tuned: the encoder itself and a linear layer, by fairseq's recipe"]
+    assert recipe.deviations() == ["fine-tuned: the encoder itself and a linear layer, by fairseq's recipe for HuBERT"]
     short = RecipeConfig(scale=0.01)
     optimizer = short.scaled_optimizer()
     assert (optimizer.warmup_steps, optimizer.freeze_steps, optimizer.total_steps) == (80, 100, 800)
