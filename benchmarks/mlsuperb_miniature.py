@@ -7,7 +7,8 @@
 Every track for each model, as `python -m experiments superb MODEL --mlsuperb work/mlsuperb --workdir work/demo
 --scale S --learning-rate R --batches.step 2.5 --batches.doubling True` does it; here models take turns track by track,
 and those of one shape share their compiled programs. A tiny HuBERT with random weights is written by transformers, and
-judged on one track by the command itself, as is the table. What was finished is kept; run it again to go on.
+judged on one track by the command itself, as is the table. What was finished is kept; run it again to go on. `--write
+docs/mlsuperb.md` puts the table into that file.
 """
 
 import argparse
@@ -23,11 +24,13 @@ from data_pipelines.mlsuperb.batches import TrackBatchesConfig
 from experiments.mlsuperb.benchmark import run_benchmark, tracks_of
 from experiments.mlsuperb.encoders import LOG_MEL, read_encoder
 from experiments.mlsuperb.protocol import BATCH, ProtocolConfig
+from experiments.mlsuperb.results import read_results
 from experiments.run import configure_jax
 from wavlab_jax.sharding import MeshConfig, make_mesh
 
 TASKS = ("identification", "joint", "multilingual", "monolingual")
 STAGES = ("wavlab_mk", "wavlab_ms", "wavlab_mk_continued")
+BEGIN, END = "<!-- benchmarks/mlsuperb_miniature.py -->", "<!-- end -->"
 STEP = 2.5  # seconds; lengths are 2.5, 5, 10 and 20: few programs to compile
 
 
@@ -50,13 +53,30 @@ def write_hubert(folder: Path) -> None:
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
 
 
+def write_table(workdir: Path, page: Path, *, scale: float, rate: float) -> None:
+    """The table of the workdir between the page's two marks, and what it took."""
+    seconds = sum(results["seconds"] for results in read_results(workdir))
+    table = (workdir / "mlsuperb" / "leaderboard.md").read_text("utf-8").replace("\n## ", "\n#### ")
+    table = "###" + table.removeprefix("#")
+    machine = next(read_results(workdir))["machine"]
+    said = (
+        f"`benchmarks/mlsuperb_miniature.py --scale {scale:g} --learning-rate {rate:g}`: {seconds / 60:.0f} minutes of "
+        f"training and judging on {machine['cores']} shared cores ({machine['processor']}). So few updates teach "
+        "nothing: figures lie at chance, and differences between models mean nothing. It shows that every path runs.\n"
+    )
+    before, rest = page.read_text("utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    page.write_text(f"{before}{BEGIN}\n\n{said}\n{table}\n{END}{after}", "utf-8")
+
+
 def main() -> None:
     """Runs what is left, and the two commands."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mlsuperb", type=Path, required=True)
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--scale", type=float, default=0.00015)
+    parser.add_argument("--scale", type=float, default=0.0001)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
     workdir = arguments.workdir
     configure_jax(workdir)
@@ -86,6 +106,8 @@ def main() -> None:
     lengths = ["--batches.step", str(STEP), "--batches.doubling", "True"]
     subprocess.run([*command, "superb", str(folder), *given, "--track", "lid", *lengths], check=True)
     subprocess.run([*command, "leaderboard", "--workdir", str(workdir)], check=True)
+    if arguments.write:
+        write_table(workdir, arguments.write, scale=arguments.scale, rate=arguments.learning_rate)
 
 
 if __name__ == "__main__":
