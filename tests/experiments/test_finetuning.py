@@ -101,6 +101,7 @@ def test_results_say_that_it_is_another_protocol_and_stand_in_the_table(whole, t
     assert "not by the published protocol" in text and "| **tuned**" in text
 
 
+@pytest.mark.once
 def test_a_killed_run_goes_on_to_the_same_model(whole, root, model, tmp_path, monkeypatch):
     run, results = whole
     original = training.train
@@ -200,6 +201,19 @@ def test_what_cannot_be_fine_tuned_or_exported_is_refused(whole, root, model, tm
 def test_the_recipe_is_fairseqs_and_a_scale_shortens_all_of_it():
     recipe = RecipeConfig()
     assert (recipe.schedule().iterations, recipe.schedule().validations) == (100_000, 25)
+    adam = recipe.optimizer
+    assert (adam.peak_learning_rate, adam.beta1, adam.beta2, adam.epsilon) == (2e-5, 0.9, 0.98, 1e-8)
+    assert (adam.warmup_steps, adam.hold_steps, adam.decay_steps, adam.final_scale) == (8_000, 0, 72_000, 0.05)
+    assert (adam.freeze_steps, adam.frozen, adam.weight_decay, adam.clip_norm) == (10_000, ("extractor",), 0, 0)
+    assert (recipe.mask.probability, recipe.mask.length) == (0.75, 10)
+    assert (recipe.mask.channel_probability, recipe.mask.channel_length) == (0.5, 64)
+    dropped = recipe.regularisation
+    assert (dropped.layerdrop, dropped.activation_dropout, dropped.dropout, dropped.attention_dropout) == (
+        0.1,
+        0.1,
+        0,
+        0,
+    )
     assert recipe.deviations() == ["fine-tuned: the encoder itself and a linear layer, by fairseq's recipe for HuBERT"]
     short = RecipeConfig(scale=0.01)
     optimizer = short.scaled_optimizer()
