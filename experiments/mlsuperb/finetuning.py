@@ -8,7 +8,7 @@ Loop and step are those of pre-training; batches, validation, decoding and figur
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from jax.sharding import Mesh
@@ -16,16 +16,19 @@ from jax.sharding import Mesh
 from data_pipelines.batch import SAMPLE_RATE, Batch, num_frames
 from data_pipelines.mlsuperb.layout import PARTS, Utterance, untold_recordings
 from data_pipelines.mlsuperb.tracks import Example, Track
+from experiments.commands import Unsaid
 from experiments.machine import describe_machine, git_commit
 from experiments.mlsuperb.encoders import LOG_MEL, RANDOM, FrozenEncoder
 from experiments.mlsuperb.judging import decode, write_hypotheses
 from experiments.mlsuperb.protocol import ProtocolError, Schedule
 from experiments.mlsuperb.recipe import RecipeConfig
 from experiments.mlsuperb.results import EXAMPLES, FORMAT, NAMED, data_facts, example_of, spread
-from experiments.mlsuperb.scoring import Judged, challenge_scores, chance, figures, judge
+from experiments.mlsuperb.scoring import Judged, ScoringError, challenge_scores, chance, figures, judge
 from experiments.mlsuperb.training import Steps, TrackFiles, Trained, check_unchanged, programs, train_track
 from experiments.run import say, write_json
 from experiments.stage import as_text
+from experiments.stage_card import flat_config
+from experiments.stage_files import StageFiles
 from experiments.trained import imported_model
 from wavlab_jax.convert.layouts import read_checkpoint
 from wavlab_jax.model import Parameters, count, write_description
@@ -52,6 +55,7 @@ class FineTuning:
         encoder: as it was read: what training begins with, or what stays frozen.
         model: what that was read from, as it was named.
         cfg: how.
+        unsaid: what had to be said of the model's file.
     """
 
     track: Track
@@ -60,6 +64,7 @@ class FineTuning:
     cfg: RecipeConfig
     mesh: Mesh
     files: RecogniserFiles
+    unsaid: Unsaid = Unsaid()
 
     @property
     def schedule(self) -> Schedule:
@@ -122,16 +127,19 @@ def fine_tune(run: FineTuning, *, root: Path, workdir: Path) -> dict:
 
 def _describe(run: FineTuning, workdir: Path) -> None:
     """What an export reads, beside the parameters."""
-    imported = imported_model(workdir, run.model.removeprefix(RANDOM))
+    drawn = RANDOM if run.model.startswith(RANDOM) else ""
+    name = run.model.removeprefix(drawn)
+    imported = imported_model(workdir, name)
     if imported is not None:
-        kind = read_checkpoint(imported).model_type
+        name, kind = str(imported.absolute()), read_checkpoint(imported, **run.unsaid.arguments()).model_type
     else:
-        said = (Path(workdir) / "stages" / run.model.removeprefix(RANDOM) / "config.txt").read_text()
-        kind = "wav2vec2" if "learner.objective.negatives" in said else "hubert"
+        contrastive = "learner.objective.negatives" in flat_config(StageFiles(workdir, name).config)
+        kind = "wav2vec2" if contrastive else "hubert"
     write_description(run.files.model, run.learner.encoder, run.learner.head)
     run.files.config.write_text(as_text(run.cfg))
     about = {
-        "model": run.model if imported is None else str(imported.absolute()),
+        "model": drawn + name,
+        "unsaid": asdict(run.unsaid),
         "identity": run.encoder.identity,
         "model_type": kind,
         "languages": sorted({each.utterance.group_language for each in run.track.parts["train"]}),
@@ -151,6 +159,14 @@ def infeasible(examples: list[Example]) -> list[str]:
         return len(tokens) + sum(one == other for one, other in zip(tokens, tokens[1:], strict=False))
 
     return [each.utterance.id for each in examples if needed(each.tokens) > frames(each.utterance)]
+
+
+def _averages(judged: list[Judged]) -> dict:
+    """ML-SUPERB 2.0's averages over languages; or why there are none."""
+    try:
+        return challenge_scores(judged)._asdict()
+    except ScoringError as error:
+        return {"note": str(error)}
 
 
 def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, root: Path, seconds: float) -> dict:
@@ -201,8 +217,8 @@ def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, r
         "machine": describe_machine(),
         "commit": git_commit(),
     }  # fmt: skip
-    if track.name.startswith("challenge"):
-        own["challenge"] = challenge_scores(judged)._asdict()
+    if track.task == "joint":
+        own["challenge"] = _averages(judged)
     rows = [("part", "place", "reason"), *((part, *each) for part in PARTS for each in track.left_out[part])]
     run.files.left_out.write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")
     write_json(run.files.results, own)

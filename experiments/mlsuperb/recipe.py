@@ -144,8 +144,8 @@ class RecipeConfig:
 
     def deviations(self) -> list[str]:
         """In what this is not the benchmark's protocol, which freezes the encoder; and not the recipe."""
-        tuned = "the encoder itself" if self.adapter == "none" else f"{self.adapter} in the frozen encoder"
-        found = [f"fine-tuned: {tuned} and a linear layer, by fairseq's recipe"]
+        own = "the encoder itself" if self.adapter == "none" else f"{self.adapter} in the frozen encoder"
+        found = [f"fine-tuned: {own} and a linear layer, by fairseq's recipe for HuBERT"]
         if self.scale != 1:
             found.append(f"scale {self.scale:g}: {self.schedule().iterations // self.optimizer.accumulate:,} of "
                          f"{self.updates:,} updates")  # fmt: skip

@@ -11,6 +11,7 @@ from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.languages import name_of
 from data_pipelines.mlsuperb.texts import SPACE
 from data_pipelines.mlsuperb.tracks import BLANK, END, UNKNOWN
+from experiments.commands import Unsaid
 from experiments.mlsuperb.encoders import read_encoder
 from experiments.mlsuperb.protocol import ProtocolError
 from experiments.mlsuperb.recipe import RecipeConfig
@@ -69,7 +70,8 @@ def read_recogniser(folder: Path) -> Recogniser:
     if learner.adapter is None:
         merged = whole = learner.model(params).encoder
     else:
-        frozen = read_encoder(about["model"], workdir=folder.parents[3], mesh=mesh)
+        said = Unsaid(**about["unsaid"]).arguments()
+        frozen = read_encoder(about["model"], workdir=folder.parents[3], mesh=mesh, **said)
         if frozen.identity != about["identity"]:
             raise ProtocolError(
                 f"{about['model']} is not the model that {folder} was fine-tuned on: put that one back there"

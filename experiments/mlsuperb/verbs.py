@@ -161,12 +161,14 @@ def finetune(arguments: Sequence[str]) -> None:
         tuned = "finetuned" if command.recipe.adapter == "none" else command.recipe.adapter
         encoder = encoder._replace(name=f"{encoder.name}-{tuned}")
     files = RecogniserFiles(command.workdir, encoder.name, track)
-    run = FineTuning(track, encoder, command.model, command.recipe, mesh, files)
+    run = FineTuning(track, encoder, command.model, command.recipe, mesh, files, command.unsaid)
     results = fine_tune(run, root=command.mlsuperb, workdir=command.workdir)
     print(summary(results))
-    if "challenge" in results:
-        said = (f"{name.replace('_', ' ')} {value:.1f}" for name, value in results["challenge"].items())
-        print(f"  by the challenge's averages over languages: {', '.join(said)}")
+    if averages := results.get("challenge"):
+        said = (
+            value if name == "note" else f"{name.replace('_', ' ')} {value:.1f}" for name, value in averages.items()
+        )
+        print(f"  by ML-SUPERB 2.0's averages over languages: {', '.join(said)}")
     print(f"results: {files.folder}\nfor transformers: python -m experiments export {files.folder} --out FOLDER")
 
 

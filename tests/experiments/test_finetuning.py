@@ -87,6 +87,7 @@ def test_the_encoder_is_trained_but_for_what_is_frozen(whole, root, model, tmp_p
             not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (before[name], after[name])), strict=True)
         )
     assert results["data"]["infeasible"]["train"]["count"] == 2 and results["all"]["utterances"] == 8
+    assert results["challenge"].keys() == {"accuracy", "error_rate", "deviation", "worst_15"}
     assert len(results["training"]["averaged"]) == 1 and "accuracy" in results["groups"]["normal"]
 
 
@@ -100,6 +101,7 @@ def test_results_say_that_it_is_another_protocol_and_stand_in_the_table(whole, t
     assert "not by the published protocol" in text and "| **tuned**" in text
 
 
+@pytest.mark.once
 def test_a_killed_run_goes_on_to_the_same_model(whole, root, model, tmp_path, monkeypatch):
     run, results = whole
     original = training.train
@@ -199,7 +201,20 @@ def test_what_cannot_be_fine_tuned_or_exported_is_refused(whole, root, model, tm
 def test_the_recipe_is_fairseqs_and_a_scale_shortens_all_of_it():
     recipe = RecipeConfig()
     assert (recipe.schedule().iterations, recipe.schedule().validations) == (100_000, 25)
-    assert recipe.deviations() == ["fine-tuned: the encoder itself and a linear layer, by fairseq's recipe"]
+    adam = recipe.optimizer
+    assert (adam.peak_learning_rate, adam.beta1, adam.beta2, adam.epsilon) == (2e-5, 0.9, 0.98, 1e-8)
+    assert (adam.warmup_steps, adam.hold_steps, adam.decay_steps, adam.final_scale) == (8_000, 0, 72_000, 0.05)
+    assert (adam.freeze_steps, adam.frozen, adam.weight_decay, adam.clip_norm) == (10_000, ("extractor",), 0, 0)
+    assert (recipe.mask.probability, recipe.mask.length) == (0.75, 10)
+    assert (recipe.mask.channel_probability, recipe.mask.channel_length) == (0.5, 64)
+    dropped = recipe.regularisation
+    assert (dropped.layerdrop, dropped.activation_dropout, dropped.dropout, dropped.attention_dropout) == (
+        0.1,
+        0.1,
+        0,
+        0,
+    )
+    assert recipe.deviations() == ["fine-tuned: the encoder itself and a linear layer, by fairseq's recipe for HuBERT"]
     short = RecipeConfig(scale=0.01)
     optimizer = short.scaled_optimizer()
     assert (optimizer.warmup_steps, optimizer.freeze_steps, optimizer.total_steps) == (80, 100, 800)

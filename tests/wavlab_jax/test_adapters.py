@@ -156,6 +156,7 @@ def test_an_encoder_with_bottlenecks_in_it_is_not_written_without_them():
         from_encoder(adapted(encoder, randomised(cfg, encoder.config), cfg))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("cfg", EVERY, ids=["lora", "houlsby", "mms"])
 def test_gradients_reach_the_adapter_by_scan_as_unrolled(cfg):
     """Only the adapter is differentiated; the encoder is a constant of the function."""
