@@ -139,6 +139,7 @@ def make_plan(
     order = list(folders) if drop_duplicates else []
     content = json.dumps([[shard.name for shard in shards], rejected, drop_duplicates, order], ensure_ascii=False)
     summary = {
+        "recipe": RECIPE,
         "options": options,
         "corpora": order,
         "clips": len(clips),
@@ -245,6 +246,8 @@ def _deal(kin: Kin, limit: int) -> Iterator[np.ndarray]:
 
 def difference(old: dict, new: dict) -> str:
     """What tells two plans' summaries apart, in words."""
+    if old.get("recipe") != new["recipe"]:  # hashes are then of something else
+        return "it was made by another version of this code, whose shards are not the same"
     changes = []
     for key in {**old.get("options", {}), **new["options"]}:
         before, value = old.get("options", {}).get(key), new["options"].get(key)
