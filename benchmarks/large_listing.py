@@ -27,9 +27,11 @@ from benchmarks.sections import write_section
 from data_pipelines import prepare as module
 from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.corpora import Listing, readers
+from data_pipelines.corpora.clips import NAMES, NUMBERS, STRINGS, Clips
 from data_pipelines.corpora.listing import Lister
 from data_pipelines.manifest import SHARD_FOLDER, Split
-from data_pipelines.shards import HASH_BYTES, TABLE, ShardTask, Tally, write_shard_table
+from data_pipelines.plan_shards import Plan, Planned, drop_duplicates
+from data_pipelines.shards import HASH_BYTES, NO_FILTERS, TABLE, Joining, ShardTask, Tally, write_shard_table
 
 TITLE = "Preparing 25 million clips: what the parent process takes"
 CORPORA, SPOKEN = 4, 136
@@ -206,14 +208,45 @@ def measure(folder: Path, clips: int, *, again: bool) -> list[str]:
     return lines
 
 
+def measure_duplicates(clips: int) -> str:
+    """The search for copies alone, over as many invented hashes, one in 1,000 of them given a hundred times or more."""
+    rng = np.random.default_rng(0)
+    root = pa.DictionaryArray.from_arrays(pa.array(rng.integers(CORPORA, size=clips, dtype=np.int32)), list("abcd"))
+    text = pa.array([""], pa.large_string()).take(pa.array(np.zeros(clips, np.int64)))
+    columns = {name: root for name in NAMES} | {name: text for name in STRINGS}
+    columns |= {name: np.zeros(clips, dtype) for name, dtype in NUMBERS.items()}
+    columns["row"] = np.arange(clips)
+    rows = np.arange(clips, dtype=np.int32)
+    shards = [Planned(f"{at}", "", rows[at : at + PER_SHARD], 0) for at in range(0, clips, PER_SHARD)]
+    plan = Plan(tuple(shards), Clips(columns), {}, Joining(1, 1), NO_FILTERS, "", "", {})
+
+    def hashes():
+        for shard in shards:
+            found = rng.integers(1 << 62, size=(len(shard.rows), HASH_BYTES // 8), dtype=np.uint64)
+            found[::1000] = shard.rows[::1000, None] // 1000 % 100 + 1
+            yield found.tobytes()
+
+    memory, begin = Anonymous(), time.perf_counter()
+    memory.start()
+    less = drop_duplicates(plan, hashes(), order=list("abcd"))
+    seconds, copies = time.perf_counter() - begin, sum(len(shard.duplicates) for shard in less)
+    return (
+        f"{copies:,} copies found in {clips:,} clips: {seconds:.0f} s, {memory.stop() / 1e6:,.0f} MB more than before"
+    )
+
+
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=25_000_000)
     parser.add_argument("--folder", type=Path)
+    parser.add_argument("--duplicates", action="store_true", help="only measure the search for copies")
     parser.add_argument("--again", action="store_true", help="measure a second call too")
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
+    if given.duplicates:
+        print(measure_duplicates(given.clips))
+        return
     with tempfile.TemporaryDirectory(dir=given.folder) as scratch:
         lines = measure(Path(scratch), given.clips, again=given.again)
     print("\n".join(lines))

@@ -339,7 +339,8 @@ def _fingerprint(columns: dict, head: dict, content: str) -> str:
     ends = (
         np.frombuffer(offsets, np.int64)[ids.offset : ids.offset + len(ids) + 1] if len(ids) else np.zeros(1, np.int64)
     )
-    digest.update(np.diff(ends).tobytes())  # so that ["ab", "c"] is not ["a", "bc"]
+    for first in range(0, len(ids), 1 << 20):  # in pieces: at once, it would be twice as much memory again
+        digest.update(np.diff(ends[first : first + (1 << 20) + 1]).tobytes())  # so that ["ab", "c"] is not ["a", "bc"]
     digest.update(text[int(ends[0]) : int(ends[-1])] if text else b"")
     for name in ("language", "corpus", "split", "samples"):
         digest.update(np.ascontiguousarray(columns[name]).tobytes())

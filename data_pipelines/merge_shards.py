@@ -1,7 +1,6 @@
 """From finished shards to quarantine.tsv and manifest.arrow, one by one: their tables are never in memory together."""
 
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 from data_pipelines.atomic import TEMPORARY_PREFIX, whole_file
 from data_pipelines.columns import Names, Numbers, Strings, offsets_of
 from data_pipelines.corpora import Rejected
 from data_pipelines.manifest import SHARD_FOLDER, Split, write_manifest
-from data_pipelines.plan_shards import Plan, Planned, PrepareError
+from data_pipelines.plan_shards import Plan, Planned, PrepareError, bar_if_long
 from data_pipelines.shards import Tally, read_shard
 
 QUARANTINE_NAME = "quarantine.tsv"
@@ -42,8 +40,7 @@ def merge_shards(
     columns = _Columns(out)
     names, counts, sizes = [], [], []
     content = hashlib.sha256()
-    often = 0.5 if sys.stderr.isatty() else 30.0
-    for planned in tqdm(shards, desc="merging", unit="shard", disable=not progress, delay=5, mininterval=often):
+    for planned in bar_if_long(shards, len(shards), "merging", unit="shard", shown=progress):
         shard = read_shard(planned.name, out)
         if shard is None:
             raise PrepareError(f"shard {planned.name} in {out} is not whole after it was written: is the disk sound?")

@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from tqdm import tqdm
 
 from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.corpora import Listing
 from data_pipelines.corpora.clips import NAMES, NUMBERS, PIECE, STRINGS, Clips
+from data_pipelines.corpora.listing import BAR_AFTER
 from data_pipelines.manifest import Split
 from data_pipelines.plan_order import Kin, kin_in_order
 from data_pipelines.shards import (
@@ -22,6 +25,7 @@ from data_pipelines.shards import (
     ShardTask,
     name_without,
 )
+from data_pipelines.unique import given_twice, rows_among
 
 # What a clip is, all but when its file was changed: a corpus that was copied is the same one.
 _CONTENT = tuple(name for name in (*NAMES, *STRINGS, *NUMBERS) if name != "modified")
@@ -87,6 +91,7 @@ def make_plan(
     min_seconds: float,
     filters: Filters = NO_FILTERS,
     drop_duplicates: bool = False,
+    progress: bool = False,
 ) -> Plan:
     """Deals the clips out to shards, sorted by (split, language, corpus, speaker, root, path).
 
@@ -111,7 +116,9 @@ def make_plan(
     joining = Joining(round(join_seconds * SAMPLE_RATE), round(min_seconds * SAMPLE_RATE))
     shards: list[Planned] = []
     languages: dict[str, _Language] = {}
-    for kin in kin_in_order(clips):
+    in_order = kin_in_order(clips)
+    groups = len(np.unique(clips.columns["split"])) * len(clips.columns["language"].dictionary)  # at most
+    for kin in bar_if_long(in_order, groups, "planning", unit="language", shown=progress):
         language = languages.setdefault(kin.language, _Language())
         for number, rows in enumerate(_deal(kin, clips_per_shard)):
             digest = hashlib.sha256(json.dumps([RECIPE, joining, filters]).encode())
@@ -132,6 +139,7 @@ def make_plan(
     order = list(folders) if drop_duplicates else []
     content = json.dumps([[shard.name for shard in shards], rejected, drop_duplicates, order], ensure_ascii=False)
     summary = {
+        "recipe": RECIPE,
         "options": options,
         "corpora": order,
         "clips": len(clips),
@@ -148,6 +156,13 @@ def make_plan(
         times=hashlib.sha256("".join(shard.times for shard in shards).encode()).hexdigest(),
         summary=summary,
     )
+
+
+def bar_if_long(items: Iterable, total: int, what: str, *, unit: str, shown: bool) -> Iterable:
+    """The items, with a bar for what takes longer than `BAR_AFTER` seconds; to a log file, a line twice a minute."""
+    often = 0.5 if sys.stderr.isatty() else 30.0
+    kept = {"leave": False, "disable": not shown, "delay": BAR_AFTER, "mininterval": often}
+    return tqdm(items, total=total, desc=what, unit=unit, **kept)
 
 
 class _Language:
@@ -179,17 +194,17 @@ def drop_duplicates(plan: Plan, hashes: Iterable[bytes], *, order: Sequence[str]
     `order` (names of `Clip.root`), then the earlier row.
     """
     clips, shards = plan.clips, plan.shards
-    digests = np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, HASH_BYTES // 8)
     rows = np.concatenate([shard.rows for shard in shards])
-    if len(digests) != len(rows):
-        raise PrepareError(f"{len(digests)} hashes of {len(rows)} clips: a shard is of another plan")
-    ordered = np.sort(digests[:, 0])
-    alike = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    del ordered
-    some = np.flatnonzero(np.isin(digests[:, 0], alike) & digests.any(axis=1))  # few: only these are looked at closely
     bounds = np.cumsum([0, *(len(shard.rows) for shard in shards)])
+    low, high = np.empty((2, len(rows)), np.uint64)
+    for shard, first, end, found in zip(shards, bounds, bounds[1:], hashes, strict=False):
+        if len(found) != (end - first) * HASH_BYTES:
+            raise PrepareError(f"shard {shard.name} has {len(found) // HASH_BYTES} clips, {end - first} are planned")
+        low[first:end], high[first:end] = np.frombuffer(found, np.uint64).reshape(-1, 2).T
+    some = rows_among(low, given_twice(low))  # few: only these are looked at closely
+    low, high = low[some], high[some]
+    some, low, high = (column[(low != 0) | (high != 0)] for column in (some, low, high))
     number = np.searchsorted(bounds, some, side="right") - 1
-    low, high = digests[some].T
     ranks = {root: rank for rank, root in enumerate(order)}
     root = clips.columns["root"]
     ranked = np.array([ranks[name] for name in root.dictionary.to_pylist()])[root.indices.to_numpy()[rows[some]]]
@@ -199,16 +214,16 @@ def drop_duplicates(plan: Plan, hashes: Iterable[bytes], *, order: Sequence[str]
     same = np.zeros(len(some), bool)
     same[1:] = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
     first = np.maximum.accumulate(np.where(same, 0, np.arange(len(same))))
-    found: dict[int, list[Duplicate]] = {}
+    lost: dict[int, list[Duplicate]] = {}
     copies = np.flatnonzero(same)
     places = (some - bounds[number])[copies].tolist()
     for at in range(0, len(copies), PIECE):
         piece = copies[at : at + PIECE]
         names = [clip.where for clip in clips.take(rows[some[first[piece]]])]
         for shard, place, name in zip(number[piece].tolist(), places[at : at + PIECE], names, strict=True):
-            found.setdefault(shard, []).append(Duplicate(place, name))
+            lost.setdefault(shard, []).append(Duplicate(place, name))
     less = list(shards)
-    for at, duplicates in found.items():
+    for at, duplicates in lost.items():
         kept = tuple(sorted(duplicates))
         less[at] = shards[at]._replace(name=name_without(shards[at].name, kept), duplicates=kept)
     return tuple(less)
@@ -231,6 +246,8 @@ def _deal(kin: Kin, limit: int) -> Iterator[np.ndarray]:
 
 def difference(old: dict, new: dict) -> str:
     """What tells two plans' summaries apart, in words."""
+    if old.get("recipe") != new["recipe"]:  # hashes are then of something else
+        return "it was made by another version of this code, whose shards are not the same"
     changes = []
     for key in {**old.get("options", {}), **new["options"]}:
         before, value = old.get("options", {}).get(key), new["options"].get(key)

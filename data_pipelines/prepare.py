@@ -31,7 +31,16 @@ from data_pipelines.corpora import CorpusError, Rejected
 from data_pipelines.corpora.listing import scratch_in
 from data_pipelines.manifest import MANIFEST_NAME, SHARD_FOLDER, Manifest, ManifestError
 from data_pipelines.merge_shards import QUARANTINE_NAME, merge_shards, read_quarantine
-from data_pipelines.plan_shards import OtherPlan, Plan, Planned, PrepareError, difference, drop_duplicates, make_plan
+from data_pipelines.plan_shards import (
+    OtherPlan,
+    Plan,
+    Planned,
+    PrepareError,
+    bar_if_long,
+    difference,
+    drop_duplicates,
+    make_plan,
+)
 from data_pipelines.shards import HASH_BYTES, NO_FILTERS, Filters, Shard, ShardTask, Tally, read_shard, write_shard
 from data_pipelines.worker_processes import die_of_interrupts, follow_parent, interrupts_blocked
 
@@ -124,6 +133,7 @@ def prepare(
         min_seconds=min_seconds,
         filters=filters,
         drop_duplicates=not duplicates,
+        progress=progress,
     )
     (out / SHARD_FOLDER).mkdir(parents=True, exist_ok=True)
     with _only_one_run(out, shared=part is not None) as alone:
@@ -141,7 +151,7 @@ def prepare(
         _run(plan, plan.shards, out, count, first=not duplicates, progress=progress)
         shards = plan.shards
         if not duplicates:
-            shards = drop_duplicates(plan, _hashed(plan.shards, out), order=list(plan.folders))
+            shards = drop_duplicates(plan, _hashed(plan.shards, out, progress=progress), order=list(plan.folders))
             _run(plan, shards, out, count, progress=progress)
         tally, rejected = merge_shards(shards, plan, listed.listing.rejected, out, progress=progress)
         return Prepared(out, Manifest.load(out), tally, rejected, fresh=True)
@@ -158,7 +168,7 @@ def _run_part(plan: Plan, out: Path, part: Part, workers: int, *, progress: bool
     _run(plan, _share(shards, part), out, workers, first=dropping, progress=progress)
     missing = sum(shard is None for shard in (_first_shards if dropping else _shards)(shards, out))
     if dropping and not missing:
-        shards = drop_duplicates(plan, _hashed(shards, out), order=list(plan.folders))
+        shards = drop_duplicates(plan, _hashed(shards, out, progress=progress), order=list(plan.folders))
         _run(plan, _share(shards, part), out, workers, progress=progress)
         missing = sum(shard is None for shard in _shards(shards, out))
     return PartDone(len(_share(shards, part)), missing)
@@ -185,9 +195,10 @@ def _first_shards(shards: Sequence[Planned], out: Path) -> Iterator[Shard | None
         yield next(filter(None, found), None)
 
 
-def _hashed(shards: Sequence[Planned], out: Path) -> Iterator[bytes]:
+def _hashed(shards: Sequence[Planned], out: Path, *, progress: bool) -> Iterator[bytes]:
     """Of each shard, the hashes of its clips, as `drop_duplicates` takes them."""
-    for planned, shard in zip(shards, _first_shards(shards, out), strict=True):
+    found = bar_if_long(_first_shards(shards, out), len(shards), "looking for duplicates", unit="shard", shown=progress)
+    for planned, shard in zip(shards, found, strict=True):
         if shard is None:
             raise PrepareError(f"shard {planned.name} in {out} is not whole after it was written: is the disk sound?")
         yield bytes.fromhex("".join(value or "0" * 2 * HASH_BYTES for value in shard.hashes))
@@ -240,7 +251,9 @@ def _run(
 ) -> None:
     """Writes every shard that is not there yet; `first`: only its clips' hashes are needed, see `_first_shards`."""
     left, read = [], 0
-    for planned, shard in zip(shards, (_first_shards if first else _shards)(shards, out), strict=True):
+    found = (_first_shards if first else _shards)(shards, out)
+    found = bar_if_long(found, len(shards), "looking at what is there", unit="shard", shown=progress)
+    for planned, shard in zip(shards, found, strict=True):
         if shard is None:
             left.append(planned)
         else:

@@ -34,14 +34,28 @@ def repetitions(values: pa.LargeStringArray) -> Iterator[Repeated]:
     if not len(values):
         return
     hashes = np.concatenate([_hashes(values[first : first + _PIECE]) for first in range(0, len(values), _PIECE)])
-    ordered = np.sort(hashes)
-    alike = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
-    del ordered
+    alike = given_twice(hashes)
     seen: dict[str, int] = {}
-    for row in np.flatnonzero(np.isin(hashes, alike)).tolist() if len(alike) else ():
+    for row in rows_among(hashes, alike).tolist():
         first = seen.setdefault(values[row].as_py() or "", row)
         if first != row:
             yield Repeated(row, first)
+
+
+def given_twice(numbers: np.ndarray) -> np.ndarray:
+    """The numbers that come more than once, sorted. Takes as much memory again."""
+    ordered = np.sort(numbers)
+    return np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+
+
+def rows_among(numbers: np.ndarray, few: np.ndarray) -> np.ndarray:
+    """int64 [rows]: where `numbers` is one of the sorted `few`. (numpy's `isin` would sort all of them again.)"""
+    found = [np.zeros(0, np.int64)]
+    for first in range(0, len(numbers) if len(few) else 0, _PIECE):
+        piece = numbers[first : first + _PIECE]
+        place = np.minimum(np.searchsorted(few, piece), len(few) - 1)
+        found.append(np.flatnonzero(few[place] == piece) + first)
+    return np.concatenate(found)
 
 
 def _hashes(values: pa.LargeStringArray) -> np.ndarray:

@@ -183,6 +183,16 @@ def test_a_file_of_the_same_size_in_place_of_another_is_noticed_and_costs_its_sh
     assert not go(folder, out).fresh
 
 
+def test_what_another_version_made_is_said_to_be_so(raw, whole, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    shutil.copytree(whole.root, out)
+    monkeypatch.setattr("data_pipelines.plan_shards.RECIPE", 1000)
+    with pytest.raises(
+        PrepareError, match=r"something else: it was made by another version of this code, whose .*\. Give"
+    ):
+        go(raw[0], out)
+
+
 def test_a_run_killed_while_it_replaces_does_not_keep_the_old(raw, whole, tmp_path, monkeypatch):
     folder, out = tmp_path / "corpus", tmp_path / "out"
     shutil.copytree(raw[0], folder)
