@@ -83,7 +83,7 @@ def _step_table(found: dict[str, dict]) -> str:
             fits = f"**{memory['total'] / GIB:.1f}** of {plan['devices']['memory_bytes'] / GIB:.0f}: "
             fits += " + ".join(f"{memory[part] / GIB:.2f}" for part in parts)
         formula = plan["memory_by_formula"]["total"] / GIB
-        largest = plan.get("largest_seconds_per_chip")
+        about, largest = plan.get("extrapolated_seconds_per_chip"), plan.get("largest_seconds_per_chip")
         rows.append(
             [
                 name,
@@ -93,7 +93,7 @@ def _step_table(found: dict[str, dict]) -> str:
                 f"{flops['ratio']:.3f}" if "ratio" in flops else "",
                 fits,
                 f"{formula:.1f}",
-                "" if largest is None else f"{largest:g} s",
+                f"{largest:g} s" if largest is not None else "" if about is None else f"about {about:g} s",
             ]
         )
     header = (

@@ -126,6 +126,7 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
         result["flops_per_step"] |= {"compiled": total, "ratio": total / (flops + again)}
         result["memory"] = _memory(found.memory)
         result["fits"] = found.memory.total <= limit
+        result["extrapolated_seconds_per_chip"] = _extrapolated(result, limit=limit)
         result["exchanges"] = [each._asdict() for each in plan.exchanges(found.program, mesh)]
         result["unexplained"] = [
             f"{each.times} x {each.kind} {list(each.shapes)} over {plan.axes_of(each, mesh)}"
@@ -167,6 +168,16 @@ def _targets(stage: StageConfig, mesh) -> tuple[Targets | None, list[str]]:
 
 def _seconds(step: Step, devices: int) -> float:
     return -(-step.rows // (step.passes * devices)) * step.samples / SAMPLE_RATE
+
+
+def _extrapolated(result: dict, *, limit: int) -> float:
+    """Seconds of audio a chip and pass, in whole rows, that would fill `limit` bytes if all but state and gradient grew
+    with rows: from one compiled size, where `search` compiles others."""
+    memory, step = result["memory"], result["step"]
+    held = memory["parameters"] * (2 + (step["passes"] > 1)) + memory["optimizer"]
+    seconds = step["seconds_per_chip_and_pass"] * (limit - held) / max(memory["total"] - held, 1)
+    row = step["samples"] / SAMPLE_RATE
+    return max(seconds // row, 0) * row
 
 
 def _memory(memory: Memory) -> dict[str, int]:
@@ -222,6 +233,9 @@ def table(result: dict) -> str:
         memory = each["memory_bytes"]
         fits = "does not fit" if memory is None else f"fits, {memory / 2**30:.2f} GiB"
         lines.append(f"compiled            {each['seconds']:6g} s a chip and pass: {fits}")
+    if "tried" not in result and "extrapolated_seconds_per_chip" in result:
+        seconds = result["extrapolated_seconds_per_chip"]
+        lines.append(f"largest that fits   about {seconds:g} s of audio a chip and pass, if memory grows evenly")
     if "tried" in result:
         lines.append(f"largest that fits   {result['largest_seconds_per_chip']:g} s of audio a chip and pass")
     lines += [

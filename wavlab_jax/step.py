@@ -16,7 +16,7 @@ from wavlab_jax.adapters import AdapterError, AnyAdapterConfig, adapted, make_ad
 from wavlab_jax.downstream import DownstreamConfig
 from wavlab_jax.encoder import EncoderConfig, Formulation, formulation_for
 from wavlab_jax.heads import AnyHeadConfig, HeadError
-from wavlab_jax.health import combine, combine_copies, mask_coverage, observe, update_sums
+from wavlab_jax.health import Observed, combine, combine_copies, mask_coverage, observe, update_sums
 from wavlab_jax.metrics import Sums
 from wavlab_jax.model import Model, Parameters, assemble, make_model, parameters
 from wavlab_jax.objectives import (
@@ -225,16 +225,7 @@ def make_train_step(
         passes = batch.waveform.shape[0]
         # (XLA refuses a manual axis of one device)
         by_copy = passes > 1 and objective.ADDITIVE and mesh.shape["data"] > 1
-
-        def along_rows(x):
-            here = jax.sharding.get_abstract_mesh() if by_copy else mesh
-            axes = ("fsdp",) if by_copy else BATCH_AXES
-            return lax.with_sharding_constraint(x, NamedSharding(here, P(axes)))
-
-        spelled = formulation
-        if mesh.size > 1:
-            shards = mesh.shape["fsdp"] if by_copy else mesh.size
-            spelled = formulation._replace(row_shards=shards, along_rows=along_rows)
+        spelled = _split_by_rows(formulation, mesh, by_copy=by_copy)
 
         def loss(params, rows, mask):
             measured = objective.measure(
@@ -253,19 +244,8 @@ def make_train_step(
 
         gradient_of = jax.grad(loss, has_aux=True)
 
-        def accumulated(params, rows_and_masks):
-            def accumulate(total, one_pass):
-                gradient, observed = gradient_of(params, *one_pass)
-                return (jax.tree.map(jnp.add, total[0], gradient), combine(total[1], observed)), None
-
-            # begun with zeros, which change neither sums nor the largest of absolute values: were the first pass taken
-            # out of the loop, it would be compiled twice
-            shapes = jax.eval_shape(gradient_of, params, *jax.tree.map(lambda x: x[0], rows_and_masks))
-            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-            return lax.scan(accumulate, nothing, rows_and_masks)[0]
-
         def per_copy(params, rows_and_masks):
-            gradient, observed = accumulated(params, rows_and_masks)
+            gradient, observed = _over_passes(gradient_of, params, rows_and_masks)
             # leaf by leaf: XLA cannot place one exchange of several arrays where another axis is automatic
             return jax.tree.map(lambda x: lax.psum(x, "data"), gradient), combine_copies(observed, "data")
 
@@ -281,7 +261,7 @@ def make_train_step(
                 check_vma=False,
             )(state.params, (batch, masks))
         else:
-            gradient, observed = accumulated(state.params, (batch, masks))
+            gradient, observed = _over_passes(gradient_of, state.params, (batch, masks))
 
         value = loss_of(observed.sums, denominators, coefficients)
         norm = optax.tree.norm(gradient)
@@ -316,6 +296,34 @@ def make_train_step(
         donate_argnums=0,
     )
     return TrainStep(compiled, frozen, mesh)
+
+
+def _split_by_rows(formulation: Formulation, mesh: Mesh, *, by_copy: bool) -> Formulation:
+    """Of a pass whose rows are split over `mesh`; `by_copy`: inside a `shard_map` over "data", over "fsdp" alone."""
+    if mesh.size == 1:
+        return formulation
+
+    def along_rows(x: jax.Array) -> jax.Array:
+        here, axes = (jax.sharding.get_abstract_mesh(), ("fsdp",)) if by_copy else (mesh, BATCH_AXES)
+        return lax.with_sharding_constraint(x, NamedSharding(here, P(axes)))
+
+    return formulation._replace(row_shards=mesh.shape["fsdp"] if by_copy else mesh.size, along_rows=along_rows)
+
+
+def _over_passes(gradient_of: Callable, params: Parameters, rows_and_masks) -> tuple[Parameters, Observed]:
+    """What `gradient_of(params, *one pass)` gives, added up over passes, which are the leading axis.
+
+    Begun with zeros, which change neither sums nor the largest of absolute values: were the first pass taken out of the
+    loop, it would be compiled twice.
+    """
+
+    def accumulate(total, one_pass):
+        gradient, observed = gradient_of(params, *one_pass)
+        return (jax.tree.map(jnp.add, total[0], gradient), combine(total[1], observed)), None
+
+    shapes = jax.eval_shape(gradient_of, params, *jax.tree.map(lambda x: x[0], rows_and_masks))
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return lax.scan(accumulate, nothing, rows_and_masks)[0]
 
 
 def make_predict_step(

@@ -24,6 +24,7 @@ def test_a_plan_for_gpus_with_a_corpus(corpus, monkeypatch, capsys):
     assert found["devices"]["mesh"] == {"data": 4, "fsdp": 2} and "an estimate" in found["devices"]["compiled_by"]
     flops, run, memory = found["flops_per_step"], found["run"], found["memory"]
     assert 0.97 < flops["ratio"] < 1.05 and found["unexplained"] == [] and found["fits"]
+    assert found["extrapolated_seconds_per_chip"] > found["step"]["seconds_per_chip_and_pass"]
     assert run["audio_hours"] == 900 * stage.data.seconds_per_step / 3600
     assert run["chip_hours"] == pytest.approx(900 * flops["formula"] / (312e12 * 0.5) / 3600)
     # what the formula counts of state and batch is what the compiler was given
