@@ -13,49 +13,14 @@ serves both. Needs the test environment (`make test-venv`), 4 GB of memory, and 
 import argparse
 import json
 import os
-import platform
-import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from benchmarks.beside import machine, prepare, ratios, take_turns
 from data_pipelines.atomic import whole_file
 from data_pipelines.batch import SAMPLE_RATE
-
-ALLOCATOR = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # as the Makefile runs everything
-
-
-class Turns(NamedTuple):
-    """Seconds of each turn, in order: by the clock, and of processor time over all threads."""
-
-    wall: list[float]
-    processor: list[float]
-
-    def summary(self, audio_seconds: float) -> dict[str, Any]:
-        """Medians and bests; audio seconds encoded a second."""
-        median = statistics.median(self.wall)
-        return {
-            "median_seconds": round(median, 3),
-            "best_seconds": round(min(self.wall), 3),
-            "median_processor_seconds": round(statistics.median(self.processor), 3),
-            "times_real_time": round(audio_seconds / median, 2),
-            "seconds": [round(second, 3) for second in self.wall],
-        }
-
-
-def take_turns(sides: dict[str, Callable[[], object]], *, repeats: int) -> dict[str, Turns]:
-    """Each side `repeats` times, in alternating order; a call must return only when its result is there."""
-    turns = {name: Turns([], []) for name in sides}
-    for repeat in range(repeats):
-        for name in sides if repeat % 2 == 0 else reversed(sides):
-            wall, processor = time.perf_counter(), time.process_time()
-            sides[name]()
-            turns[name].wall.append(time.perf_counter() - wall)
-            turns[name].processor.append(time.process_time() - processor)
-    return turns
 
 
 def compare(model, encoder, waveform, *, repeats: int) -> dict[str, Any]:
@@ -88,21 +53,12 @@ def compare(model, encoder, waveform, *, repeats: int) -> dict[str, Any]:
     del hidden, found, states
     turns = take_turns({"wavlab_jax": ours, "transformers": theirs}, repeats=repeats)
     audio_seconds = waveform.size / SAMPLE_RATE
-    pairs = [b / a for a, b in zip(turns["wavlab_jax"].wall, turns["transformers"].wall, strict=True)]
-    summaries = {name: turn.summary(audio_seconds) for name, turn in turns.items()}
-
-    def ratio(measure):
-        return round(summaries["transformers"][measure] / summaries["wavlab_jax"][measure], 3)
-
     return {
-        "ratio": ratio("median_seconds"),
-        "ratio_of_bests": ratio("best_seconds"),
-        "ratio_of_processor_time": ratio("median_processor_seconds"),
-        "median_of_paired_ratios": round(statistics.median(pairs), 3),
+        **ratios(turns["wavlab_jax"], turns["transformers"]),
         "largest_difference": difference,
         "compile_and_first_seconds": round(compiled, 1),
         "attention_of_transformers": model.config._attn_implementation,
-        **summaries,
+        **{name: turn.summary(audio_seconds) for name, turn in turns.items()},
     }
 
 
@@ -122,29 +78,6 @@ def pair_of(name: str):
         return model, import_huggingface(folder, normalize_waveform=cfg.normalize_waveform)
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the numbers depend on."""
-    import jax
-    import torch
-    import transformers
-
-    processor = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        processor = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), processor)
-    return {
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "load_average": os.getloadavg()[0],
-        "allocator": ALLOCATOR,
-        "python": platform.python_version(),
-        "jax": jax.__version__,
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
 def main() -> None:
     """Measures each model, prints a line each, and writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -156,19 +89,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    if any(os.environ.get(name) != value for name, value in ALLOCATOR.items()):
-        environment = os.environ | ALLOCATOR | {"JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": str(arguments.threads)}
-        os.execve(sys.executable, [sys.executable, *sys.argv], environment)
-    if hasattr(os, "sched_setaffinity"):  # XLA takes as many threads as there are cores to run on
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: arguments.threads])
+    prepare(arguments.threads)
 
     import numpy as np
-    import torch
-    import transformers
 
-    torch.set_num_threads(arguments.threads)
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
     samples = round(arguments.seconds * SAMPLE_RATE)
     waveform = (0.1 * np.random.default_rng(0).standard_normal((arguments.rows, samples))).astype(np.float32)
     result = machine(arguments.threads) | {"rows": arguments.rows, "seconds": arguments.seconds, "models": {}}

@@ -13,9 +13,10 @@ from jax import lax
 
 from tests.wavlab_jax.encoded import CHEAP, HERE, LARGE, SAMPLES, TINY, assert_close
 from tests.wavlab_jax.tiny import randomised
-from wavlab_jax.encoder import encode, formulation_for, gradients, lean_extractor, make_encoder
+from wavlab_jax.encoder import encode, formulation_for, gradients, lean_convolution, lean_extractor, make_encoder
 from wavlab_jax.encoder.gradients import Pairs
-from wavlab_jax.encoder.lean_extractor import BlockParameters, extract
+from wavlab_jax.encoder.lean_convolution import BlockParameters
+from wavlab_jax.encoder.lean_extractor import extract
 
 PLAIN = HERE._replace(lean_gradients=False)
 LEAN = HERE._replace(lean_gradients=True)
@@ -94,7 +95,7 @@ def test_attention(biased, masked):
 )
 def test_extractor(norm, taps, strides, monkeypatch):
     """Cut in many chunks; in the last one frames that do not exist; a stride that leaves frames out; padded rows."""
-    monkeypatch.setattr(lean_extractor, "CHUNK_FRAMES", 11)
+    monkeypatch.setattr(lean_convolution, "CHUNK_FRAMES", 11)
     channels = (1, 6, 5, 4)
     with_norm = [norm == "layer" or index == 0 for index in range(len(taps))]
     blocks = tuple(
@@ -193,7 +194,7 @@ def test_less_is_stored_and_policies_of_rematerialisation_store_less_still():
     key = jax.random.key(0)
 
     def temporaries(formulation, policy):
-        cfg = dataclasses.replace(TINY, width=64, heads=4, feed_forward=512, layers=4, rematerialize=policy)
+        cfg = dataclasses.replace(TINY, width=64, heads=4, feed_forward=512, layers=3, rematerialize=policy)
         encoder = nnx.eval_shape(lambda: make_encoder(key, cfg))
 
         def loss(encoder, waveform, seeds):
@@ -203,7 +204,7 @@ def test_less_is_stored_and_policies_of_rematerialisation_store_less_still():
         return compiled.memory_analysis().temp_size_in_bytes
 
     said = [temporaries(LEAN, policy) for policy in ("nothing", "dots", "layers")]
-    assert said[0] < 0.7 * temporaries(PLAIN, "nothing") and said[1] < 0.9 * said[0] and said[2] < 0.9 * said[1], said
+    assert said[0] < 0.7 * temporaries(PLAIN, "nothing") and said[1] < said[0] and said[2] < 0.8 * said[1], said
 
 
 def test_they_are_for_one_processor_alone():

@@ -11,7 +11,8 @@ from jax import lax
 
 from wavlab_jax.encoder.config import EncoderConfig
 from wavlab_jax.encoder.layers import Dense, Moments, Norm, gelu, standardize, torch_uniform
-from wavlab_jax.encoder.lean_extractor import BlockParameters, extract
+from wavlab_jax.encoder.lean_convolution import BlockParameters
+from wavlab_jax.encoder.lean_extractor import extract
 
 
 def convolved_length(samples, *, kernel: int, stride: int):

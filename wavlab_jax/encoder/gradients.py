@@ -18,12 +18,14 @@ import numpy as np
 from jax import lax
 
 
-def _wide_type(x) -> jnp.dtype:
+def wide_type(x) -> jnp.dtype:
+    """What x is computed with element by element, and added up in."""
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
-def _wide(x: jax.Array) -> jax.Array:
-    return x.astype(_wide_type(x))
+def wide(x: jax.Array) -> jax.Array:
+    """x in that type."""
+    return x.astype(wide_type(x))
 
 
 # -------------------------------------------------------------------------------------------------------------- GELU
@@ -45,7 +47,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 def _gelu_gradient(x, gradient):
-    return ((gradient * gelu_and_slope(_wide(x))[1]).astype(x.dtype),)
+    return ((gradient * gelu_and_slope(wide(x))[1]).astype(x.dtype),)
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_gradient)
@@ -77,13 +79,13 @@ def normalized(x: jax.Array, *, epsilon: float) -> Normalized:
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float) -> jax.Array:
     """LayerNorm of x [batch, frames, channels] with scale and shift [channels]; keeps x."""
-    unit = normalized(_wide(x), epsilon=epsilon).unit
+    unit = normalized(wide(x), epsilon=epsilon).unit
     return (unit * scale[None, None] + shift[None, None]).astype(x.dtype)
 
 
 def _layer_norm_gradient(epsilon, kept, gradient):
     x, scale = kept
-    of, gradient = normalized(_wide(x), epsilon=epsilon), _wide(gradient)
+    of, gradient = normalized(wide(x), epsilon=epsilon), wide(gradient)
     return (
         of.gradient(gradient * scale[None, None]).astype(x.dtype),
         jnp.sum(gradient * of.unit, axis=(0, 1)).astype(scale.dtype),
@@ -156,7 +158,7 @@ def _ones(query, key, value, pairs: Pairs) -> _One:
 
 
 def _logits(one: _One, pairs: Pairs) -> jax.Array:
-    logits = jnp.dot(one.query, one.key.T, preferred_element_type=_wide_type(one.query))
+    logits = jnp.dot(one.query, one.key.T, preferred_element_type=wide_type(one.query))
     if pairs.gate is not None:
         logits = logits + one.gate[:, None] * pairs.position_bias[one.head]
     if pairs.valid is not None:
@@ -189,13 +191,13 @@ def _attend(query, key, value, pairs: Pairs, rate: float):
 def _attention_gradient(rate, kept, gradient):
     query, key, value, pairs, out, softmax = kept
     batch, frames, heads, _ = query.shape
-    wide = _wide_type(query)
+    dtype = wide_type(query)
 
     def one_gradient(of_bias, each):
         one, (top, scale), along, gradient = each
         weights = jnp.exp(_logits(one, pairs) - top[:, None]) * scale[:, None]
-        of_value = jnp.dot(_dropped(weights.astype(value.dtype), one, rate).T, gradient, preferred_element_type=wide)
-        of_weights = jnp.dot(gradient, one.value.T, preferred_element_type=wide)
+        of_value = jnp.dot(_dropped(weights.astype(value.dtype), one, rate).T, gradient, preferred_element_type=dtype)
+        of_weights = jnp.dot(gradient, one.value.T, preferred_element_type=dtype)
         of_logits = weights * (_dropped(of_weights, one, rate) - along[:, None])
         if pairs.valid is not None:
             of_logits = jnp.where(pairs.valid[one.row][None], of_logits, 0.0)
@@ -208,7 +210,7 @@ def _attention_gradient(rate, kept, gradient):
         of_query, of_key = jnp.dot(of_logits, one.key), jnp.dot(of_logits.T, one.query)
         return of_bias, (of_query, of_key, of_value.astype(value.dtype), of_gate)
 
-    along = jnp.sum(_wide(gradient) * _wide(out), axis=-1).transpose(2, 0, 1).reshape(-1, frames)
+    along = jnp.sum(wide(gradient) * wide(out), axis=-1).transpose(2, 0, 1).reshape(-1, frames)
     every = (_ones(query, key, value, pairs), softmax, along, _flat(gradient))
     start = None if pairs.gate is None else jnp.zeros_like(pairs.position_bias)
     of_bias, (*of_three, of_gate) = lax.scan(one_gradient, start, every)

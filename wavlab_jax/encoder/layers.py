@@ -198,18 +198,18 @@ def _convolve_by_dft(x: jax.Array, kernel: jax.Array, before: int, after: int) -
     x = jnp.pad(x, ((0, 0), (before, (segments - 1) * hop + size - frames - before), (0, 0)))
     x = jnp.stack([x[:, start : start + size] for start in range(0, segments * hop, hop)], axis=1)
     forward, inverse = _real_dft(size)
-    x_hat = jnp.einsum("ctf,bstw->cfbsw", forward, x).reshape(2, taps + 1, batch * segments, groups, inputs)
-    kernel_hat = jnp.einsum("ctf,tio->cfio", forward[:, :taps], kernel)
-    real, imaginary = kernel_hat.reshape(2, taps + 1, inputs, groups, width // groups)
-    # (x_r + i x_i) (k_r - i k_i) as one real product; conjugated, because a layer's convolution is a correlation
-    x_hat = jnp.concatenate(list(x_hat), axis=-1)
-    kernel_hat = jnp.concatenate(
-        [jnp.concatenate([real, -imaginary], axis=-1), jnp.concatenate([imaginary, real], axis=-1)], axis=1
-    )
-    y_hat = jnp.einsum("fngi,figo->fgno", x_hat, kernel_hat)
-    y_hat = y_hat.reshape(taps + 1, groups, batch * segments, 2, width // groups)
-    y = jnp.einsum("ctf,fgnco->ntgo", inverse[:, :hop], y_hat).reshape(batch, segments * hop, width)
-    return y[:, :frames].astype(dtype)
+    bins, rows = size // 2 + 1, batch * segments
+    x_hat = jnp.einsum("ctf,ntw->cfnw", forward, x.reshape(rows, size, width))
+    x_hat = x_hat.reshape(2, bins, rows, groups, inputs).transpose(1, 3, 0, 2, 4)
+    # The kernel's transform is the largest array: it is made with groups first, as the products below read it, and in
+    # two halves, so that neither it nor its gradient is ever copied.
+    kernel = kernel.reshape(taps, inputs, groups, width // groups).transpose(0, 2, 1, 3).reshape(taps, -1)
+    halves = (jnp.dot(part[:taps].T, kernel).reshape(bins, groups, inputs, width // groups) for part in forward)
+    by_real, by_imaginary = (jnp.einsum("fgcni,fgio->fgcno", x_hat, half) for half in halves)
+    # (x_r + i x_i) (k_r - i k_i): conjugated, because a layer's convolution is a correlation
+    y_hat = jnp.stack([by_real[:, :, 0] + by_imaginary[:, :, 1], by_real[:, :, 1] - by_imaginary[:, :, 0]])
+    y = jnp.einsum("ctf,cfgno->tgno", inverse[:, :hop], y_hat).transpose(2, 0, 1, 3)
+    return y.reshape(batch, segments * hop, width)[:, :frames].astype(dtype)
 
 
 def _real_dft(size: int) -> tuple[np.ndarray, np.ndarray]:
