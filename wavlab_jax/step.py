@@ -19,14 +19,7 @@ from wavlab_jax.heads import AnyHeadConfig, HeadError
 from wavlab_jax.health import Observed, combine, combine_copies, mask_coverage, observe, update_sums
 from wavlab_jax.metrics import Sums
 from wavlab_jax.model import Model, Parameters, assemble, make_model, parameters
-from wavlab_jax.objectives import (
-    AnyObjectiveConfig,
-    Keys,
-    check_head,
-    draw_masks,
-    loss_of,
-    objective_of,
-)
+from wavlab_jax.objectives import AnyObjectiveConfig, Keys, check_head, draw_masks, loss_of, objective_of
 from wavlab_jax.optim import OptimizerConfig, at_step, held, learning_rate, make_optimizer
 from wavlab_jax.sharding import BATCH_AXES, abstract_flag, parameter_shardings, place_flag, state_shardings
 from wavlab_jax.state import TrainState, fresh_state
