@@ -33,8 +33,13 @@ def run_section(name: str, out: Path, *, small: bool) -> dict:
     ended = subprocess.run([*command, *["--small"] * small], cwd=ROOT, capture_output=True, text=True)
     path = out / f"{name}.json"
     if ended.returncode or not path.exists():
-        said = (ended.stderr.strip() or f"ended with {ended.returncode}")[-2000:]
-        return {"failed": [f"the part did not end well: {said}"], "seconds": time.monotonic() - began}
+        said = ended.stderr.strip() or f"status {ended.returncode}, without a word"
+        last = said.splitlines()[-1][-200:]
+        return {
+            "failed": [f"the part did not end well: {last}"],
+            "said": said[-2000:],
+            "seconds": time.monotonic() - began,
+        }
     return {**json.loads(path.read_text()), "seconds": time.monotonic() - began}
 
 
@@ -65,7 +70,7 @@ def page(results: dict, *, small: bool) -> str:
         if rows:
             lines += ["", f"## {title}", "", *table(rows)]
     if "resume" in results:
-        told = {k: v for k, v in results["resume"].items() if k not in ("failed", "seconds")}
+        told = {k: v for k, v in results["resume"].items() if k not in ("failed", "said", "seconds")}
         lines += ["", "## Killed and resumed", "", ", ".join(f"{k} {v}" for k, v in told.items()) + "."]
         lines.append(
             f"On GPUs this part runs with `XLA_FLAGS={DETERMINISTIC}`; without it no two runs need be the same."

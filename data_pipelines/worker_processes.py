@@ -37,8 +37,12 @@ def interrupts_blocked() -> Iterator[None]:
 
 
 def die_of_interrupts() -> None:
-    """In a worker that may stop anywhere: from here on Ctrl-C ends it, without a word."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """In a worker that may stop anywhere: from here on Ctrl-C ends it, without a word.
+
+    Where Ctrl-C is ignored (`nohup`, a shell's background) it stays so.
+    """
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 

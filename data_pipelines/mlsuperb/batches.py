@@ -16,12 +16,12 @@ import grain
 import numpy as np
 import soundfile
 
+from data_pipelines.ahead import Batches
 from data_pipelines.audio import AudioError, checked, mono
 from data_pipelines.batch import NO_UNIT, NO_UTTERANCE, RECEPTIVE_FIELD, SAMPLE_RATE, Batch, check_batch, num_frames
 from data_pipelines.mlsuperb.layout import MlSuperbError, Part
 from data_pipelines.mlsuperb.tracks import Example, Track
 from data_pipelines.permutations import hash64, permute
-from data_pipelines.pipeline import Batches
 
 LABELS = 0  # of the sets of `Batch.units`, the one that holds a row's tokens, from its first frame on
 

@@ -37,7 +37,15 @@ class Launched:
         if python != sys.executable:
             env.pop("XLA_FLAGS", None)  # those of this jax; another one may not know them
         with open(self.log, "w") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command,
+                cwd=ROOT,
+                env=env,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
+            )
 
     def when(self, condition):
         """Waits until the condition holds; the process must not end before."""

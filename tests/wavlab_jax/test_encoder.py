@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from functools import partial
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from data_pipelines.batch import num_frames
 from tests.wavlab_jax.encoded import CHEAP, HERE, LARGE, SAMPLES, TINY, assert_close, largest_difference, run
 from tests.wavlab_jax.tiny import randomised
 from wavlab_jax.encoder import EncoderConfig, Formulation, encode, make_encoder, unstack_layers
-from wavlab_jax.encoder.config import EncoderError, formulation_for
+from wavlab_jax.encoder.config import EncoderError, PositionSpelling, formulation_for
 from wavlab_jax.encoder.encoder import _real_frames
 from wavlab_jax.encoder.frontend import convolved_length
 from wavlab_jax.encoder.layers import Gate, PositionConvolution, relative_buckets, standardize
@@ -83,8 +84,8 @@ def test_buckets_are_those_of_unilm_for_thirty_seconds():
 
 
 @pytest.mark.parametrize("taps", [1, 8, 9])
-@pytest.mark.parametrize("by_dft", [True, False])
-def test_position_convolution_is_the_sum_it_says(taps, by_dft):
+@pytest.mark.parametrize("spelling", get_args(PositionSpelling))
+def test_position_convolution_is_the_sum_it_says(taps, spelling):
     cfg = dataclasses.replace(TINY, position_kernel=taps)
     rng = np.random.default_rng(taps)
     convolution = PositionConvolution(jax.random.key(taps), cfg)
@@ -104,7 +105,7 @@ def test_position_convolution_is_the_sum_it_says(taps, by_dft):
             expected[:, frame, channel] = (seen * kernel[:, :, channel]).sum((1, 2)) + bias[channel]
     erf = np.vectorize(math.erf)
     expected = expected * 0.5 * (1 + erf(expected / math.sqrt(2)))
-    np.testing.assert_allclose(convolution(x, by_dft=by_dft), expected, atol=2e-6)
+    np.testing.assert_allclose(convolution(x, spelling=spelling), expected, atol=2e-6)
 
 
 def test_gate_is_that_of_unilm():
@@ -170,8 +171,8 @@ def test_initial_values_follow_fairseq():
 # ------------------------------------------------------------------------------------------------------- spellings
 
 # between them every choice in both ways
-UNROLLED = Formulation(False, position_by_dft=False, attention_by_head=False, extractor_by_row=False)
-SCANNED = Formulation(True, position_by_dft=True, attention_by_head=True, extractor_by_row=True)
+UNROLLED = Formulation(False, position="by_group", attention_by_head=False, extractor_by_row=False)
+SCANNED = Formulation(True, position="dft", attention_by_head=True, extractor_by_row=True)
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
@@ -202,10 +203,11 @@ def test_spellings_agree_in_gradients(waveform):
 
 
 def test_platforms_choose_their_spelling():
-    on_cpu = Formulation(scan_layers=False, position_by_dft=True, attention_by_head=True, extractor_by_row=True)
+    on_cpu = Formulation(scan_layers=False, position="dft", attention_by_head=True, extractor_by_row=True)
     assert formulation_for("cpu") == on_cpu
-    plain = Formulation(scan_layers=True, position_by_dft=False, attention_by_head=False, extractor_by_row=False)
-    assert formulation_for("tpu") == formulation_for("gpu") == plain
+    plain = Formulation(scan_layers=True, position="grouped", attention_by_head=False, extractor_by_row=False)
+    assert formulation_for("tpu") == plain
+    assert formulation_for("gpu") == plain._replace(position="by_group")
 
 
 def test_unstacked_layers_compute_the_same(waveform):
@@ -305,6 +307,9 @@ def test_gradient_scale_costs_no_precision_in_bfloat16(waveform):
         ({"extractor_channels": (6,) * 3}, "extractor_channels"),
         ({"heads": 3}, "heads 3"),
         ({"position_groups": 5}, "position_groups 5"),
+        ({"dropout": 1.5}, "dropout is 1.5"),
+        ({"layerdrop": 1.0}, "layerdrop is 1"),
+        ({"feature_gradient_scale": -0.1}, "feature_gradient_scale is -0.1"),
         ({"relative_bias": True, "bias_buckets": 18}, "bias_buckets"),
         ({"relative_bias": True, "bias_max_distance": 4}, "bias_max_distance"),
         ({"extractor_kernels": (16, 26)}, "416 samples every 320"),

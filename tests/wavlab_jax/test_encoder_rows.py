@@ -111,7 +111,7 @@ def test_every_dropout_acts_only_with_a_key(waveform):
 def test_layers_are_dropped_for_all_rows_at_once(waveform):
     silent = dict.fromkeys(("dropout", "attention_dropout", "activation_dropout", "projection_dropout"), 0.0)
     encoder = randomised(dataclasses.replace(TINY, layers=6, layerdrop=0.4, **silent))
-    spelling = Formulation(True, position_by_dft=True, attention_by_head=True, extractor_by_row=True)
+    spelling = Formulation(True, position="dft", attention_by_head=True, extractor_by_row=True)
     short = waveform[:, :1000]
     complete = run(encoder, short, formulation=spelling).hidden
     dropped = []

@@ -11,6 +11,7 @@ class EncoderError(ValueError):
 
 
 Rematerialize = Literal["nothing", "dots", "layers"]
+PositionSpelling = Literal["grouped", "by_group", "dft"]
 
 _SIZES = (
     *("extractor_channels", "extractor_kernels", "extractor_strides", "width", "layers", "heads", "feed_forward"),
@@ -96,6 +97,14 @@ class EncoderConfig:
             sizes = getattr(self, name)
             if min(sizes if isinstance(sizes, tuple) else (sizes,), default=0) < 1:
                 raise EncoderError(f"{name} is {sizes}; every size is at least 1")
+        for name in ("dropout", "attention_dropout", "activation_dropout", "projection_dropout", "layerdrop"):
+            if not 0.0 <= getattr(self, name) < 1.0:
+                raise EncoderError(f"{name} is {getattr(self, name):g}; it is a probability, from 0 to below 1")
+        if not self.feature_gradient_scale >= 0.0:
+            raise EncoderError(
+                f"feature_gradient_scale is {self.feature_gradient_scale:g}; it must be 0 (an extractor that does not "
+                "learn) or more"
+            )
         hop, field = 1, 1
         for kernel, stride in zip(self.extractor_kernels, self.extractor_strides, strict=True):
             field += (kernel - 1) * hop
@@ -118,8 +127,10 @@ class Formulation(NamedTuple):
 
     Attributes:
         scan_layers: `lax.scan` over the stacked layers (small programs) or an unrolled loop (faster on CPU).
-        position_by_dft: positional convolution through the Fourier transform of short segments, as matrix products;
-            XLA:CPU's grouped convolution is many times slower, its FFT three times.
+        position: of the positional convolution. "grouped": one grouped convolution, the fastest on TPU; "by_group": one
+            convolution a group, because XLA's own partitioner gathers the rows of all devices for the gradient of a
+            grouped one (the TPU's compiler does not); "dft": through the Fourier transform of short segments, as
+            matrix products; XLA:CPU's grouped convolution is many times slower, its FFT three times.
         attention_by_head: one head of one row after the other where nothing is dropped, so that its logits stay in the
             cache: half the time on CPU. Training keeps all heads at once, whose gradient is the faster one.
         extractor_by_row: the convolutions of one row after the other where no gradient is wanted, so that what lies
@@ -127,7 +138,7 @@ class Formulation(NamedTuple):
     """
 
     scan_layers: bool
-    position_by_dft: bool
+    position: PositionSpelling
     attention_by_head: bool
     extractor_by_row: bool
 
@@ -135,6 +146,10 @@ class Formulation(NamedTuple):
 def formulation_for(platform: str) -> Formulation:
     """The spelling for a JAX platform name ("cpu", "gpu", "tpu"): the only place where they are chosen."""
     on_cpu = platform == "cpu"
+    position: dict[str, PositionSpelling] = {"cpu": "dft", "tpu": "grouped"}
     return Formulation(
-        scan_layers=not on_cpu, position_by_dft=on_cpu, attention_by_head=on_cpu, extractor_by_row=on_cpu
+        scan_layers=not on_cpu,
+        position=position.get(platform, "by_group"),
+        attention_by_head=on_cpu,
+        extractor_by_row=on_cpu,
     )

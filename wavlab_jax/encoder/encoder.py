@@ -189,7 +189,7 @@ def _through_layers(
         x = jnp.where(channel_mask[:, None], 0.0, x)
     if valid is not None:
         x = jnp.where(valid[..., None], x, 0.0)
-    x = x + encoder.position(x, by_dft=formulation.position_by_dft)
+    x = x + encoder.position(x, spelling=formulation.position)
     if not cfg.pre_norm:
         x = encoder.norm.over_channels(x, epsilon=cfg.norm_epsilon)
     x = dropout(x, rate=cfg.dropout, keys=fold(row_keys, 1001))

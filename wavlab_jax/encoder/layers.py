@@ -14,7 +14,7 @@ from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from wavlab_jax.encoder.config import EncoderConfig
+from wavlab_jax.encoder.config import EncoderConfig, PositionSpelling
 
 
 def dropout(x: jax.Array, *, rate: float, keys: jax.Array | None) -> jax.Array:
@@ -144,7 +144,7 @@ class PositionConvolution(nnx.Module):
         self.gain = nnx.Param(jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2))))
         self.bias = nnx.Param(jnp.zeros((cfg.width,)))
 
-    def __call__(self, x: jax.Array, *, by_dft: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, spelling: PositionSpelling) -> jax.Array:
         """[batch, frames, width] -> GELU of the convolution, same shape; even kernels lose their last output frame."""
         direction = self.direction[...]
         norm = jnp.sqrt(jnp.sum(jnp.square(direction), axis=(1, 2), keepdims=True))
@@ -152,8 +152,7 @@ class PositionConvolution(nnx.Module):
         taps = kernel.shape[0]
         # padding taps // 2 on both sides and dropping the last frame of an even kernel: one frame less on the right
         before, after = taps // 2, taps // 2 - (1 - taps % 2)
-        convolve = _convolve_by_dft if by_dft else _convolve_grouped
-        y = convolve(x, kernel.astype(x.dtype), before, after)
+        y = _CONVOLVE[spelling](x, kernel.astype(x.dtype), before, after)
         return gelu(y + self.bias[...].astype(x.dtype)[None, None])
 
 
@@ -166,6 +165,13 @@ def _convolve_grouped(x: jax.Array, kernel: jax.Array, before: int, after: int) 
         dimension_numbers=("NWC", "WIO", "NWC"),
         feature_group_count=x.shape[-1] // kernel.shape[1],
     )
+
+
+def _convolve_by_group(x: jax.Array, kernel: jax.Array, before: int, after: int) -> jax.Array:
+    """The same, a group after the other. (`vmap` over the groups would become a grouped convolution again.)"""
+    groups = x.shape[-1] // kernel.shape[1]
+    parts = zip(jnp.split(x, groups, axis=-1), jnp.split(kernel, groups, axis=-1), strict=True)
+    return jnp.concatenate([_convolve_grouped(part, taps, before, after) for part, taps in parts], axis=-1)
 
 
 def _convolve_by_dft(x: jax.Array, kernel: jax.Array, before: int, after: int) -> jax.Array:
@@ -201,6 +207,9 @@ def _real_dft(size: int) -> tuple[np.ndarray, np.ndarray]:
     twice = np.full(size // 2 + 1, 2.0)  # a frequency stands for its mirror image too, the first and last do not
     twice[[0, -1]] = 1.0
     return forward.astype(np.float32), (forward * twice / size).astype(np.float32)
+
+
+_CONVOLVE = {"grouped": _convolve_grouped, "by_group": _convolve_by_group, "dft": _convolve_by_dft}
 
 
 def relative_buckets(frames: int, *, buckets: int, max_distance: int) -> np.ndarray:
