@@ -5,7 +5,7 @@
 Runs `prepare` as it is, but for its two ends: the clips are invented (136 languages in 4 corpora, with ids, paths,
 speakers and sentences as long as Common Voice's, in a shuffled order), and shards are written without audio. So the
 listing, the plan, the check for repeated ids, the duplicates, the merging and a second call are those of a real corpus.
-Needs 25 GB in FOLDER (a temporary one by default), deleted at the end. `--write` puts the table into docs/data.md.
+Needs 40 GB in FOLDER (a temporary one by default), deleted at the end. `--write` puts the table into docs/data.md.
 """
 
 import argparse
@@ -114,7 +114,7 @@ def without_audio(task: ShardTask, out: str | Path) -> Tally:
     copies = row % 1000 == 0
     number = task.clips.columns["corpus"].to_numpy(zero_copy_only=False)
     number = np.array([int(name.removeprefix("corpus")) for name in number])
-    said = np.where(copies, row % 100_000, (1 << 40) + row * CORPORA + number)
+    said = np.where(copies, row % 100_000 + 1, (1 << 40) + row * CORPORA + number)
     kept = np.ones(len(row), bool)
     kept[[duplicate.place for duplicate in task.duplicates]] = False
     kept = np.flatnonzero(kept)

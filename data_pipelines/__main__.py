@@ -85,6 +85,9 @@ class Prepare:
     """Write only this share of the shards, 1 to --of: for jobs of a cluster. A call without it ends the work."""
     of: int | None = None
     """How many shares there are."""
+    scratch: Path | None = None
+    """Where listings of millions of clips lie while this runs, 250 to 500 bytes a clip; by default in OUT. For jobs of
+    a cluster, a disk of the machine itself."""
     overwrite: bool = False
     """Replace what was prepared there with another table or other options; shards that stay the same are kept."""
 
@@ -101,6 +104,7 @@ class Prepare:
             filters=Filters(self.min_clip_seconds, self.max_clip_seconds, self.min_peak_dbfs, self.min_rms_dbfs),
             duplicates=self.duplicates,
             part=None if self.part is None else Part(self.part, self.of),
+            scratch=self.scratch,
             workers=self.workers,
             clips_per_shard=self.clips_per_shard,
             join_seconds=self.join_seconds,

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from data_pipelines import storage
 from data_pipelines.atomic import whole_file
 from data_pipelines.batch import SAMPLE_RATE
+from data_pipelines.columns import offsets_of
 from data_pipelines.unique import first_repeated
 
 MANIFEST_NAME = "manifest.arrow"
@@ -335,11 +336,9 @@ def _strings(values) -> pa.LargeStringArray:
 def _fingerprint(columns: dict, head: dict, content: str) -> str:
     digest = hashlib.sha256(json.dumps([head["languages"], head["corpora"]]).encode())
     ids = columns["id"]
-    _, offsets, text = ids.buffers()
-    ends = (
-        np.frombuffer(offsets, np.int64)[ids.offset : ids.offset + len(ids) + 1] if len(ids) else np.zeros(1, np.int64)
-    )
-    for first in range(0, len(ids), 1 << 20):  # in pieces: at once, it would be twice as much memory again
+    text = ids.buffers()[2]
+    ends = offsets_of(ids)
+    for first in range(0, len(ids), 1 << 20):  # in pieces: all at once would be gigabytes at tens of millions
         digest.update(np.diff(ends[first : first + (1 << 20) + 1]).tobytes())  # so that ["ab", "c"] is not ["a", "bc"]
     digest.update(text[int(ends[0]) : int(ends[-1])] if text else b"")
     for name in ("language", "corpus", "split", "samples"):

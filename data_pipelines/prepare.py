@@ -89,6 +89,7 @@ def prepare(
     filters: Filters = NO_FILTERS,
     duplicates: bool = True,
     part: Part | None = None,
+    scratch: str | Path | None = None,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Prepared | PartDone:
@@ -102,7 +103,8 @@ def prepare(
     quarantine.tsv. `workers` (default: one a core) does not change the result.
 
     With `part` only that share of the shards is written, by as many jobs at once as there are parts, and PartDone
-    returned; a call without it makes what is missing and the manifest.
+    returned; a call without it makes what is missing and the manifest. Listings too long for memory lie in `scratch`
+    (default: `out`) until the call ends.
 
     Raises CorpusError (folder, table, composition), PrepareError (another plan or run in `out`, no usable clip, no
     training clip, a worker that died), OSError naming the file that could not be written. Run it again after any of
@@ -120,7 +122,7 @@ def prepare(
     out, options = Path(out), dict(options or {})
     if table is not None:
         options["table"] = table
-    with scratch_in(out):
+    with scratch_in(scratch or out):
         listed = list_corpora(folder, reader=reader, options=options, progress=progress)
     for root in listed.folders.values():
         if out.resolve() == Path(root).resolve():

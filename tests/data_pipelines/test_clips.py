@@ -104,7 +104,8 @@ def test_columns_in_files_are_those_in_memory_and_leave_nothing(tmp_path, monkey
 def test_a_corpus_whose_listing_is_in_files_becomes_the_same(raw, whole, tmp_path, monkeypatch):
     for module in (columns, clips, plan_order):
         monkeypatch.setattr(module, "IN_MEMORY" if module is columns else "PIECE", 7)
-    assert tree(go(raw[0], tmp_path / "out").root) == tree(whole.root)
+    assert tree(go(raw[0], tmp_path / "out", scratch=tmp_path / "elsewhere").root) == tree(whole.root)
+    assert (tmp_path / "elsewhere").is_dir() and not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_a_full_disk_while_listing_is_named(tmp_path, monkeypatch):
