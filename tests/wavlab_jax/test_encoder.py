@@ -205,7 +205,7 @@ def test_spellings_agree_in_gradients(waveform):
 
 
 def test_platforms_choose_their_spelling():
-    on_cpu = SCANNED._replace(scan_layers=False)
+    on_cpu = SCANNED._replace(scan_layers=False, convolution_by_tap=True)
     assert formulation_for("cpu") == on_cpu
     plain = UNROLLED._replace(scan_layers=True, position="grouped")
     assert formulation_for("tpu") == plain

@@ -149,6 +149,8 @@ class Formulation(NamedTuple):
             summed over them: a table of some KB is exchanged, and not [heads, frames, frames] a layer.
         along_rows: tells the partitioner that [rows, ...] is split by rows, and so is its gradient. Applied to what
             meets a matrix whose input axis is split over `fsdp`: that is gathered then, and never the activations.
+        convolution_by_tap: the downstream model's large convolution as a matrix product a tap, added up: on CPU half
+            the time of the forward pass, three quarters of a training step's.
     """
 
     scan_layers: bool
@@ -156,6 +158,7 @@ class Formulation(NamedTuple):
     attention_by_head: bool
     extractor_by_row: bool
     lean_gradients: bool
+    convolution_by_tap: bool = False
     row_shards: int = 1
     along_rows: Callable[[jax.Array], jax.Array] = _as_it_is
 
@@ -173,4 +176,5 @@ def formulation_for(platform: str, *, devices: int = 1) -> Formulation:
         attention_by_head=on_cpu,
         extractor_by_row=on_cpu,
         lean_gradients=on_cpu and devices == 1,
+        convolution_by_tap=on_cpu,
     )
