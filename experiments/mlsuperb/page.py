@@ -193,7 +193,7 @@ def figure_blocks(standing: Sequence[Standing], length: Duration, looks: dict[st
     blocks = challenge_blocks(standing, looks)
     if not rows:
         none = (
-            "None of the benchmark's seven figures: the first is a mean over all 13 sets, the others need their tracks."
+            "None of the benchmark's seven figures: the first needs all 13 sets, the others their tracks."
         )
         return [Note(none), *blocks]
     series = [charts.Series(Look("faint", "|"), [level for _, _, level in drawn], size=12)]
