@@ -192,9 +192,7 @@ def figure_blocks(standing: Sequence[Standing], length: Duration, looks: dict[st
                                for row, end in zip(found, ends, strict=True)], level))  # fmt: skip
     blocks = challenge_blocks(standing, looks)
     if not rows:
-        none = (
-            "None of the benchmark's seven figures: the first needs all 13 sets, the others their tracks."
-        )
+        none = "None of the benchmark's seven figures: the first needs all 13 sets, the others their tracks."
         return [Note(none), *blocks]
     series = [charts.Series(Look("faint", "|"), [level for _, _, level in drawn], size=12)]
     for place, each in enumerate(standing):
