@@ -25,8 +25,8 @@ class ProbesConfig:
     Attributes:
         every: steps between two probes. One comes before the first step and one after the last, too; 0: no probes.
         clips: held-out utterances on which masked accuracy is judged, as evenly over languages as they are there.
-        language_clips: utterances of both sides that the language probe learns from and is tested on, as evenly over
-            (language, source, side) as they are there.
+        language_clips: utterances that the language probe learns from and is tested on, together, as evenly over
+            (language, source, split) as they are there.
         layer: whose hidden states languages and phones are read off; None: the middle one.
         alignments: a folder of .phn files as `quality --alignments` takes it; None: no phones are probed.
         phone_clips: utterances with alignments that units are fitted on, and as many held-out ones that are judged.

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from data_pipelines.atomic import whole_file
 from data_pipelines.batch import NO_UTTERANCE
@@ -83,9 +84,28 @@ def make_probes(
             kept = {f"{name}_{key}": value for name, part in found.items() for key, value in part.kept.items()}
             with whole_file(files.first_probe) as temporary, open(temporary, "wb") as file:
                 np.savez(file, step=step, asked=asked, **kept)
-        return {name: part.line for name, part in found.items()}
+        lines = {name: part.line for name, part in found.items()}
+        if is_first():
+            tqdm.write(f"{cfg.name}, probe at step {step:,}: {said(lines)}")
+        return lines
 
     return Probes(cfg.probes.every, at_start, judge)
+
+
+def said(lines: Mapping[str, Mapping[str, Any]]) -> str:
+    """What a probe found, for the console: each number, its interval, and what needs no learning."""
+    told = []
+    for name, key in (("masked", "accuracy"), ("language", "accuracy"), ("phones", "purity")):
+        line = lines.get(name, {})
+        if key in line:
+            title = "masked accuracy" if name == "masked" else f"{name} {key}"
+            level = max(line.get(of) or 0.0 for of in ("chance", "majority", "copy"))
+            told.append(
+                f"{title} {line[key]:.3f} [{line['low']:.3f}, {line['high']:.3f}], without learning {level:.3f}"
+            )
+        elif line:
+            told.append(f"{name}: {line['note']}")
+    return "; ".join(told)
 
 
 def _first_probe(files: StageFiles, *, asked: str, before: int) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ TITLES = {  # of each task
     "multilingual": "multilingual recognition",
     "identification": "language identification",
     "joint": "language and recognition jointly",
+    "challenge": "the challenge of ML-SUPERB 2.0",
 }
 MANY = 36  # languages; above, charts are cut in two, and of the confusions only the languages with most are drawn
 FREQUENT = 30  # confusions that are listed

@@ -106,7 +106,9 @@ def findings(own: dict[Duration, list[Standing]], pool: str) -> list[Finding]:
                 "no model has all seven figures by the published protocol, so that none stands beside published ones."
             )
             found.append(Finding("no points", f"{SETS[length][:1].upper()}{SETS[length][1:]}: {words}", "unclear"))
-        found += [finding for task in ("identification", "joint") if (finding := chance_finding(standing, task))]
+        found += [
+            finding for task in ("identification", "joint", "challenge") if (finding := chance_finding(standing, task))
+        ]
     return found
 
 
@@ -188,8 +190,10 @@ def figure_blocks(standing: Sequence[Standing], length: Duration, looks: dict[st
         rows.append([column, count(tested), *cells, *levels])
         drawn.append((column, [(number(row.get(name)), *(end or (math.nan, math.nan)))
                                for row, end in zip(found, ends, strict=True)], level))  # fmt: skip
+    blocks = challenge_blocks(standing, looks)
     if not rows:
-        return []
+        none = "None of the benchmark's seven figures: the first needs all 13 sets, the others their tracks."
+        return [Note(none), *blocks]
     series = [charts.Series(Look("faint", "|"), [level for _, _, level in drawn], size=12)]
     for place, each in enumerate(standing):
         triples = [values[place] or (math.nan,) * 3 for _, values, _ in drawn]
@@ -208,7 +212,19 @@ def figure_blocks(standing: Sequence[Standing], length: Duration, looks: dict[st
         caution="utterances of one speaker are not independent: for other speakers the intervals are too narrow.",
     )  # fmt: skip
     columns = ["figure", ">test utterances", *(f">{each.model}" for each in standing), ">chance: even, or nothing"]
-    return [figure, Table([*columns, ">chance: most frequent"], rows)]
+    return [figure, Table([*columns, ">chance: most frequent"], rows), *blocks]
+
+
+def challenge_blocks(standing: Sequence[Standing], looks: dict[str, Look]) -> list:
+    """The four figures of ML-SUPERB 2.0's challenge, of the models that have them."""
+    found = [(each.model, each.tasks["challenge"]) for each in standing if "challenge" in each.tasks]
+    names = ("accuracy", "error_rate", "deviation", "worst_15")
+    rows = []
+    for model, result in found:
+        figures = [figure_text(number(result["challenge"].get(name))) for name in names]
+        rows.append([mark(model, looks), result["track"], *figures, count(result["all"]["utterances"])])
+    columns = ["model", "set", ">languages right", ">CER", ">its deviation over languages", ">CER of the 15 worst"]
+    return [Table([*columns, ">utterances"], rows, "ML-SUPERB 2.0, means over languages")] if rows else []
 
 
 def deviation_blocks(every: Sequence[Standing]) -> list:
@@ -225,8 +241,8 @@ def deviation_blocks(every: Sequence[Standing]) -> list:
             lines["not all sets, so that there is no mean"] = [found["track"] for found in each.sets.values()]
         for line, tracks in (lines or {"nothing": [found["track"] for found in each.every]}).items():
             said.setdefault((SETS[each.duration], line, on(tracks)), []).append(each.model)
-    rows = [[line, tracks, length, ", ".join(models)] for (length, line, tracks), models in said.items()]
-    blocks: list[Any] = [Table(["deviates in", "on", "set", "models"], rows)]
+    rows = [[length, line, tracks, ", ".join(models)] for (length, line, tracks), models in said.items()]
+    blocks: list[Any] = [Table(["set", "deviates in", "on", "models"], rows)]
     blocks.append(Table(["of this code always"], [[line] for line in always]))
     notes = dict.fromkeys((each.model, note) for each in every for found in each.every
                           for note in found["model"]["notes"])  # fmt: skip

@@ -55,7 +55,8 @@ def level_of(part: Part, line: dict) -> float:
 
 def judged(part: Part, lines: list[dict]) -> list[dict]:
     """The lines in which the part found something."""
-    return [line for line in lines if math.isfinite(number(pick(line, part.name, part.key)))]
+    found = [line for line in lines if math.isfinite(number(pick(line, part.name, part.key)))]
+    return [line for line in found if math.isfinite(number(line.get("step")))]
 
 
 def probes_section(run: Results) -> Section | None:
@@ -121,8 +122,8 @@ def trend(run: Results, stage: str, part: Part, lines: list[dict]) -> trends.Tre
 
 def said_of(part: Part, row: dict) -> str:
     """The verdict against the dashed line; by the interval alone where the two were not compared clip by clip."""
-    if part.against in row and row[part.against]:
-        return verdict(row[part.against])
+    if mapped(row, part.against):
+        return verdict(mapped(row, part.against))
     chance = number(row.get("chance"))
     return verdict({key: number(row.get(key)) - chance for key in ("low", "high")})
 

@@ -21,7 +21,7 @@ from experiments.probe_clips import (
     masked_rows,
     spread,
 )
-from experiments.probes import make_probes
+from experiments.probes import make_probes, said
 from experiments.run import train_stage
 from experiments.stage import StageError
 from experiments.stage_files import StageFiles
@@ -88,6 +88,9 @@ def test_where_nothing_can_be_asked_the_line_says_so(corpus, tmp_path, monkeypat
     named["files"].folder.mkdir(parents=True)
     line = probes.judge(jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes), 0)
     assert line["masked"] == {"note": "no held-out data"} and "no held-out data" in line["language"]["note"]
+    assert said(line).startswith("masked: no held-out data; language: no held-out data: none of the sources")
+    found = {"masked": {"accuracy": 0.5, "low": 0.4, "high": 0.6, "majority": 0.1, "copy": 0.2, "chance": None}}
+    assert said(found) == "masked accuracy 0.500 [0.400, 0.600], without learning 0.200"
     assert make_probes(dataclasses.replace(cfg, probes=ProbesConfig()), None, None, None, **named) is None
 
 

@@ -527,19 +527,19 @@ def test_one_part_alone_is_enough(tmp_path, section):
     assert silent == [name for name in SECTIONS if name != section]
 
 
+def pierced(value, draw):
+    """The same with parts missing, None and NaN, as `draw` (random.Random) has it."""
+    if isinstance(value, dict):
+        kept = {key: pierced(part, draw) for key, part in value.items() if draw.random() > 0.12}
+        return {key: None if draw.random() < 0.06 else part for key, part in kept.items()}
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return [pierced(part, draw) for part in value]
+    return math.nan if isinstance(value, float) and draw.random() < 0.1 else value
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_holes_anywhere_do_not_stop_the_page(tmp_path, seed):
-    draw = random.Random(seed)
-
-    def pierced(value):
-        if isinstance(value, dict):
-            kept = {key: pierced(part) for key, part in value.items() if draw.random() > 0.12}
-            return {key: None if draw.random() < 0.06 else part for key, part in kept.items()}
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            return [pierced(part) for part in value]
-        return math.nan if isinstance(value, float) and draw.random() < 0.1 else value
-
-    page = Page(write_report(pierced(make_results(3)), tmp_path / "page.html"))
+    page = Page(write_report(pierced(make_results(3), random.Random(seed)), tmp_path / "page.html"))
     assert " nan" not in page.text() and "None" not in page.text()
 
 

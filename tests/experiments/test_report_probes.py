@@ -1,5 +1,6 @@
 """The report's section on probes: every probe drawn with its interval and chance, and nothing said beyond that."""
 
+import random
 import re
 
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 
 from experiments.report import write_report
 from experiments.report.page import Look
-from tests.experiments.test_report import Page, make_results
+from experiments.report.results import Results
+from tests.experiments.test_report import Page, make_results, pierced
 
 
 def line(step, masked, low, high, **more):
@@ -22,9 +24,8 @@ def line(step, masked, low, high, **more):
     return {"step": step, "masked": part | ({"since_first": since} if step else {}), "probe_share": 0.004, **more}
 
 
-@pytest.fixture(scope="module")
-def page(tmp_path_factory):
-    results = make_results()
+def probed():
+    """Results with three probes of a stage."""
     heard = {"accuracy": 0.3, "low": 0.2, "high": 0.4, "chance": 0.25, "clips": 480, "layer": 1,
              "against_chance": {"difference": 0.05, "low": -0.05, "high": 0.15, "verdict": "not distinguishable"},
              "languages": {"spa": {"accuracy": 0.5, "clips": 40}}}  # fmt: skip
@@ -33,9 +34,12 @@ def page(tmp_path_factory):
         line(500, 0.21, 0.18, 0.24, language={"note": "features of clip 7 <b> are not finite"}),
         line(1000, 0.3, 0.28, 0.33, language=heard),
     ]
-    results["probes"] = [{"stage": "wavlab_mk", "label": "stage 1", "points": points}]
-    folder = tmp_path_factory.mktemp("probes")
-    return Page(write_report(results, folder / "report.html"))
+    return make_results() | {"probes": [{"stage": "wavlab_mk", "label": "stage 1", "points": points}]}
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return Page(write_report(probed(), tmp_path_factory.mktemp("probes") / "report.html"))
 
 
 def test_every_probe_stands_with_its_interval_and_what_needs_no_learning(page):
@@ -74,3 +78,14 @@ def test_marks_stand_where_their_values_are():
 def test_without_probes_there_is_no_section(tmp_path):
     found = Page(write_report(make_results(), tmp_path / "report.html"))
     assert "probes" not in found.sections and "Probes while training" not in found.text()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_holes_anywhere_do_not_stop_the_section(seed):
+    from experiments.report import probes
+
+    section = probes.probes_section(Results(pierced(probed(), random.Random(seed))))
+    shown = [
+        str(cell) for block in (section.blocks if section else ()) for row in getattr(block, "rows", ()) for cell in row
+    ]
+    assert not any("nan" in cell or "None" in cell for cell in shown)

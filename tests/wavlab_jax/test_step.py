@@ -17,7 +17,15 @@ from tests.wavlab_jax import processes, tiny
 from wavlab_jax import sharding
 from wavlab_jax.model import abstract_parameters
 from wavlab_jax.optim import at_step
-from wavlab_jax.sharding import MeshConfig, ShardingError, make_mesh, micro_batches, parameter_spec, place_batch
+from wavlab_jax.sharding import (
+    MeshConfig,
+    ShardingError,
+    make_mesh,
+    micro_batches,
+    parameter_spec,
+    place_batch,
+    place_whole_batch,
+)
 from wavlab_jax.step import initial_state, make_predict_step, make_train_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,3 +223,11 @@ def test_passes_follow_from_the_devices_at_hand():
     assert micro_batches(rows, 240_000, seconds_per_device=90, devices=32) == 1
     assert micro_batches(rows, 240_000, seconds_per_device=90, devices=4) == 8
     assert micro_batches(rows, 240_000, seconds_per_device=1, devices=192) == 1
+
+
+def test_a_batch_that_every_process_holds_is_placed_as_one_that_is_shared_out():
+    mesh = make_mesh(MeshConfig(fsdp=2))
+    batch = tiny.batch(16, seed=0)
+    for whole, shared in zip(place_whole_batch(batch, mesh=mesh), place_batch(batch, mesh=mesh, passes=1), strict=True):
+        assert whole.sharding == shared.sharding
+        np.testing.assert_array_equal(whole, shared)
