@@ -84,7 +84,7 @@ def read_recogniser(folder: Path) -> Recogniser:
     if isinstance(learner.adapter, BottleneckConfig):
         head |= stored_adapter(params["adapter"], learner.adapter, encoder=merged.config, model_type=kind)
     parts = {"blank": BLANK, "unknown": UNKNOWN, "end": END, "space": SPACE}
-    tokenizer = tokenizer_files(about["tokens"], **parts, phones=about["token"] == "phone")
+    tokenizer = tokenizer_files(about["tokens"], **parts, phones=about["token"] != "character")
     settings = {
         "sample_rate": SAMPLE_RATE,
         "tokenizer": tokenizer,

@@ -13,13 +13,13 @@ with interrupts_end_at_once():
     from data_pipelines.mlsuperb.batches import TrackBatchesConfig
     from data_pipelines.mlsuperb.challenge import Development, read_challenge
     from data_pipelines.mlsuperb.layout import Duration
-    from data_pipelines.mlsuperb.tracks import Task, read_track
+    from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, Task, read_track
     from experiments.commands import WORKDIR, Unsaid
     from experiments.mlsuperb.benchmark import run_benchmark, summary, tracks_of
     from experiments.mlsuperb.encoders import read_encoder
     from experiments.mlsuperb.finetuning import FineTuning, RecogniserFiles, fine_tune
     from experiments.mlsuperb.gathered import write_leaderboard
-    from experiments.mlsuperb.protocol import BATCH, LEARNING_RATE, ProtocolConfig
+    from experiments.mlsuperb.protocol import BATCH, LEARNING_RATE, ProtocolConfig, ProtocolError
     from experiments.mlsuperb.recipe import RecipeConfig
     from experiments.run import configure_jax
     from wavlab_jax.sharding import MeshConfig, make_mesh
@@ -149,6 +149,8 @@ def finetune(arguments: Sequence[str]) -> None:
         track = read_challenge(command.mlsuperb, judged_on=command.judged_on)
     else:
         name = command.language
+        if command.track == "monolingual" and name is None:
+            raise ProtocolError(f"--track monolingual has sets: give --language {', '.join(MONOLINGUAL_SETS)}")
         track = read_track(command.mlsuperb, TASKS[command.track], duration=command.hours, monolingual=name)
     configure_jax(command.workdir)
     mesh = make_mesh(command.mesh)

@@ -74,6 +74,12 @@ def test_phones_are_written_apart(tmp_path):
     assert text_of(classes, tokenizer_files(PHONES, **PARTS, phones=True)) == "a1 a1 sh <unk> b"
 
 
+def test_languages_alone_are_written_apart(tmp_path):
+    written(tmp_path / "out", ["<blank>", "<unk>", "[eng]", "[org_jpn]", "<sos/eos>"], phones=True)
+    tokenizer = transformers.AutoProcessor.from_pretrained(tmp_path / "out").tokenizer
+    assert tokenizer.decode([0, 2, 2, 0, 3]) == "[eng] [org_jpn]" and tokenizer.decode([0, 2, 2]) == "[eng]"
+
+
 def test_a_tokenizer_comes_back_from_a_folder_and_goes_out_again(tmp_path):
     """Of another folder too: a published model's files are kept as they are, but for what would run code."""
     written(tmp_path / "out", CHARACTERS)

@@ -28,7 +28,7 @@ def tokenizer_files(
         tokens: of the head, each once.
         blank, unknown, end: tokens with these parts.
         space: the token that stands for a space, if there is one.
-        phones: tokens are phones, which are written with a space between them.
+        phones: tokens are phones (or names of languages), which are written with a space between them.
 
     Raises ConvertError: a token is there twice, or is what stands for a space in such files.
     """
