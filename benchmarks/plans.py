@@ -77,7 +77,8 @@ def _rows(header: str, rows: list[list[str]]) -> str:
 def _step_table(found: dict[str, dict]) -> str:
     rows = []
     for name, plan in found.items():
-        memory, flops, step, fits = plan.get("memory"), plan["flops_per_step"], plan["step"], "does not fit"
+        memory, flops, step = plan.get("memory"), plan["flops_per_step"], plan["step"]
+        fits = "does not fit" if "does_not_fit" in plan else "not compiled"
         if memory:
             parts = ("parameters", "optimizer", "batch", "temporaries", "program")
             fits = f"**{memory['total'] / GIB:.1f}** of {plan['devices']['memory_bytes'] / GIB:.0f}: "
@@ -111,7 +112,8 @@ def _exchange_table(found: dict[str, dict]) -> str:
             f"{one['count']} {one['kind']} over {one['axes']}, {one['bytes'] / GIB:.2f}"
             for one in plan.get("exchanges", ())
         ]
-        rows.append([name, mesh, "; ".join(each), "; ".join(plan.get("unexplained", ())) or "none"])
+        others = "; ".join(plan["unexplained"]) or "none" if "unexplained" in plan else "not compiled"
+        rows.append([name, mesh, "; ".join(each), others])
     return _rows("plan | mesh | exchanges a step: number, kind, axes, GiB of arrays on a chip | others", rows)
 
 

@@ -34,6 +34,7 @@ class PlanConfig:
         chip: which: a100-80, h100, v4, ...
         utilisation: share of the chips' peak that the run is assumed to reach (MFU), for times and costs.
         search: compile further sizes to find the most audio that a chip can hold in one pass.
+        compile: False: by formula alone, in seconds where compiling for a TPU takes minutes; nothing is searched then.
     """
 
     topology: str | None = None
@@ -41,6 +42,7 @@ class PlanConfig:
     chip: str | None = None
     utilisation: float = DEFAULT_UTILISATION
     search: bool = True
+    compile: bool = True
 
     def check(self) -> None:
         """Raises StageError if this does not say what to plan for."""
@@ -57,7 +59,7 @@ def prepare(cfg: PlanConfig) -> Pod:
     cfg.check()
     chip = chip_named(cfg.chip) if cfg.topology is None else plan.chip_of_topology(cfg.topology)
     jax.config.update("jax_platforms", "cpu")  # nothing is run: a chip that is here stays free
-    if cfg.topology is not None and importlib.util.find_spec("libtpu") is not None:
+    if cfg.compile and cfg.topology is not None and importlib.util.find_spec("libtpu") is not None:
         return plan.tpu_pod(cfg.topology)
     wanted = cfg.chips or plan.chips_of_topology(cfg.topology)
     try:
@@ -100,7 +102,7 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
             "chips": mesh.size,
             "mesh": dict(mesh.shape),
             "memory_bytes": pod.chip.memory_bytes,
-            "compiled_by": "libtpu, for these chips" if pod.own_compiler else "XLA:CPU, an estimate",
+            "compiled_by": _compiler(pod, cfg),
         },
         "parameters": {name: count(part) for name, part in params.items()},
         "step": {**step._asdict(), "seconds_per_chip_and_pass": _seconds(step, mesh.size)},
@@ -115,24 +117,25 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
         say(f"compiling {stage.name}: {_seconds(step, mesh.size):g} s a chip and pass, {step.passes} pass(es) ...")
         return plan.compile_step(stage.learner, mesh, step, pod=pod, targets=targets)
 
-    try:
-        found = compiled(step)
-    except DoesNotFit as error:
-        result["does_not_fit"] = str(error)
-        notes.append("this step does not fit: lower seconds_per_device, or recompute more (rematerialize)")
-    else:
-        total = found.program.flops * mesh.size
-        again = result["flops_per_step"]["recomputed"]
-        result["flops_per_step"] |= {"compiled": total, "ratio": total / (flops + again)}
-        result["memory"] = _memory(found.memory)
-        result["fits"] = found.memory.total <= limit
-        result["extrapolated_seconds_per_chip"] = _extrapolated(result, limit=limit)
-        result["exchanges"] = [each._asdict() for each in plan.exchanges(found.program, mesh)]
-        result["unexplained"] = [
-            f"{each.times} x {each.kind} {list(each.shapes)} over {plan.axes_of(each, mesh)}"
-            for each in plan.strangers(found.program, stage.learner, mesh)
-        ]
-    if cfg.search:
+    if cfg.compile:
+        try:
+            found = compiled(step)
+        except DoesNotFit as error:
+            result["does_not_fit"] = str(error)
+            notes.append("this step does not fit: lower seconds_per_device, or recompute more (rematerialize)")
+        else:
+            total = found.program.flops * mesh.size
+            again = result["flops_per_step"]["recomputed"]
+            result["flops_per_step"] |= {"compiled": total, "ratio": total / (flops + again)}
+            result["memory"] = _memory(found.memory)
+            result["fits"] = found.memory.total <= limit
+            result["extrapolated_seconds_per_chip"] = _extrapolated(result, limit=limit)
+            result["exchanges"] = [each._asdict() for each in plan.exchanges(found.program, mesh)]
+            result["unexplained"] = [
+                f"{each.times} x {each.kind} {list(each.shapes)} over {plan.axes_of(each, mesh)}"
+                for each in plan.strangers(found.program, stage.learner, mesh)
+            ]
+    if cfg.compile and cfg.search:
         rows_now = -(-step.rows // (step.passes * mesh.size))
         own = {rows_now: None if "does_not_fit" in result else found.memory.total}  # as compiled above
         state = result["memory_by_formula"]
@@ -168,6 +171,12 @@ def _targets(stage: StageConfig, mesh) -> tuple[Targets | None, list[str]]:
 
 def _seconds(step: Step, devices: int) -> float:
     return -(-step.rows // (step.passes * devices)) * step.samples / SAMPLE_RATE
+
+
+def _compiler(pod: Pod, cfg: PlanConfig) -> str:
+    if not cfg.compile:
+        return "nobody, by formula alone"
+    return "libtpu, for these chips" if pod.own_compiler else "XLA:CPU, an estimate"
 
 
 def _extrapolated(result: dict, *, limit: int) -> float:
@@ -221,7 +230,7 @@ def table(result: dict) -> str:
             lines.append(f"{title:<20}" + _gib(memory, devices["memory_bytes"]))
     if "does_not_fit" in result:
         lines.append(f"does not fit        {result['does_not_fit']}")
-    elif not result["fits"]:
+    elif not result.get("fits", True):
         lines.append("does not fit        this step needs more memory than the chip has")
     for each in result.get("exchanges", ()):
         size = f"{each['bytes'] / 2**30:8.3f} GiB"

@@ -45,3 +45,11 @@ def test_a_plan_must_say_for_what():
             plans.plan_stage(stage, config)
     with pytest.raises(StageError, match="share of the peak"):
         plans.plan_stage(stage, PlanConfig(chips=4, chip="h100", utilisation=40.0))
+
+
+def test_a_plan_by_formula_alone_compiles_nothing(monkeypatch):
+    monkeypatch.setattr(plans.plan, "compile_step", None)
+    found = plans.plan_stage(stage_function("wavlab_mk")(), PlanConfig(chips=8, chip="h100", compile=False))
+    assert "memory" not in found and found["memory_by_formula"]["total"] > 4 * found["memory_by_formula"]["parameters"]
+    text, page = plans.table(found), tables({"a plan": found})
+    assert "by formula alone" in text and "does not fit" not in text and page.count("not compiled") == 2
