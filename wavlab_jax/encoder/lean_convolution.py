@@ -178,14 +178,15 @@ class ConvolutionGradient(NamedTuple):
 
         def chunk(index, sums):
             whole, kernel, before_norms = sums
-            piece, outputs = cut(x, index, self.before.chunk), self.outputs(index)
+            piece, outputs = cut(whole, index, self.before.chunk), self.outputs(index)
             kernel += self.of_kernel(activation(piece, before, norm, epsilon), outputs)
             piece, more = activation_gradient(piece, self.of_input(outputs), before, norm, epsilon)
             return put(whole, piece, index), kernel, jax.tree.map(jnp.add, before_norms, more)
 
         dtype = wide_type(x)
         nothing = (None, None) if norm != "layer" else tuple(jnp.zeros(x.shape[-1], dtype) for _ in range(2))
-        start = (jnp.zeros_like(x), jnp.zeros(self.block.kernel.shape, dtype), nothing)
+        # each chunk of x is read once, and its gradient takes its place
+        start = (x, jnp.zeros(self.block.kernel.shape, dtype), nothing)
         gradient, kernel, before_norms = lax.fori_loop(0, self.before.chunks, chunk, start)
         return BlockParameters(kernel, self.own_bias(), *norms), gradient, before_norms
 
