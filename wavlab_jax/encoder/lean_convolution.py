@@ -65,9 +65,9 @@ def shapes_of(batch: int, samples: int, taps: Sequence[int], strides: Sequence[i
     return tuple(shapes)
 
 
-def cut(x, index, size: int, extra: int = 0):
-    """Chunk `index` of `size` frames, and `extra` ones after it."""
-    return lax.dynamic_slice_in_dim(x, index * size, size + extra, axis=1)
+def cut(x, index, size: int):
+    """Chunk `index` of `size` frames."""
+    return lax.dynamic_slice_in_dim(x, index * size, size, axis=1)
 
 
 def put(whole, piece, index):
