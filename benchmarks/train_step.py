@@ -299,13 +299,16 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--regularised", action="store_true", help="dropout and layerdrop as published")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each side")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--alone", nargs=7, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     prepare(arguments.threads)
     if arguments.alone:
         return alone(arguments.alone[0], arguments.alone[1:], arguments.threads)
+
+    if "forward" in arguments.only and len(sides()) == 1:
+        parser.error("the section `forward` needs torch and transformers (make test-venv); leave it out with --only")
 
     measured: dict[str, Any] = {"machine": machine(arguments.threads)}
     print(f"{measured['machine']['processor']}, {arguments.threads} threads, load {os.getloadavg()[0]:.1f}")

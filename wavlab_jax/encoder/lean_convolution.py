@@ -65,9 +65,9 @@ def shapes_of(batch: int, samples: int, taps: Sequence[int], strides: Sequence[i
     return tuple(shapes)
 
 
-def cut(x, index, size: int, extra: int = 0):
-    """Chunk `index` of `size` frames, and `extra` ones after it."""
-    return lax.dynamic_slice_in_dim(x, index * size, size + extra, axis=1)
+def cut(x, index, size: int):
+    """Chunk `index` of `size` frames."""
+    return lax.dynamic_slice_in_dim(x, index * size, size, axis=1)
 
 
 def put(whole, piece, index):
@@ -178,14 +178,15 @@ class ConvolutionGradient(NamedTuple):
 
         def chunk(index, sums):
             whole, kernel, before_norms = sums
-            piece, outputs = cut(x, index, self.before.chunk), self.outputs(index)
+            piece, outputs = cut(whole, index, self.before.chunk), self.outputs(index)
             kernel += self.of_kernel(activation(piece, before, norm, epsilon), outputs)
             piece, more = activation_gradient(piece, self.of_input(outputs), before, norm, epsilon)
             return put(whole, piece, index), kernel, jax.tree.map(jnp.add, before_norms, more)
 
         dtype = wide_type(x)
         nothing = (None, None) if norm != "layer" else tuple(jnp.zeros(x.shape[-1], dtype) for _ in range(2))
-        start = (jnp.zeros_like(x), jnp.zeros(self.block.kernel.shape, dtype), nothing)
+        # each chunk of x is read once, and its gradient takes its place
+        start = (x, jnp.zeros(self.block.kernel.shape, dtype), nothing)
         gradient, kernel, before_norms = lax.fori_loop(0, self.before.chunks, chunk, start)
         return BlockParameters(kernel, self.own_bias(), *norms), gradient, before_norms
 

@@ -78,7 +78,7 @@ def _backward(strides, norm, epsilon, residuals, gradient):
     gradient, norms = activation_gradient(last, gradient, blocks[-1], norm, epsilon)
     for index in range(len(blocks) - 1, 1, -1):
         convolution = ConvolutionGradient.of(blocks[index], shapes[index], shapes[index - 1], gradient)
-        x, before = kept[index - 2 + 0], blocks[index - 1]
+        x, before = kept[index - 2], blocks[index - 1]
         found[index], gradient, norms = convolution.through(x, before, norms, norm, epsilon)
     first = First.of(waveform, blocks[0], valid, shapes, norm, epsilon, moments)
     convolution = ConvolutionGradient.of(blocks[1], shapes[1], shapes[0], gradient)
