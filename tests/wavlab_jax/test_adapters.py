@@ -99,7 +99,8 @@ def test_houlsby_adds_what_it_makes_of_the_feed_forward_output(pre_norm):
     layer = jax.tree.map(lambda p: p[0], adapted(encoder, adapter, cfg).layers)
     plain = jax.tree.map(lambda p: p[0], encoder.layers)
     x = jnp.asarray(np.random.default_rng(2).normal(size=(1, 5, 16)), jnp.float32)
-    options = dict(cfg=encoder.config, valid=None, position_bias=None, keys=None, by_head=False)
+    plainly = formulation_for("tpu")
+    options = dict(cfg=encoder.config, valid=None, position_bias=None, keys=None, formulation=plainly)
 
     def norm(module, y):
         return module.over_channels(y, epsilon=1e-5)
