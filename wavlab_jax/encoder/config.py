@@ -136,7 +136,7 @@ class Formulation(NamedTuple):
         extractor_by_row: the convolutions of one row after the other where no gradient is wanted, so that what lies
             between them stays in the cache on CPU.
         convolution_by_tap: the downstream model's large convolution as a matrix product a tap, added up: on CPU half
-            the time of the forward pass, three quarters of a training step's.
+            its forward time, three quarters of its gradient's.
     """
 
     scan_layers: bool
