@@ -151,7 +151,7 @@ class Formulation(NamedTuple):
         along_rows: tells the partitioner that [rows, ...] is split by rows, and so is its gradient. Applied to what
             meets a matrix whose input axis is split over `fsdp`: that is gathered then, and never the activations.
         convolution_by_tap: the downstream model's large convolution as a matrix product a tap, added up: on CPU half
-            the time of the forward pass, three quarters of a training step's.
+            its forward time, three quarters of its gradient's.
     """
 
     scan_layers: bool
