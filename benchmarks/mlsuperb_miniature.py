@@ -7,8 +7,8 @@
 Every track for each model, as `python -m experiments superb MODEL --mlsuperb work/mlsuperb --workdir work/demo
 --scale S --learning-rate R --batches.step 2.5 --batches.doubling True` does it; here models take turns track by track,
 and those of one shape share their compiled programs. A tiny HuBERT with random weights is written by transformers, and
-judged on one track by the command itself, as is the table. What was finished is kept; run it again to go on. `--write
-docs/mlsuperb.md` puts the table into that file.
+judged on the first track by the command itself, as is the table. What was finished is kept; run it again to go on.
+`--track` and `--sets` choose some; `--write docs/mlsuperb.md` puts the table into that file.
 """
 
 import argparse
@@ -74,8 +74,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--mlsuperb", type=Path, required=True)
     parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--scale", type=float, default=0.0001)
+    parser.add_argument("--scale", type=float, default=0.00003)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--track", nargs="+", choices=TASKS, default=TASKS)
+    parser.add_argument("--sets", nargs="+", default=())
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
     workdir = arguments.workdir
@@ -85,7 +87,7 @@ def main() -> None:
     cfg = ProtocolConfig(scale=arguments.scale, learning_rate=arguments.learning_rate, batches=batches)
     models = (*STAGES, f"random:{STAGES[0]}", LOG_MEL)
     encoders = [read_encoder(model, workdir=workdir, mesh=mesh) for model in models]
-    for track in tracks_of(TASKS, ()):
+    for track in tracks_of(arguments.track, arguments.sets):
         for encoder in encoders:
             run_benchmark(
                 encoder,
@@ -104,7 +106,9 @@ def main() -> None:
     values = (arguments.mlsuperb, workdir, arguments.scale, arguments.learning_rate)
     given = [str(each) for pair in zip(said, values, strict=True) for each in pair]
     lengths = ["--batches.step", str(STEP), "--batches.doubling", "True"]
-    subprocess.run([*command, "superb", str(folder), *given, "--track", "lid", *lengths], check=True)
+    name = {"identification": "lid"}.get(arguments.track[0], arguments.track[0])
+    track = ["--track", name, *(["--sets", *arguments.sets] if arguments.sets else [])]
+    subprocess.run([*command, "superb", str(folder), *given, *track, *lengths], check=True)
     subprocess.run([*command, "leaderboard", "--workdir", str(workdir)], check=True)
     if arguments.write:
         write_table(workdir, arguments.write, scale=arguments.scale, rate=arguments.learning_rate)

@@ -121,10 +121,16 @@ class Convolution2d(nnx.Module):
         self.kernel = nnx.Param(torch_uniform(kernel_key, (3, 3, inputs, outputs), fan_in=9 * inputs))
         self.bias = nnx.Param(torch_uniform(bias_key, (outputs,), fan_in=9 * inputs))
 
-    def __call__(self, x: jax.Array, *, stride: int) -> jax.Array:
+    def __call__(self, x: jax.Array, *, stride: int, by_tap: bool) -> jax.Array:
         """[batch, time, channels, inputs] -> [batch, time', channels', outputs]."""
         kernel = self.kernel[...].astype(x.dtype)
-        y = lax.conv_general_dilated(x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        if by_tap and stride == 1 and min(x.shape[1:3]) > 2:
+            time, channels = x.shape[1] - 2, x.shape[2] - 2
+            taps = ((i, j) for i in range(3) for j in range(3))
+            y = sum(jnp.einsum("btci,io->btco", x[:, i : i + time, j : j + channels], kernel[i, j]) for i, j in taps)
+        else:
+            layout = ("NHWC", "HWIO", "NHWC")
+            y = lax.conv_general_dilated(x, kernel, (stride, stride), "VALID", dimension_numbers=layout)
         return jax.nn.relu(y + self.bias[...].astype(x.dtype)[None, None, None])
 
 
@@ -160,11 +166,13 @@ def logits_of(
     cfg: DownstreamConfig,
     key: jax.Array | None = None,
     seeds: jax.Array | None = None,
+    by_tap: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted features [batch, time, channels], of which `frames` [batch] are real -> (logits, their real frames).
 
     Logits are [batch, time', tokens] float32; of n real frames about n / 2 are left. With `key` (of the step) and
-    `seeds` [batch] (one a row), as in training, features are augmented and dropout is drawn.
+    `seeds` [batch] (one a row), as in training, features are augmented and dropout is drawn. `by_tap` as
+    `Formulation.convolution_by_tap`.
     """
     row_keys = None if key is None else jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seeds)
     longest = jnp.max(frames)
@@ -178,7 +186,7 @@ def logits_of(
         x = model.projection(x)
     x = x[..., None]
     for convolution, stride in zip(model.convolutions, (2, 1), strict=True):
-        x = convolution(x, stride=stride)
+        x = convolution(x, stride=stride, by_tap=by_tap)
     batch, time = x.shape[:2]
     x = model.embed(x.transpose(0, 1, 3, 2).reshape(batch, time, -1))  # channels first, as PyTorch's view has them
     x = x * math.sqrt(cfg.width) + positions(time, cfg.width)[None]

@@ -127,6 +127,8 @@ def _intervals(own: Sequence[Standing], duration: Duration) -> str:
             row = each.tasks.get(task, {}).get("groups", {}).get(group, {})
             cells.append(_cell(row[name], row.get(f"{name}_interval")) if name in row else MISSING)
         rows.append([each.model, *cells])
+    if all(cell == MISSING for row in rows for cell in row[1:]):
+        return ""
     even, always, counts = ["nothing written"], ["nothing written"], [_counted(own, lambda each: _judged_alone(each))]
     for task, group, name in FIGURES:
         found = next((each.tasks[task] for each in own if task in each.tasks), None)
@@ -209,8 +211,12 @@ def _by_set(own: Sequence[Standing], duration: Duration) -> str:
         return ""
     rows = []
     for each in own:
-        rates = [each.sets[name]["all"]["error_rate"] if name in each.sets else math.nan for name in names]
-        rows.append([each.model, *(MISSING if math.isnan(rate) else f"{rate:.1f}" for rate in rates)])
+        found = [each.sets[name]["all"] if name in each.sets else None for name in names]
+        cells = [row and _cell(row["error_rate"], row.get("error_rate_interval")) for row in found]
+        rows.append([each.model, *(cell or MISSING for cell in cells)])
+    rows.append(["*nothing written*", *("100.0" for _ in names)])
+    counts = [_counted(own, lambda each, n=name: each.sets[n]["all"]["utterances"]) for name in names]
+    rows.append(["*test utterances*", *counts])
     return f"\n## Monolingual sets, {SETS[duration]}\n\n{_table(['model', *names], rows)}"
 
 

@@ -88,7 +88,10 @@ def leaderboard(
             cells = [model, *map(_cell, scores), *([_cell(points)] if comparable else [])]
             lines.append(f"| {' | '.join(cells)} |")
         parts.append(f"## {SETS[duration]}\n\n" + "\n".join(lines))
-    notes = [f"**{entry.model}**: {entry.deviations}." for entry in entries if entry.deviations]
+    alike: dict[str, list[str]] = {}
+    for entry in entries:
+        alike.setdefault(entry.deviations, []).append(f"**{entry.model}**")
+    notes = [f"{', '.join(models)}: {said}." for said, models in alike.items() if said]
     if comparable:
         notes.append(
             f"Points are against the best of the published pool of {pool}, column by column, and log-mel; they are not "

@@ -1,5 +1,7 @@
 """ML-SUPERB's downstream model against ESPnet's own classes, with the same weights and padding."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,19 +107,20 @@ def hidden_states(seed=0):
     return [(rng.normal(size=(3, max(FRAMES), INPUTS)) * real[..., None]).astype(np.float32) for _ in range(HIDDEN)]
 
 
-@jax.jit
-def run(model, hidden, frames=FRAMES, key=None, seeds=None):
+@partial(jax.jit, static_argnames="by_tap")
+def run(model, hidden, frames=FRAMES, key=None, seeds=None, by_tap=False):
     features = downstream.weighted_sum(tuple(hidden), model.layer_weights[...])
-    return downstream.logits_of(model, features, jnp.asarray(frames), cfg=CFG, key=key, seeds=seeds)
+    return downstream.logits_of(model, features, jnp.asarray(frames), cfg=CFG, key=key, seeds=seeds, by_tap=by_tap)
 
 
-def test_logits_are_espnets_padding_and_all(pair):
+@pytest.mark.parametrize("by_tap", [False, True])
+def test_logits_are_espnets_padding_and_all(pair, by_tap):
     """Real frames, the last ones of short rows included, which hear the padding there as here."""
     peer, model = pair
     hidden = hidden_states()
     with torch.no_grad():
         theirs, left = peer([torch.tensor(h) for h in hidden], torch.tensor(FRAMES))
-    ours, frames = run(model, hidden)
+    ours, frames = run(model, hidden, by_tap=by_tap)
     assert frames.tolist() == left.tolist() == [14, 11, 4]
     for row, count in enumerate(frames.tolist()):
         np.testing.assert_allclose(ours[row, :count], theirs[row, :count], atol=2e-5)

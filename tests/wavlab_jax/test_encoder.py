@@ -203,7 +203,7 @@ def test_spellings_agree_in_gradients(waveform):
 
 
 def test_platforms_choose_their_spelling():
-    on_cpu = Formulation(scan_layers=False, position="dft", attention_by_head=True, extractor_by_row=True)
+    on_cpu = Formulation(False, position="dft", attention_by_head=True, extractor_by_row=True, convolution_by_tap=True)
     assert formulation_for("cpu") == on_cpu
     plain = Formulation(scan_layers=True, position="grouped", attention_by_head=False, extractor_by_row=False)
     assert formulation_for("tpu") == plain
