@@ -121,14 +121,16 @@ def rows_of_track(root: Path, task: Task, name: str | None, *, duration: Duratio
 
 
 def published_rows(task: Task, *, duration: Duration, cfg: TrackBatchesConfig) -> tuple[int, Rows]:
-    """The same from published sizes: all rows of the mean length, and half a step of padding.
+    """The same from published sizes: all rows of the mean length, and half a step of padding. A batch has one row more
+    than its size: where utterances do not divide evenly, some have, and the others a filler in its place.
 
     A monolingual set is tested on ten minutes of each source of its language: here of all sources, which is too much.
     """
     samples = round((MEAN_SECONDS + cfg.step / 2) * SAMPLE_RATE)
     hours = {"dev": SET_SECONDS / 3600, "test": len(SOURCES) * SET_SECONDS / 3600} if task == "monolingual" else HOURS
-    dev, test = (Counter({samples: round(hours[part] * 3600 / MEAN_SECONDS)}) for part in ("dev", "test"))
-    return TOKENS[task], Rows(Counter({samples: cfg.size}), 1, dev, test)
+    wide = (cfg.size + 1) / cfg.size
+    dev, test = (Counter({samples: round(wide * hours[part] * 3600 / MEAN_SECONDS)}) for part in ("dev", "test"))
+    return TOKENS[task], Rows(Counter({samples: cfg.size + 1}), 1, dev, test)
 
 
 def estimate(
@@ -237,8 +239,9 @@ def table(model: str, estimates: Sequence[Estimate], *, chip: Chip, utilisation:
     lines += [
         f"| all | | | | | | | {total / rate / 3600:,.2f} | |",
         "",
-        "h: hours on the chip. Judging: the dev set at each validation, and the test set. rows/s: utterances that the",
-        "host must read a second to keep the chip busy; where it reads fewer, it takes longer. The peak is that of",
-        "bfloat16; encoders are read in float32, for which GPUs have half of it, or less: --utilisation.",
+        "h: hours on the chip. Rows: where utterances do not make even batches, a filler in most. Judging: the dev set",
+        "at each validation, and the test set. rows/s: what the host must read a second to keep the chip busy; if it",
+        "reads less, it takes longer. The peak is that of bfloat16; encoders are read in float32, for which GPUs have",
+        "half of it, or less: --utilisation.",
     ]
     return "\n".join(lines)

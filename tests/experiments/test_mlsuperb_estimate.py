@@ -24,15 +24,15 @@ def test_the_downstream_model_costs_what_its_compiled_program_does():
 
 
 def test_hours_follow_from_the_protocol(capsys):
-    """HuBERT Base by hand: 300,000 batches of 8 rows of 7.5 s; three times as long at a third of the rate."""
+    """HuBERT Base by hand: 300,000 batches of 8 rows, and mostly a filler, of 7.5 s."""
     (one,) = estimate(
         architecture("hubert_base"), [("multilingual", None)], duration="10min", cfg=ProtocolConfig(), root=None
     )
     samples = round((222.5 * 3600 / 122_890 + 1) * 16_000)
     row = row_flops(architecture("hubert_base"), DownstreamConfig(tokens=5_000), samples=samples)
-    assert one.encoder + one.downstream == pytest.approx(2_400_000 * row.frozen_training)
+    assert one.encoder + one.downstream == pytest.approx(2_700_000 * row.frozen_training)
     heard = 30 * 41.8 + 45.0  # hours: thirty validations and the test set
-    assert one.judging == pytest.approx(heard * 122_890 / 222.5 * row.forward, rel=1e-4)
+    assert one.judging == pytest.approx(9 / 8 * heard * 122_890 / 222.5 * row.forward, rel=1e-4)
     assert one.seconds == pytest.approx(7.518, abs=1e-3) and one.schedule.iterations == 300_000
     verbs.superb("hubert_base --plan a100-80 --utilisation 0.5 --track multilingual".split())
     said = capsys.readouterr().out
@@ -47,7 +47,7 @@ def test_the_thirteen_sets_are_one_row():
     assert one.name == "monolingual, 2 sets" and joint == both[2]
     assert one.schedule.iterations == 2 * both[0].schedule.iterations == 2 * both[1].schedule.iterations
     assert one.operations == both[0].operations + both[1].operations and one.seconds == both[0].seconds
-    doubled = ProtocolConfig(batches=TrackBatchesConfig(size=16), scale=0.1)
+    doubled = ProtocolConfig(batches=TrackBatchesConfig(size=17), scale=0.1)
     (wide,) = estimate(tiny.encoder(), sets[:1], duration="1h", cfg=doubled, root=None)
     assert wide.encoder == 2 * both[0].encoder
 
