@@ -62,15 +62,15 @@ def compare(model, encoder, waveform, *, repeats: int) -> dict[str, Any]:
     }
 
 
-def pair_of(name: str):
-    """A model of transformers with its initial weights, and the encoder with the same."""
+def pair_of(name: str, cfg=None):
+    """A model of transformers with its initial weights, and the encoder with the same; `cfg` in place of the name's."""
     import transformers
 
     from wavlab_jax.convert import import_huggingface
     from wavlab_jax.convert.settings import huggingface_config
     from wavlab_jax.encoder.architectures import architecture
 
-    cfg = architecture(name)
+    cfg = cfg or architecture(name)
     config = transformers.AutoConfig.for_model(**huggingface_config(cfg))
     model = transformers.AutoModel.from_config(config).eval()
     with tempfile.TemporaryDirectory() as folder:

@@ -6,13 +6,16 @@ usual. For T_i outputs of convolution i (kernel k_i, channels C_i), T frames, wi
     extractor    sum of 2 T_i k_i C_{i-1} C_i              attention     L (2 T 4 D^2 + 4 T^2 D)
     projection   2 T C D                                   feed-forward  L 2 T 2 D F
     position     2 T kernel (D / groups) D                 gate (WavLM)  L 2 T D 8
+
+Heads have theirs in `_head_flops` and `downstream_flops`.
 """
 
 from typing import NamedTuple
 
-from data_pipelines.batch import num_frames
+from data_pipelines.batch import HOP, num_frames
+from wavlab_jax.downstream import DownstreamConfig
 from wavlab_jax.encoder.config import EncoderConfig
-from wavlab_jax.heads import AnyHeadConfig, HeadConfig
+from wavlab_jax.heads import AnyHeadConfig, HeadConfig, LinearHeadConfig
 
 TRAINING_OVER_FORWARD = 3  # the gradients of both factors of each product
 
@@ -38,11 +41,16 @@ class Flops(NamedTuple):
         """Forward and backward, without what rematerialisation repeats; nothing asks for the waveform's gradient."""
         return TRAINING_OVER_FORWARD * self.forward - self.first_convolution
 
+    @property
+    def frozen_training(self) -> float:
+        """Forward, and backward through the head alone."""
+        return self.forward + (TRAINING_OVER_FORWARD - 1) * self.head
+
 
 def row_flops(
     encoder: EncoderConfig, head: AnyHeadConfig | None = None, *, samples: int, negatives: int = 100
 ) -> Flops:
-    """Operations of one row of `samples` (16 kHz) through `encoder` and, if given, the pre-training `head`.
+    """Operations of one row of `samples` (16 kHz) through `encoder` and, if given, the `head`.
 
     `negatives` are those of a contrastive head (`ContrastiveConfig.negatives`).
     """
@@ -64,8 +72,23 @@ def row_flops(
         position=2.0 * frames * encoder.position_kernel * (width // encoder.position_groups) * width,
         attention=encoder.layers * attention,
         feed_forward=encoder.layers * 2.0 * frames * 2 * width * encoder.feed_forward,
-        head=0.0 if head is None else _head_flops(head, frames, width=width, channels=inputs, negatives=negatives),
+        head=0.0 if head is None else _head_flops(head, samples, width=width, channels=inputs, negatives=negatives),
     )
+
+
+def downstream_flops(cfg: DownstreamConfig, frames: int, *, inputs: int) -> float:
+    """Operations of the forward pass of ML-SUPERB's downstream model over one row of `frames` features of `inputs`.
+
+    The weighted sum of hidden states is element by element. The convolutions halve time and channels, and take two
+    more off both.
+    """
+    time, channels = max((frames - 1) // 2, 0), (cfg.channels - 1) // 2
+    left, narrow = max(time - 2, 0), channels - 2
+    projection = frames * inputs * cfg.projection
+    convolutions = time * channels * 9 * cfg.width + left * narrow * 9 * cfg.width**2
+    embed = left * cfg.width * narrow * cfg.width
+    block = left * (4 * cfg.width**2 + 2 * cfg.width * cfg.feed_forward) + 2 * left**2 * cfg.width
+    return 2.0 * (projection + convolutions + embed + cfg.layers * block + left * cfg.width * cfg.tokens)
 
 
 def recomputed_flops(encoder: EncoderConfig, *, samples: int) -> float:
@@ -82,7 +105,12 @@ def recomputed_flops(encoder: EncoderConfig, *, samples: int) -> float:
     return encoder.layers * {"nothing": 0.0, "dots": mixing, "layers": whole}[encoder.rematerialize]
 
 
-def _head_flops(head: AnyHeadConfig, frames: int, *, width: int, channels: int, negatives: int) -> float:
+def _head_flops(head: AnyHeadConfig, samples: int, *, width: int, channels: int, negatives: int) -> float:
+    frames = num_frames(samples)
+    if isinstance(head, DownstreamConfig):
+        return downstream_flops(head, -(-samples // HOP), inputs=width)
+    if isinstance(head, LinearHeadConfig):
+        return 2.0 * frames * width * head.tokens
     if isinstance(head, HeadConfig):
         projections = len(head.unit_sets) if head.split_projection else 1
         return 2.0 * frames * head.dim * (width * projections + sum(head.unit_sets))

@@ -17,11 +17,13 @@ with interrupts_end_at_once():
     from experiments.commands import WORKDIR, Unsaid
     from experiments.mlsuperb.benchmark import run_benchmark, summary, tracks_of
     from experiments.mlsuperb.encoders import read_encoder
+    from experiments.mlsuperb.estimate import DEFAULT_UTILISATION, estimate, shape_of, table
     from experiments.mlsuperb.finetuning import FineTuning, RecogniserFiles, fine_tune
     from experiments.mlsuperb.gathered import write_leaderboard
     from experiments.mlsuperb.protocol import BATCH, LEARNING_RATE, ProtocolConfig, ProtocolError
     from experiments.mlsuperb.recipe import RecipeConfig
     from experiments.run import configure_jax
+    from wavlab_jax.chips import chip_named
     from wavlab_jax.sharding import MeshConfig, make_mesh
 
 Track = Literal["monolingual", "multilingual", "lid", "joint"]
@@ -43,8 +45,13 @@ class SuperbCommand:
     model: tyro.conf.Positional[str]
     """A stage that was trained in the workdir; a file or folder that `import` takes, such as a Hugging Face folder;
     random:MODEL, for a fresh encoder of that shape; or log-mel."""
-    mlsuperb: Path
+    mlsuperb: Path | None = None
     """The benchmark's folder, as unpacked, or a miniature of it (`python -m data_pipelines miniature`)."""
+    plan: str | None = None
+    """A chip, such as a100-80 or v5e: nothing is run, and the hours that the tracks would take on one are estimated by
+    formula. MODEL may also be an architecture of `list`; without --mlsuperb, rows are by the published sizes."""
+    utilisation: float = DEFAULT_UTILISATION
+    """Of a plan: the share of the chip's bfloat16 peak that is assumed to be reached."""
     track: tuple[Track, ...] = tuple(TASKS)
     """One or more; by default all."""
     hours: Duration = "10min"
@@ -122,6 +129,10 @@ def superb(arguments: Sequence[str]) -> None:
     )
     tracks = tracks_of([TASKS[each] for each in command.track], command.sets)
     cfg = ProtocolConfig(command.scale, command.learning_rate, command.batches, command.seed)
+    if command.plan is not None:
+        return print(_planned(command, tracks, cfg))
+    if command.mlsuperb is None:
+        raise ProtocolError("give --mlsuperb DIR, the benchmark's folder; or --plan CHIP, for an estimate of the time")
     configure_jax(command.workdir)
     mesh = make_mesh(command.mesh)
     encoder = read_encoder(
@@ -139,6 +150,16 @@ def superb(arguments: Sequence[str]) -> None:
         mesh=mesh,
     )
     print(f"results: {command.workdir / 'mlsuperb' / encoder.name / command.hours}")
+
+
+def _planned(command: SuperbCommand, tracks, cfg: ProtocolConfig) -> str:
+    """What `--plan` prints."""
+    if not 0 < command.utilisation <= 1:
+        raise ProtocolError(f"utilisation is {command.utilisation:g}; it is a share of the peak, up to 1")
+    chip, root = chip_named(command.plan), command.mlsuperb
+    encoder = shape_of(command.model, workdir=command.workdir, **command.unsaid.arguments())
+    found = estimate(encoder, tracks, duration=command.hours, cfg=cfg, root=root)
+    return table(command.model, found, chip=chip, utilisation=command.utilisation, root=root)
 
 
 def finetune(arguments: Sequence[str]) -> None:

@@ -1,0 +1,63 @@
+"""`superb MODEL --plan CHIP`: operations against what the compiler counts, and hours that add up."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from data_pipelines.mlsuperb.batches import TrackBatchesConfig
+from experiments.mlsuperb import verbs
+from experiments.mlsuperb.estimate import estimate, shape_of, summed
+from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError
+from tests.wavlab_jax import tiny
+from wavlab_jax.compiled_program import read_program
+from wavlab_jax.downstream import Downstream, DownstreamConfig, logits_of
+from wavlab_jax.encoder.architectures import architecture
+from wavlab_jax.flops import downstream_flops, row_flops
+
+
+def test_the_downstream_model_costs_what_its_compiled_program_does():
+    cfg = DownstreamConfig(tokens=30, projection=20, channels=20, width=16, heads=4, feed_forward=24)
+    model = Downstream(jax.random.key(0), cfg, hidden=3, inputs=12)
+    features, frames = jnp.zeros((2, 90, 12)), jnp.array([90, 90])
+    compiled = jax.jit(lambda x: logits_of(model, x, frames, cfg=cfg)[0]).lower(features).compile()
+    assert read_program(compiled.as_text()).flops == 2 * downstream_flops(cfg, 90, inputs=12)
+
+
+def test_hours_follow_from_the_protocol(capsys):
+    """HuBERT Base by hand: 300,000 batches of 8 rows, and mostly a filler, of 7.5 s."""
+    (one,) = estimate(
+        architecture("hubert_base"), [("multilingual", None)], duration="10min", cfg=ProtocolConfig(), root=None
+    )
+    samples = round((222.5 * 3600 / 122_890 + 1) * 16_000)
+    row = row_flops(architecture("hubert_base"), DownstreamConfig(tokens=5_000), samples=samples)
+    assert one.encoder + one.downstream == pytest.approx(2_700_000 * row.frozen_training)
+    heard = 30 * 41.8 + 45.0  # hours: thirty validations and the test set
+    assert one.judging == pytest.approx(9 / 8 * heard * 122_890 / 222.5 * row.forward, rel=1e-4)
+    assert one.seconds == pytest.approx(7.518, abs=1e-3) and one.schedule.iterations == 300_000
+    verbs.superb("hubert_base --plan a100-80 --utilisation 0.5 --track multilingual".split())
+    said = capsys.readouterr().out
+    assert "estimate by formula" in said and "at 50% of its 312 TFLOP/s" in said
+    assert f"| {one.operations / 156e12 / 3600:,.2f} |" in said
+
+
+def test_the_thirteen_sets_are_one_row():
+    sets = [("monolingual", name) for name in ("eng1", "deu2")]
+    both = estimate(tiny.encoder(), [*sets, ("joint", None)], duration="1h", cfg=ProtocolConfig(scale=0.1), root=None)
+    one, joint = summed(both)
+    assert one.name == "monolingual, 2 sets" and joint == both[2]
+    assert one.schedule.iterations == 2 * both[0].schedule.iterations == 2 * both[1].schedule.iterations
+    assert one.operations == both[0].operations + both[1].operations and one.seconds == both[0].seconds
+    doubled = ProtocolConfig(batches=TrackBatchesConfig(size=17), scale=0.1)
+    (wide,) = estimate(tiny.encoder(), sets[:1], duration="1h", cfg=doubled, root=None)
+    assert wide.encoder == 2 * both[0].encoder
+
+
+def test_what_cannot_be_planned(tmp_path):
+    with pytest.raises(ProtocolError, match="nor is it an architecture"):
+        shape_of("hubert_bass", workdir=tmp_path)
+    with pytest.raises(ProtocolError, match="share of the peak"):
+        verbs.superb("hubert_base --plan h100 --utilisation 40".split())
+    with pytest.raises(ProtocolError, match="give --mlsuperb DIR"):
+        verbs.superb(["hubert_base", "--workdir", str(tmp_path)])
+    assert shape_of("log-mel", workdir=tmp_path) is None
+    assert shape_of("random:wavlab_ms", workdir=tmp_path).width == 1024
