@@ -29,6 +29,7 @@ LABELS = {
     "wavlm_base_plus": "WavLM Base+",
     "wavlm_large": "WavLM Large",
     "xlsr_300m": "XLS-R 0.3B",
+    "xlsr_2b": "XLS-R 2B",
     "mhubert_147_it3": "mHuBERT-147",
     "best_rq_base": "BEST-RQ",
 }

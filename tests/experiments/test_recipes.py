@@ -9,7 +9,7 @@ import pytest
 from data_pipelines.prepare import prepare
 from experiments import recipes, steps
 from experiments.stage import StageError
-from tests.experiments.conftest import small
+from tests.experiments.conftest import probed, small
 from tests.experiments.small_corpus import write_corpus
 
 pytestmark = pytest.mark.once
@@ -18,8 +18,8 @@ pytestmark = pytest.mark.once
 @pytest.fixture(autouse=True)
 def same_recipe(recipe, monkeypatch):
     """`run_recipe("demo")` means the recipe of `recipe` in this file."""
-    audio = recipe.parent / "audio"
-    monkeypatch.setattr(recipes, "stage_function", lambda name, size: lambda: small(name))
+    audio, phones = recipe.parent / "audio", recipe.parent / "phones"
+    monkeypatch.setattr(recipes, "stage_function", lambda name, size: lambda: probed(small(name), phones))
     monkeypatch.setitem(recipes.RECIPES, "demo", lambda workdir, _: recipes.multi_stage(workdir, audio, size="demo"))
     monkeypatch.setattr(recipes, "git_commit", lambda: "abc1234")
 
