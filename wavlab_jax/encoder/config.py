@@ -52,8 +52,8 @@ class EncoderConfig:
         compute_dtype: of matrix products; norms' statistics, softmax and losses are float32 always.
         rematerialize: what the backward pass computes again instead of storing it. "nothing": all activations are
             stored; "dots": of a layer, all but the outputs of its six dense products (attention weights, norms, GELU,
-            dropout are made again); "layers": all of a layer but its input. Changes memory and time, not results. On one
-            CPU device gradients store so little as it is (`lean_gradients`) that "dots" saves nothing there.
+            dropout are made again); "layers": all of a layer but its input. Changes memory and time, not results. On
+            one CPU device gradients store so little as it is (`lean_gradients`) that "dots" saves nothing there.
     """
 
     extractor_channels: tuple[int, ...] = (512,) * 7
