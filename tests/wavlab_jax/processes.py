@@ -14,7 +14,7 @@ from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
 from wavlab_jax.step import initial_state, make_train_step
 
 PROCESSES, DEVICES = 2, 4
-LAYOUTS = ((MeshConfig(), 1), (MeshConfig(fsdp=2), 2), (MeshConfig(fsdp=4), 1), (MeshConfig(fsdp=8), 2))
+LAYOUTS = ((MeshConfig(fsdp=2), 2),)
 
 
 def main(address: str, number: int, file: str) -> None:
