@@ -121,9 +121,17 @@ class Convolution2d(nnx.Module):
         self.kernel = nnx.Param(torch_uniform(kernel_key, (3, 3, inputs, outputs), fan_in=9 * inputs))
         self.bias = nnx.Param(torch_uniform(bias_key, (outputs,), fan_in=9 * inputs))
 
-    def __call__(self, x: jax.Array, *, stride: int) -> jax.Array:
-        """[batch, time, channels, inputs] -> [batch, time', channels', outputs]."""
+    def __call__(self, x: jax.Array, *, stride: int, by_tap: bool = False) -> jax.Array:
+        """[batch, time, channels, inputs] -> [batch, time', channels', outputs]. `by_tap` as in `Formulation`."""
         kernel = self.kernel[...].astype(x.dtype)
+        if by_tap:
+            ends = [1 + stride * ((size - 3) // stride) for size in x.shape[1:3]]
+            y = sum(
+                x[:, i : i + ends[0] : stride, j : j + ends[1] : stride] @ kernel[i, j]
+                for i in range(3)
+                for j in range(3)
+            )
+            return jax.nn.relu(y + self.bias[...].astype(x.dtype)[None, None, None])
         y = lax.conv_general_dilated(x, kernel, (stride, stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
         return jax.nn.relu(y + self.bias[...].astype(x.dtype)[None, None, None])
 
@@ -160,11 +168,13 @@ def logits_of(
     cfg: DownstreamConfig,
     key: jax.Array | None = None,
     seeds: jax.Array | None = None,
+    convolution_by_tap: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted features [batch, time, channels], of which `frames` [batch] are real -> (logits, their real frames).
 
     Logits are [batch, time', tokens] float32; of n real frames about n / 2 are left. With `key` (of the step) and
-    `seeds` [batch] (one a row), as in training, features are augmented and dropout is drawn.
+    `seeds` [batch] (one a row), as in training, features are augmented and dropout is drawn. `convolution_by_tap` as in
+    `Formulation`.
     """
     row_keys = None if key is None else jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seeds)
     longest = jnp.max(frames)
@@ -178,7 +188,7 @@ def logits_of(
         x = model.projection(x)
     x = x[..., None]
     for convolution, stride in zip(model.convolutions, (2, 1), strict=True):
-        x = convolution(x, stride=stride)
+        x = convolution(x, stride=stride, by_tap=convolution_by_tap)
     batch, time = x.shape[:2]
     x = model.embed(x.transpose(0, 1, 3, 2).reshape(batch, time, -1))  # channels first, as PyTorch's view has them
     x = x * math.sqrt(cfg.width) + positions(time, cfg.width)[None]

@@ -1,5 +1,7 @@
 """ML-SUPERB's downstream model against ESPnet's own classes, with the same weights and padding."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -105,19 +107,22 @@ def hidden_states(seed=0):
     return [(rng.normal(size=(3, max(FRAMES), INPUTS)) * real[..., None]).astype(np.float32) for _ in range(HIDDEN)]
 
 
-@jax.jit
-def run(model, hidden, frames=FRAMES, key=None, seeds=None):
+@partial(jax.jit, static_argnames="by_tap")
+def run(model, hidden, frames=FRAMES, key=None, seeds=None, by_tap=False):
     features = downstream.weighted_sum(tuple(hidden), model.layer_weights[...])
-    return downstream.logits_of(model, features, jnp.asarray(frames), cfg=CFG, key=key, seeds=seeds)
+    return downstream.logits_of(
+        model, features, jnp.asarray(frames), cfg=CFG, key=key, seeds=seeds, convolution_by_tap=by_tap
+    )
 
 
-def test_logits_are_espnets_padding_and_all(pair):
+@pytest.mark.parametrize("by_tap", [False, True])
+def test_logits_are_espnets_padding_and_all(pair, by_tap):
     """Real frames, the last ones of short rows included, which hear the padding there as here."""
     peer, model = pair
     hidden = hidden_states()
     with torch.no_grad():
         theirs, left = peer([torch.tensor(h) for h in hidden], torch.tensor(FRAMES))
-    ours, frames = run(model, hidden)
+    ours, frames = run(model, hidden, by_tap=by_tap)
     assert frames.tolist() == left.tolist() == [14, 11, 4]
     for row, count in enumerate(frames.tolist()):
         np.testing.assert_allclose(ours[row, :count], theirs[row, :count], atol=2e-5)
@@ -135,7 +140,8 @@ def test_more_padding_than_the_batch_needs_changes_nothing(pair):
         np.testing.assert_allclose(wide[row, :count], ours[row, :count], atol=1e-5)
 
 
-def test_gradients_are_espnets(pair):
+@pytest.mark.parametrize("by_tap", [False, True])
+def test_gradients_are_espnets(pair, by_tap):
     """Of the CTC loss with respect to the layer weights and a convolution, through everything."""
     peer, model = pair
     hidden, labels, lengths = hidden_states(), np.array([[3, 3, 5, 0], [2, 0, 0, 0], [4, 4, 4, 0]]), np.array([3, 1, 3])
@@ -153,7 +159,7 @@ def test_gradients_are_espnets(pair):
     graph, state = nnx.split(model)
 
     def loss(state):
-        ours, frames = run(nnx.merge(graph, state), hidden)
+        ours, frames = run(nnx.merge(graph, state), hidden, by_tap=by_tap)
         total, weight = downstream.ctc(ours, frames, jnp.asarray(labels), jnp.asarray(lengths))["ctc_loss"]
         return total.sum() / weight.sum()
 

@@ -107,14 +107,16 @@ def spell(
             return Spelled(model.head.output(x).astype(jnp.float32), real, encoded)
         features = weighted_sum(encoded.hidden, model.head.layer_weights[...])
         features, frames = to_s3prl_length(features, batch.samples, longest=batch.waveform.shape[1])
+    by_tap = formulation.convolution_by_tap
     if alone:
 
         def row(one, count):
-            logits, left = logits_of(model.head, one[None], count[None], cfg=head)
+            logits, left = logits_of(model.head, one[None], count[None], cfg=head, convolution_by_tap=by_tap)
             return logits[0], left[0]
 
         return Spelled(*jax.vmap(row)(features, frames), encoded)
-    return Spelled(*logits_of(model.head, features, frames, cfg=head, key=keys.noise, seeds=seeds), encoded)
+    said = {"cfg": head, "key": keys.noise, "seeds": seeds, "convolution_by_tap": by_tap}
+    return Spelled(*logits_of(model.head, features, frames, **said), encoded)
 
 
 def to_s3prl_length(features: jax.Array, samples: jax.Array, *, longest: int) -> tuple[jax.Array, jax.Array]:
