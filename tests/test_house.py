@@ -33,7 +33,7 @@ DECLARED_ON_PURPOSE = {
 }
 
 # Modules of a distribution of another name, where it need not be installed.
-OTHER_NAMES = {"faiss": "faiss-cpu"}
+OTHER_NAMES = {"faiss": "faiss-cpu", "espnet2": "espnet"}
 
 DEVICE_SIDE = {"jax", "jaxlib", "flax", "optax", "orbax", "torch", "transformers", "tensorflow"}
 HOST_SIDE = {"grain", "array_record", "tfds", "tensorflow_datasets", "librosa", "soundfile", "soxr"}

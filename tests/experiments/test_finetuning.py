@@ -36,6 +36,8 @@ CFG = RecipeConfig(
     ),
     batches=TrackBatchesConfig(size=3, step=1.0, threads=0),
 )
+
+pytestmark = pytest.mark.once
 TEXTS = {"eng": ("AB", "A BA", "BAB", "AA"), "deu": ("ÄB", "B", "ÄÄ", "BÄ")}
 
 
@@ -102,7 +104,6 @@ def test_results_say_that_it_is_another_protocol_and_stand_in_the_table(whole, t
     assert "not by the published protocol" in text and "| **tuned**" in text
 
 
-@pytest.mark.once
 def test_a_killed_run_goes_on_to_the_same_model(whole, root, model, tmp_path, monkeypatch):
     run, results = whole
     original = training.train
@@ -201,7 +202,6 @@ def test_lora_is_trained_alone_and_exported_merged(root, model, tmp_path):
         read_recogniser(run.files.folder)
 
 
-@pytest.mark.once
 def test_a_bottleneck_that_transformers_lacks_is_not_exported(root, model, tmp_path):
     run = tuning(root, model, tmp_path, adapter="houlsby", bottleneck=4, updates=1, validations=1)
     fine_tune(run, root=root, workdir=tmp_path)

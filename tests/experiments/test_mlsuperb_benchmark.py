@@ -24,6 +24,8 @@ from wavlab_jax.model import parameters
 from wavlab_jax.sharding import MeshConfig, make_mesh, parameter_shardings
 from wavlab_jax.train import Interrupted
 
+pytestmark = pytest.mark.once
+
 DOWNSTREAM = DownstreamConfig(
     tokens=3, projection=20, channels=20, width=16, layers=1, heads=2, feed_forward=24,
     augment=SpecAugmentConfig(channel_masks=1, channel_mask_width=4, time_masks=2),
@@ -143,7 +145,6 @@ def test_readers_find_the_keys_of_the_example(whole):
     assert tuple(head.split("\t")) == COLUMNS
 
 
-@pytest.mark.once
 def test_languages_that_sound_different_are_told_apart(root, tmp_path):
     """Log-mel features, from folder to accuracy: 100 updates, each language beeping at its own pitch."""
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
@@ -166,7 +167,6 @@ def test_the_loss_falls_and_the_best_checkpoints_are_averaged(whole):
     assert not (folder / "checkpoints").exists() and (folder / "average").is_dir()
 
 
-@pytest.mark.once
 def test_a_killed_run_goes_on_to_the_same_numbers(whole, root, tmp_path, monkeypatch):
     """Stopped in the middle of training, then before anything was judged."""
     _, results = whole
@@ -195,7 +195,6 @@ def test_a_killed_run_goes_on_to_the_same_numbers(whole, root, tmp_path, monkeyp
         run(root, tmp_path, seed=1)
 
 
-@pytest.mark.once
 def test_devices_do_not_change_what_is_learned(whole, root, tmp_path):
     _, results = whole
     sharded = run(root, tmp_path, devices=4, fsdp=2)

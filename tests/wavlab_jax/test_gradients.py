@@ -188,6 +188,7 @@ def test_the_same_is_dropped(waveform):
     assert_close(gradient(randomised(cfg), LEAN), gradient(randomised(cfg), PLAIN))
 
 
+@pytest.mark.once
 def test_less_is_stored_and_layers_that_are_made_again_store_less_still():
     """Temporaries of the gradient of the compiled encoder, in bytes. "dots" has little left to save here."""
     waveform, seeds = (jax.ShapeDtypeStruct(*each) for each in (((2, 64_000), jnp.float32), ((2,), jnp.uint32)))

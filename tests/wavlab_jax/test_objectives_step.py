@@ -68,6 +68,7 @@ def test_devices_and_passes_do_not_change_the_update(make, passes, monkeypatch):
         np.testing.assert_allclose(a, b, atol=2e-4)
 
 
+@pytest.mark.once
 def test_a_contrastive_model_does_not_collapse():
     """150 steps on six clips of speech: most of the 16 codes stay in use, and positives are picked above chance.
 

@@ -131,6 +131,7 @@ def test_the_gradient_is_summed_over_copies_once_a_step(accumulated):
     assert sum(each.bytes for each in named(found, "all-reduce", "data", mesh)) > 0
 
 
+@pytest.mark.once
 def test_the_memory_of_each_policy():
     """By formula and as compiled: recomputing more takes less."""
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])

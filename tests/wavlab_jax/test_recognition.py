@@ -94,6 +94,7 @@ def test_a_frozen_encoder_is_no_part_of_the_state_and_updates_come_in_twos(froze
     assert line["update_to_weight"] > 0 and set(line["modules"]) == {"head"}
 
 
+@pytest.mark.once
 def test_devices_do_not_change_the_update(frozen):
     """Dropout and SpecAugment included, the encoder and the head in pieces."""
     states, results = frozen
