@@ -28,6 +28,8 @@ from wavlab_jax.optim import FineTuningConfig
 from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.train import Interrupted
 
+pytestmark = pytest.mark.once
+
 CFG = RecipeConfig(
     updates=3,
     validations=3,
@@ -36,8 +38,6 @@ CFG = RecipeConfig(
     ),
     batches=TrackBatchesConfig(size=3, step=1.0, threads=0),
 )
-
-pytestmark = pytest.mark.once
 TEXTS = {"eng": ("AB", "A BA", "BAB", "AA"), "deu": ("ÄB", "B", "ÄÄ", "BÄ")}
 
 
