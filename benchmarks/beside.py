@@ -77,6 +77,16 @@ def ratios(ours: Turns, theirs: Turns) -> dict[str, float]:
     }
 
 
+def told(name: str, peer: str, found: dict[str, Any]) -> str:
+    """A line of a comparison: `found` has the summaries of "wavlab_jax" and `peer`, and `ratios`."""
+    ours, theirs = found["wavlab_jax"], found[peer]
+    return (
+        f"{name}: {ours['median_seconds']:.2f} s, {peer} {theirs['median_seconds']:.2f} s: {found['ratio']:.2f}x "
+        f"(bests {found['ratio_of_bests']:.2f}x, processor time {found['ratio_of_processor_time']:.2f}x, pairs "
+        f"{found['median_of_paired_ratios']:.2f}x)"
+    )
+
+
 def machine(threads: int) -> dict[str, Any]:
     """What the numbers depend on."""
     from importlib.metadata import PackageNotFoundError, version

@@ -228,18 +228,23 @@ def per_second(turns: list[Turn]) -> float:
     return float(np.median([turn.audio / 3600 / turn.wall for turn in turns]))
 
 
+def labelled_corpus(root: Path | None, scratch: Path) -> tuple[Path, Manifest, tuple[UnitStore]]:
+    """A prepared corpus, by default the demo corpus joined to 10 s, with one set of random units; made in `scratch`."""
+    if root is None:
+        root = scratch / "corpus"
+        prepare(Path(__file__).parents[1] / "demo_corpus", out=root, join_seconds=10.0, min_seconds=8.0)
+    manifest = Manifest.load(root)
+    rng = np.random.default_rng(0)
+    with UnitWriter(scratch / "units", manifest, units=UNITS, source="random") as writer:
+        for i in range(len(manifest)):
+            writer.add(i, rng.integers(UNITS, size=num_frames(int(manifest.samples[i]))))
+    return root, manifest, (UnitStore.load(scratch / "units", manifest),)
+
+
 def measure(root: Path | None, *, rounds: int, steps: int, workers: tuple[int, ...]) -> list[str]:
     """Runs everything; the lines of the section."""
     with tempfile.TemporaryDirectory() as scratch:
-        if root is None:
-            root = Path(scratch) / "corpus"
-            prepare(Path(__file__).parents[1] / "demo_corpus", out=root, join_seconds=10.0, min_seconds=8.0)
-        manifest = Manifest.load(root)
-        rng = np.random.default_rng(0)
-        with UnitWriter(Path(scratch) / "units", manifest, units=UNITS, source="random") as writer:
-            for i in range(len(manifest)):
-                writer.add(i, rng.integers(UNITS, size=num_frames(int(manifest.samples[i]))))
-        units = (UnitStore.load(Path(scratch) / "units", manifest),)
+        root, manifest, units = labelled_corpus(root, Path(scratch))
         lines = [
             "",
             f"`PYTHONPATH=. python benchmarks/data_throughput.py`: {platform.machine()}, "

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.beside import machine, prepare, ratios, take_turns
+from benchmarks.beside import machine, prepare, ratios, take_turns, told
 from data_pipelines.atomic import whole_file
 from data_pipelines.batch import SAMPLE_RATE, Batch, num_frames
 
@@ -176,13 +176,7 @@ def main() -> None:
     for name in arguments.only:
         case = Case(arguments.model, name == "dropout", arguments.rows, arguments.seconds, arguments.tokens)
         found = result["encoders"][name] = measure(case, repeats=arguments.repeats)
-        ours, theirs = found["wavlab_jax"], found["pytorch"]
-        print(
-            f"{case.model}, {name}, {case.rows} x {case.seconds:g} s: {ours['median_seconds']:.2f} s, "
-            f"PyTorch {theirs['median_seconds']:.2f} s: {found['ratio']:.2f}x (bests {found['ratio_of_bests']:.2f}x, "
-            f"processor time {found['ratio_of_processor_time']:.2f}x, pairs {found['median_of_paired_ratios']:.2f}x)",
-            flush=True,
-        )
+        print(told(f"{case.model}, {name}, {case.rows} x {case.seconds:g} s", "pytorch", found), flush=True)
     if arguments.out:
         with whole_file(arguments.out) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")

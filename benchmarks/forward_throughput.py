@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.beside import machine, prepare, ratios, take_turns
+from benchmarks.beside import machine, prepare, ratios, take_turns, told
 from data_pipelines.atomic import whole_file
 from data_pipelines.batch import SAMPLE_RATE
 
@@ -100,14 +100,8 @@ def main() -> None:
     for name in arguments.models:
         found = compare(*pair_of(name), waveform, repeats=arguments.repeats)
         result["models"][name] = found
-        ours, theirs = found["wavlab_jax"], found["transformers"]
-        print(
-            f"{name}: {ours['median_seconds']:.2f} s, transformers {theirs['median_seconds']:.2f} s: "
-            f"{found['ratio']:.2f}x (bests {found['ratio_of_bests']:.2f}x, processor time "
-            f"{found['ratio_of_processor_time']:.2f}x, pairs {found['median_of_paired_ratios']:.2f}x); largest "
-            f"difference {found['largest_difference']:.1e}",
-            flush=True,
-        )
+        said = f"largest difference {found['largest_difference']:.1e}"
+        print(f"{told(name, 'transformers', found)}; {said}", flush=True)
     if arguments.out:
         with whole_file(arguments.out) as temporary:
             temporary.write_text(json.dumps(result, indent=1) + "\n")

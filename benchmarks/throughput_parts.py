@@ -18,14 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.data_throughput import LENGTHS, UNITS, Crop, Noting, children, take, wait_until_full
-from benchmarks.sections import ROOT, write_section
+from benchmarks.data_throughput import LENGTHS, Crop, Noting, children, labelled_corpus, take, wait_until_full
+from benchmarks.sections import write_section
 from data_pipelines.audio import decode_crop
-from data_pipelines.batch import num_frames
 from data_pipelines.manifest import Manifest
 from data_pipelines.pipeline import DataConfig, LoadBatch, train_batches
-from data_pipelines.prepare import prepare
-from data_pipelines.units import UnitStore, UnitWriter
 
 TITLE = "Throughput: what the share consists of"
 
@@ -159,15 +156,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        root = given.prepared or Path(scratch) / "corpus"
-        if given.prepared is None:
-            prepare(ROOT / "demo_corpus", out=root, join_seconds=10.0, min_seconds=8.0)
-        manifest = Manifest.load(root)
-        rng = np.random.default_rng(0)
-        with UnitWriter(Path(scratch) / "units", manifest, units=UNITS, source="random") as writer:
-            for i in range(len(manifest)):
-                writer.add(i, rng.integers(UNITS, size=num_frames(int(manifest.samples[i]))))
-        units = (UnitStore.load(Path(scratch) / "units", manifest),)
+        root, manifest, units = labelled_corpus(given.prepared, Path(scratch))
         lines = [
             f"`python -m benchmarks.throughput_parts --write`; {platform.machine()}, {os.cpu_count()} cores, shared",
             f"(load {os.getloadavg()[0]:.1f}); steps of 64 s without mixing, processor time, medians of {given.rounds}",

@@ -13,17 +13,16 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
-from data_pipelines.batch import SAMPLE_RATE, Batch, num_frames
-from data_pipelines.mlsuperb.layout import PARTS, Utterance, untold_recordings
-from data_pipelines.mlsuperb.tracks import Example, Track
+from data_pipelines.batch import Batch, num_frames
+from data_pipelines.mlsuperb.layout import untold_recordings
+from data_pipelines.mlsuperb.tracks import Track
 from experiments.commands import Unsaid
-from experiments.machine import describe_machine, git_commit
 from experiments.mlsuperb.encoders import LOG_MEL, RANDOM, FrozenEncoder
 from experiments.mlsuperb.judging import decode, write_hypotheses
 from experiments.mlsuperb.protocol import ProtocolError, Schedule
 from experiments.mlsuperb.recipe import RecipeConfig
-from experiments.mlsuperb.results import EXAMPLES, FORMAT, NAMED, data_facts, example_of, spread
-from experiments.mlsuperb.scoring import Judged, ScoringError, challenge_scores, chance, figures, judge
+from experiments.mlsuperb.results import Followed, data_facts, results_of, write
+from experiments.mlsuperb.scoring import Judged, ScoringError, challenge_scores, judge
 from experiments.mlsuperb.training import Steps, TrackFiles, Trained, check_unchanged, programs, train_track
 from experiments.run import say, write_json
 from experiments.stage import as_text
@@ -149,18 +148,6 @@ def _describe(run: FineTuning, workdir: Path) -> None:
     write_json(run.files.recogniser, about)
 
 
-def infeasible(examples: list[Example]) -> list[str]:
-    """Ids of the utterances whose tokens CTC cannot spell in the encoder's frames, as `judging.infeasible`."""
-
-    def frames(utterance: Utterance) -> int:
-        return num_frames(round(utterance.seconds * SAMPLE_RATE))
-
-    def needed(tokens: list[str]) -> int:
-        return len(tokens) + sum(one == other for one, other in zip(tokens, tokens[1:], strict=False))
-
-    return [each.utterance.id for each in examples if needed(each.tokens) > frames(each.utterance)]
-
-
 def _averages(judged: list[Judged]) -> dict:
     """ML-SUPERB 2.0's averages over languages; or why there are none."""
     try:
@@ -170,56 +157,15 @@ def _averages(judged: list[Judged]) -> dict:
 
 
 def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, root: Path, seconds: float) -> dict:
-    """results.json and left_out.tsv, with the keys of `results.write_results`."""
-    track, encoder, cfg, schedule = run.track, run.encoder, run.cfg, run.schedule
-    untold = [] if track.name.startswith("challenge") else list(untold_recordings(root))
-    facts = data_facts(run, root=root, untold=untold)
-    for part in PARTS:
-        ids = infeasible(track.parts[part])
-        facts["infeasible"][part] = {"count": len(ids), "first": ids[:NAMED]}
-    own = {
-        "format": FORMAT,
-        "model": {
-            "name": encoder.name,
-            "kind": encoder.kind,
-            "identity": encoder.identity,
-            "encoder_parameters": count(encoder.params),
-            "downstream_parameters": count({k: v for k, v in trained.params.items() if k != "encoder"}),
-            "layers": encoder.config.layers,
-            "width": encoder.config.width,
-            "notes": list(encoder.notes),
-        },
-        "protocol": {
-            "published": False,
-            "deviations": [*(["a miniature in the benchmark's layout, not its data"] if facts["miniature"] else []),
-                           *cfg.deviations()],
-            "differences": [],
-            "scale": cfg.scale,
-            "iterations": schedule.iterations,
-            "iterations_published": schedule.published,
-            "updates": schedule.iterations // cfg.optimizer.accumulate,
-            "batch": cfg.batches.size,
-            "accumulation": cfg.optimizer.accumulate,
-            "learning_rate": cfg.optimizer.peak_learning_rate,
-            "seed": cfg.seed,
-        },
-        "data": facts,
-        **figures(track, judged),
-        "task": "challenge" if track.name.startswith("challenge") else track.task,
-        "chance": chance(track, judged),
-        "layer_weights": [],
-        "examples": [example_of(each) for each in spread(judged, EXAMPLES)],
-        "training": {
-            "averaged": {str(step): loss for step, loss in trained.averaged.items()},
-            "losses": trained.losses,
-        },
-        "seconds": round(seconds, 1),
-        "machine": describe_machine(),
-        "commit": git_commit(),
-    }  # fmt: skip
-    if track.task == "joint":
-        own["challenge"] = _averages(judged)
-    rows = [("part", "place", "reason"), *((part, *each) for part in PARTS for each in track.left_out[part])]
-    run.files.left_out.write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")
-    write_json(run.files.results, own)
-    return own
+    """results.json and left_out.tsv, as `results` has them; a token is spelled in a frame of the encoder."""
+    untold = [] if run.track.name.startswith("challenge") else list(untold_recordings(root))
+    facts = data_facts(run.track, root=root, untold=untold, frames_of=num_frames)
+    miniature = ["a miniature in the benchmark's layout, not its data"] if facts["miniature"] else []
+    optimizer = run.cfg.optimizer
+    followed = Followed(
+        False, [*miniature, *run.cfg.deviations()], [], optimizer.accumulate, optimizer.peak_learning_rate
+    )
+    results = results_of(run, trained, judged, followed, data=facts, layer_weights=[], seconds=seconds)
+    if run.track.task == "joint":
+        results["challenge"] = _averages(judged)
+    return write(run, results)

@@ -1,6 +1,6 @@
 """Hypotheses of a trained downstream model: decoding, and the table of them beside the references."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -15,7 +15,6 @@ from data_pipelines.mlsuperb.tracks import Example, Track
 from experiments.mlsuperb.scoring import Judged
 from experiments.mlsuperb.training import Run, Trained
 from wavlab_jax.downstream import greedy
-from wavlab_jax.objectives.recognition import frames_for
 
 COLUMNS = ("id", "language", "source", "group", "seconds", "tokens", "substitutions", "deletions", "insertions", "said",
            "reference", "hypothesis")  # fmt: skip
@@ -46,16 +45,15 @@ def text_of(track: Track, tokens: Sequence[int]) -> str:
     return "".join(" " if word == SPACE else word for word in words)
 
 
-def infeasible(examples: Sequence[Example], *, log_mel: bool) -> list[str]:
+def infeasible(examples: Sequence[Example], frames_of: Callable[[int], int]) -> list[str]:
     """Ids of the utterances whose tokens CTC cannot spell in the frames that they have, each alone.
 
-    A token needs a frame, and another one between two that are the same.
+    A token needs a frame, and another one between two that are the same. `frames_of`: samples -> frames of the head.
     """
     found = []
     for each in examples:
         repeats = sum(one == other for one, other in zip(each.tokens, each.tokens[1:], strict=False))
-        frames = frames_for(round(each.utterance.seconds * SAMPLE_RATE), log_mel=log_mel)
-        if len(each.tokens) + repeats > frames:
+        if len(each.tokens) + repeats > frames_of(round(each.utterance.seconds * SAMPLE_RATE)):
             found.append(each.utterance.id)
     return found
 

@@ -6,15 +6,17 @@ metrics.jsonl (training). docs/mlsuperb.md has the keys.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from data_pipelines.atomic import whole_file
 from data_pipelines.mlsuperb.layout import PARTS, is_miniature
+from data_pipelines.mlsuperb.tracks import Track
 from experiments.machine import describe_machine, git_commit
 from experiments.mlsuperb.judging import infeasible
 from experiments.mlsuperb.protocol import ACCUMULATE, DIFFERENCES, ProtocolError, deviations
@@ -22,48 +24,73 @@ from experiments.mlsuperb.scoring import Judged, chance, figures
 from experiments.mlsuperb.training import Run, Trained
 from experiments.run import write_json
 from wavlab_jax.model import count
+from wavlab_jax.objectives.recognition import frames_for
 
 FORMAT = 1
 NAMED = 20  # of utterances with a fault, so many ids stand in results.json
 EXAMPLES = 40  # hypotheses beside references in results.json
 
 
+class Followed(NamedTuple):
+    """Of a run's protocol, what the verbs have each in a way of their own: keys of "protocol" in results.json."""
+
+    published: bool
+    deviations: list[str]
+    differences: list[str]
+    accumulation: int
+    learning_rate: float
+
+
 def write_results(
     run: Run, trained: Trained, judged: Sequence[Judged], *, root: Path, untold: Sequence[Path], seconds: float
 ) -> dict:
-    """Writes results.json and left_out.tsv; returns the first. `untold`: recordings that no transcript names."""
+    """Writes results.json and left_out.tsv of `superb`; returns the first. `untold`: recordings without a text."""
+    deviates = deviations(run.cfg, run.schedule, miniature=is_miniature(root))
+    followed = Followed(not deviates, deviates, list(DIFFERENCES), ACCUMULATE, run.cfg.learning_rate)
+    config = run.encoder.config
+    facts = data_facts(run.track, root=root, untold=untold, frames_of=partial(frames_for, log_mel=config is None))
+    weights = layer_weights(trained) if config else []
+    return write(run, results_of(run, trained, judged, followed, data=facts, layer_weights=weights, seconds=seconds))
+
+
+def results_of(
+    run: Any,
+    trained: Trained,
+    judged: Sequence[Judged],
+    followed: Followed,
+    *,
+    data: dict,
+    layer_weights: list[float],
+    seconds: float,
+) -> dict:
+    """What results.json holds. `run`: a `training.Run`, or a `finetuning.FineTuning`."""
     track, encoder, schedule = run.track, run.encoder, run.schedule
-    deviates = deviations(run.cfg, schedule, miniature=is_miniature(root))
-    results = {
+    return {
         "format": FORMAT,
         "model": {
             "name": encoder.name,
             "kind": encoder.kind,
             "identity": encoder.identity,
             "encoder_parameters": count(encoder.params) if encoder.params else 0,
-            "downstream_parameters": count(trained.params),
+            "downstream_parameters": count({k: v for k, v in trained.params.items() if k != "encoder"}),
             "layers": encoder.config.layers if encoder.config else 0,
             "width": encoder.config.width if encoder.config else trained.learner.head.channels,
             "notes": list(encoder.notes),
         },
         "protocol": {
-            "published": not deviates,
-            "deviations": deviates,
-            "differences": list(DIFFERENCES),
+            **followed._asdict(),
             "scale": run.cfg.scale,
             "iterations": schedule.iterations,
             "iterations_published": schedule.published,
-            "updates": schedule.iterations // ACCUMULATE,
+            "updates": schedule.iterations // followed.accumulation,
             "batch": run.cfg.batches.size,
-            "accumulation": ACCUMULATE,
-            "learning_rate": run.cfg.learning_rate,
             "seed": run.cfg.seed,
         },
-        "data": data_facts(run, root=root, untold=untold),
+        "data": data,
         **figures(track, judged),
-        "task": track.task,
+        "task": "challenge" if track.name.startswith("challenge") else track.task,
         "chance": chance(track, judged),
-        "layer_weights": layer_weights(trained) if encoder.config else [],
+        "layer_weights": layer_weights,
         "examples": [example_of(each) for each in spread(judged, EXAMPLES)],
         "training": {
             "averaged": {str(step): loss for step, loss in trained.averaged.items()},
@@ -73,16 +100,23 @@ def write_results(
         "machine": describe_machine(),
         "commit": git_commit(),
     }
+
+
+def write(run: Any, results: dict) -> dict:
+    """Writes left_out.tsv, then results.json; returns the latter."""
+    left_out = run.track.left_out
+    rows = [("part", "place", "reason"), *((part, *each) for part in PARTS for each in left_out[part])]
     with whole_file(run.files.left_out) as temporary:
-        rows = [("part", "place", "reason"), *((part, *each) for part in PARTS for each in track.left_out[part])]
         temporary.write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")
     write_json(run.files.results, results)
     return results
 
 
-def data_facts(run: Run, *, root: Path, untold: Sequence[Path]) -> dict:
-    """What was trained on and judged by, and every fault: named (the first few) and counted."""
-    track = run.track
+def data_facts(track: Track, *, root: Path, untold: Sequence[Path], frames_of: Callable[[int], int]) -> dict:
+    """What was trained on and judged by, and every fault: named (the first few) and counted.
+
+    `frames_of`: samples -> frames in which tokens are spelled.
+    """
 
     def named(some: Sequence[str]) -> dict:
         return {"count": len(some), "first": list(some[:NAMED])}
@@ -95,7 +129,7 @@ def data_facts(run: Run, *, root: Path, untold: Sequence[Path]) -> dict:
             "hours": sum(each.seconds for each in utterances) / 3600,
             "languages": len({each.language for each in utterances}),
         }
-        impossible[part] = named(infeasible(track.parts[part], log_mel=run.encoder.config is None))
+        impossible[part] = named(infeasible(track.parts[part], frames_of))
     return {
         "root": str(root),
         "miniature": is_miniature(root),

@@ -10,13 +10,15 @@ import tyro
 from data_pipelines.interrupts import interrupts_end_at_once
 
 with interrupts_end_at_once():
+    from jax.sharding import Mesh
+
     from data_pipelines.mlsuperb.batches import TrackBatchesConfig
     from data_pipelines.mlsuperb.challenge import Development, read_challenge
     from data_pipelines.mlsuperb.layout import Duration
     from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, Task, read_track
     from experiments.commands import WORKDIR, Unsaid
     from experiments.mlsuperb.benchmark import run_benchmark, summary, tracks_of
-    from experiments.mlsuperb.encoders import read_encoder
+    from experiments.mlsuperb.encoders import FrozenEncoder, read_encoder
     from experiments.mlsuperb.estimate import DEFAULT_UTILISATION, estimate, shape_of, table
     from experiments.mlsuperb.finetuning import FineTuning, RecogniserFiles, fine_tune
     from experiments.mlsuperb.gathered import write_leaderboard
@@ -133,13 +135,7 @@ def superb(arguments: Sequence[str]) -> None:
         return print(_planned(command, tracks, cfg))
     if command.mlsuperb is None:
         raise ProtocolError("give --mlsuperb DIR, the benchmark's folder; or --plan CHIP, for an estimate of the time")
-    configure_jax(command.workdir)
-    mesh = make_mesh(command.mesh)
-    encoder = read_encoder(
-        command.model, workdir=command.workdir, mesh=mesh, name=command.name, **command.unsaid.arguments()
-    )
-    for note in encoder.notes:
-        print(f"note: {note}")
+    mesh, encoder = _encoder(command)
     run_benchmark(
         encoder,
         root=command.mlsuperb,
@@ -150,6 +146,18 @@ def superb(arguments: Sequence[str]) -> None:
         mesh=mesh,
     )
     print(f"results: {command.workdir / 'mlsuperb' / encoder.name / command.hours}")
+
+
+def _encoder(command: SuperbCommand | FineTuneCommand) -> tuple[Mesh, FrozenEncoder]:
+    """The devices, and on them the model that is named; what was noted about its file is printed."""
+    configure_jax(command.workdir)
+    mesh = make_mesh(command.mesh)
+    encoder = read_encoder(
+        command.model, workdir=command.workdir, mesh=mesh, name=command.name, **command.unsaid.arguments()
+    )
+    for note in encoder.notes:
+        print(f"note: {note}")
+    return mesh, encoder
 
 
 def _planned(command: SuperbCommand, tracks, cfg: ProtocolConfig) -> str:
@@ -173,13 +181,7 @@ def finetune(arguments: Sequence[str]) -> None:
         if command.track == "monolingual" and name is None:
             raise ProtocolError(f"--track monolingual has sets: give --language {', '.join(MONOLINGUAL_SETS)}")
         track = read_track(command.mlsuperb, TASKS[command.track], duration=command.hours, monolingual=name)
-    configure_jax(command.workdir)
-    mesh = make_mesh(command.mesh)
-    encoder = read_encoder(
-        command.model, workdir=command.workdir, mesh=mesh, name=command.name, **command.unsaid.arguments()
-    )
-    for note in encoder.notes:
-        print(f"note: {note}")
+    mesh, encoder = _encoder(command)
     if command.name is None:
         tuned = "finetuned" if command.recipe.adapter == "none" else command.recipe.adapter
         encoder = encoder._replace(name=f"{encoder.name}-{tuned}")
