@@ -13,6 +13,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from data_pipelines.atomic import whole_file
 from data_pipelines.batch import Batch, num_frames
 from data_pipelines.mlsuperb.layout import untold_recordings
 from data_pipelines.mlsuperb.tracks import Track
@@ -135,7 +136,8 @@ def _describe(run: FineTuning, workdir: Path) -> None:
         contrastive = "learner.objective.negatives" in flat_config(StageFiles(workdir, name).config)
         kind = "wav2vec2" if contrastive else "hubert"
     write_description(run.files.model, run.learner.encoder, run.learner.head)
-    run.files.config.write_text(as_text(run.cfg))
+    with whole_file(run.files.config) as temporary:
+        temporary.write_text(as_text(run.cfg))
     about = {
         "model": drawn + name,
         "unsaid": asdict(run.unsaid),
