@@ -12,7 +12,7 @@ from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS
 from experiments.mlsuperb.drawn import confusion_matrix, differing
 from experiments.mlsuperb.page import write_page
 from experiments.mlsuperb.protocol import ProtocolError
-from tests.experiments.test_report import Page
+from tests.experiments.read_page import Page
 from wavlab_jax.evaluation.superb_score import Scores, published_points
 
 SCORES = (40.0, 30.0, 40.0, 70.0, 60.0, 30.0, 42.0)  # mono, multi normal, few-shot, LID, joint LID, normal, few-shot

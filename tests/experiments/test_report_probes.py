@@ -9,7 +9,8 @@ import pytest
 from experiments.report import write_report
 from experiments.report.page import Look
 from experiments.report.results import Results
-from tests.experiments.test_report import Page, make_results, pierced
+from tests.experiments.made_up_results import make_results, pierced
+from tests.experiments.read_page import Page
 
 
 def line(step, masked, low, high, **more):
