@@ -5,10 +5,10 @@
     PYTHONPATH=. .venv/bin/python benchmarks/mlsuperb_miniature.py --mlsuperb work/mlsuperb --workdir work/demo
 
 Every track for each model, as `python -m experiments superb MODEL --mlsuperb work/mlsuperb --workdir work/demo
---scale S --learning-rate R --batches.step 2.5 --batches.doubling True` does it; here models take turns track by track,
-and those of one shape share their compiled programs. A tiny HuBERT with random weights is written by transformers, and
-judged on the first track by the command itself, as is the table. What was finished is kept; run it again to go on.
-`--track` and `--sets` choose some; `--write docs/mlsuperb.md` puts the table into that file.
+--scale S --learning-rate R --batches.step 2.5 --batches.doubling True --batches.fillers True` does it; here models take
+turns track by track, and those of one shape share their compiled programs. A tiny HuBERT with random weights is written
+by transformers, and judged on the first track by the command itself, as is the table. What was finished is kept; run it
+again to go on. `--track` and `--sets` choose some; `--write docs/mlsuperb.md` puts the table into that file.
 """
 
 import argparse
@@ -83,7 +83,7 @@ def main() -> None:
     workdir = arguments.workdir
     configure_jax(workdir)
     mesh = make_mesh(MeshConfig())
-    batches = TrackBatchesConfig(size=BATCH, step=STEP, doubling=True)
+    batches = TrackBatchesConfig(size=BATCH, step=STEP, doubling=True, fillers=True)
     cfg = ProtocolConfig(scale=arguments.scale, learning_rate=arguments.learning_rate, batches=batches)
     models = (*STAGES, f"random:{STAGES[0]}", LOG_MEL)
     encoders = [read_encoder(model, workdir=workdir, mesh=mesh) for model in models]
@@ -105,7 +105,7 @@ def main() -> None:
     said = [f"--{name}" for name in ("mlsuperb", "workdir", "scale", "learning-rate")]
     values = (arguments.mlsuperb, workdir, arguments.scale, arguments.learning_rate)
     given = [str(each) for pair in zip(said, values, strict=True) for each in pair]
-    lengths = ["--batches.step", str(STEP), "--batches.doubling", "True"]
+    lengths = ["--batches.step", str(STEP), "--batches.doubling", "True", "--batches.fillers", "True"]
     name = {"identification": "lid"}.get(arguments.track[0], arguments.track[0])
     track = ["--track", name, *(["--sets", *arguments.sets] if arguments.sets else [])]
     subprocess.run([*command, "superb", str(folder), *given, *track, *lengths], check=True)

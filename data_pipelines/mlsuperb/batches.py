@@ -32,6 +32,7 @@ class TrackBatchesConfig:
     size: utterances of a batch (ESPnet's batch_size 8).
     step: seconds; static lengths are its multiples, up to the longest utterance.
     doubling: but only those by 1, 2, 4, ...: fewer programs to compile, and more padding.
+    fillers: whether batches with a row less than the widest are filled up: one program a length, where there are two.
     seed: of the order.
     threads, prefetch: batches that are made ahead.
     """
@@ -39,6 +40,7 @@ class TrackBatchesConfig:
     size: int = 8
     step: float = 2.0
     doubling: bool = False
+    fillers: bool = False
     seed: int = 0
     threads: int = 2
     prefetch: int = 8
@@ -64,7 +66,7 @@ class LoadTrackBatch(grain.transforms.Map):
     `Batch.units` [rows, frames, 1] holds a row's tokens from its first frame on, `NO_UNIT` after them; of more tokens
     than frames as many as there are frames, which cannot be recognised any more than all of them. `utterance` is the
     index of the example in the part, `language` that of its language among `languages`. Rows that a batch lacks to the
-    widest one are fillers without a frame.
+    widest one are fillers without a frame, if they are asked for.
     """
 
     def __init__(self, track: Track, part: Part, cfg: TrackBatchesConfig, *, training: bool):
@@ -73,10 +75,14 @@ class LoadTrackBatch(grain.transforms.Map):
         self.labels = [np.asarray(track.encode(each.tokens), np.int32) for each in self.examples]
         self.languages = sorted({each.utterance.language for each in self.examples})
         self.batches = sorted_batches([each.utterance.seconds for each in self.examples], size=cfg.size)
-        self.rows = max(map(len, self.batches))
+        self.widest = max(map(len, self.batches))
 
     def __len__(self) -> int:
         return len(self.batches)
+
+    def rows_of(self, chosen: np.ndarray) -> int:
+        """Rows of the batch of these utterances."""
+        return self.widest if self.cfg.fillers else len(chosen)
 
     def map(self, element: int) -> Batch:
         """Batch `element`; in training, of endless passes over the batches in new orders; else of one, in order."""
@@ -88,18 +94,18 @@ class LoadTrackBatch(grain.transforms.Map):
         chosen = self.batches[number]
         waveforms = [read_recording(self.examples[index].utterance.path) for index in chosen]
         samples = self.static_length(max(map(len, waveforms)))
-        frames = num_frames(samples)
+        frames, rows = num_frames(samples), self.rows_of(chosen)
         batch = Batch(
-            waveform=np.zeros((self.rows, samples), np.float32),
-            clean=np.zeros((self.rows, 0), np.float32),
-            units=np.full((self.rows, frames, 1), NO_UNIT, np.int32),
-            valid=np.zeros((self.rows, frames), np.bool_),
-            samples=np.zeros(self.rows, np.int32),
-            language=np.zeros(self.rows, np.int32),
-            utterance=np.full(self.rows, NO_UTTERANCE, np.int32),
-            partner=np.full(self.rows, NO_UTTERANCE, np.int32),
-            start=np.zeros(self.rows, np.int32),
-            seed=np.zeros(self.rows, np.uint32),
+            waveform=np.zeros((rows, samples), np.float32),
+            clean=np.zeros((rows, 0), np.float32),
+            units=np.full((rows, frames, 1), NO_UNIT, np.int32),
+            valid=np.zeros((rows, frames), np.bool_),
+            samples=np.zeros(rows, np.int32),
+            language=np.zeros(rows, np.int32),
+            utterance=np.full(rows, NO_UTTERANCE, np.int32),
+            partner=np.full(rows, NO_UTTERANCE, np.int32),
+            start=np.zeros(rows, np.int32),
+            seed=np.zeros(rows, np.uint32),
         )
         for row, (index, waveform) in enumerate(zip(chosen, waveforms, strict=True)):
             labels = self.labels[index][:frames]

@@ -9,11 +9,14 @@ import jax
 from jax.sharding import Mesh
 
 import wavlab_jax.model as models
+from experiments.mlsuperb.protocol import ProtocolError
 from experiments.stage_files import StageFiles
+from experiments.stages import stage_function
 from experiments.trained import imported_model, lineage, load_encoder
 from wavlab_jax.convert.checkpoint import to_encoder
 from wavlab_jax.convert.layouts import read_checkpoint
 from wavlab_jax.encoder import EncoderConfig, make_encoder
+from wavlab_jax.encoder.architectures import TABLE, architecture
 from wavlab_jax.model import Parameters
 from wavlab_jax.sharding import parameter_shardings
 
@@ -51,23 +54,21 @@ def read_encoder(
 
     Args:
         model: a stage that was trained in `workdir`; a file or folder that `import` takes, such as a Hugging Face
-            folder; "random:" and one of these, for a freshly initialised encoder of its shape; "log-mel".
+            folder; "random:" and what `shape_of` takes, for a freshly initialised encoder of that shape; "log-mel".
         name: in place of the one that follows from `model`.
         architecture, normalize_waveform: for files that do not say, as `read_checkpoint` takes them.
 
-    Raises CheckpointError (a stage that was not trained there), ConvertError (no model at that path).
+    Raises CheckpointError (a stage that was not trained there), ConvertError (no model at that path), and what
+    `shape_of` raises.
     """
     said = {"architecture": architecture, "normalize_waveform": normalize_waveform}
     if model == LOG_MEL:
         return FrozenEncoder(name or LOG_MEL, "log-mel", LOG_MEL, None, None)
     if model.startswith(RANDOM):
         of = model.removeprefix(RANDOM)
-        path = imported_model(workdir, of)
-        if path is None:
-            lineage(workdir, of)
-            config = models.read_description(StageFiles(workdir, of).model).encoder
-        else:
-            config = read_checkpoint(path, **said).encoder
+        config = shape_of(of, workdir=workdir, **said)
+        if config is None:
+            raise ProtocolError(f"{model}: {LOG_MEL} has no encoder that could be random")
         identity = f"random 0 {hashlib.sha256(repr(config).encode()).hexdigest()[:16]}"
         params = _laid_out(lambda: models.parameters(make_encoder(jax.random.key(0), config)), mesh)
         return FrozenEncoder(name or f"random-{_stem(of)}", "random", identity, _quiet(config), params)
@@ -83,6 +84,29 @@ def read_encoder(
     return FrozenEncoder(
         name or _stem(model), "imported", identity, _quiet(checkpoint.encoder), params, checkpoint.notes
     )
+
+
+def shape_of(model: str, *, workdir: Path, **said) -> EncoderConfig | None:
+    """The encoder that `superb MODEL` would judge, or an architecture of that name, or that of a stage that was not
+    begun; None of log-mel. `said` as `read_checkpoint` takes it.
+
+    Raises ConvertError (no model at that path), ProtocolError (no such name).
+    """
+    if model == LOG_MEL:
+        return None
+    of = model.removeprefix(RANDOM)
+    path = imported_model(workdir, of)
+    if path is not None:
+        return read_checkpoint(path, **said).encoder
+    files = StageFiles(workdir, of)
+    if files.model.exists():
+        return models.read_description(files.model).encoder
+    if of in TABLE:
+        return architecture(of)
+    try:
+        return stage_function(of)().learner.encoder
+    except ValueError as error:
+        raise ProtocolError(f"{error}; nor is it an architecture: `python -m experiments list` has both") from error
 
 
 def draws_noise(config: EncoderConfig | None) -> bool:

@@ -18,18 +18,11 @@ from data_pipelines.batch import HOP, SAMPLE_RATE
 from data_pipelines.mlsuperb.batches import LoadTrackBatch, TrackBatchesConfig
 from data_pipelines.mlsuperb.layout import SOURCES, Duration, Part
 from data_pipelines.mlsuperb.tracks import Task, read_track
-from experiments.mlsuperb.encoders import LOG_MEL, RANDOM
-from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError, Schedule, schedule_of
-from experiments.stage_files import StageFiles
-from experiments.stages import stage_function
-from experiments.trained import imported_model
+from experiments.mlsuperb.protocol import ProtocolConfig, Schedule, schedule_of
 from wavlab_jax.chips import Chip
-from wavlab_jax.convert.layouts import read_checkpoint
 from wavlab_jax.downstream import DownstreamConfig
 from wavlab_jax.encoder import EncoderConfig
-from wavlab_jax.encoder.architectures import TABLE, architecture
 from wavlab_jax.flops import TRAINING_OVER_FORWARD, downstream_flops, row_flops
-from wavlab_jax.model import read_description
 
 # Hours of the sets (2305.10615; dev and test are the same for both durations).
 HOURS: dict[Duration | Part, float] = {"10min": 37.4, "1h": 222.5, "dev": 41.8, "test": 45.0}
@@ -82,29 +75,6 @@ class Estimate(NamedTuple):
         return self.encoder + self.downstream + self.judging
 
 
-def shape_of(model: str, *, workdir: Path, **said) -> EncoderConfig | None:
-    """The encoder that `superb MODEL` would judge, or an architecture of that name, or that of a stage that was not
-    begun; None of log-mel. `said` as `read_checkpoint` takes it.
-
-    Raises ConvertError (no model at that path), ProtocolError (no such name).
-    """
-    if model == LOG_MEL:
-        return None
-    of = model.removeprefix(RANDOM)
-    path = imported_model(workdir, of)
-    if path is not None:
-        return read_checkpoint(path, **said).encoder
-    files = StageFiles(workdir, of)
-    if files.model.exists():
-        return read_description(files.model).encoder
-    if of in TABLE:
-        return architecture(of)
-    try:
-        return stage_function(of)().learner.encoder
-    except ValueError as error:
-        raise ProtocolError(f"{error}; nor is it an architecture: `python -m experiments list` has both") from error
-
-
 def rows_of_track(root: Path, task: Task, name: str | None, *, duration: Duration, cfg: TrackBatchesConfig):
     """(tokens, Rows) of a track in the benchmark's folder. Raises MlSuperbError."""
     track = read_track(root, task, duration=duration, monolingual=name)
@@ -113,7 +83,7 @@ def rows_of_track(root: Path, task: Task, name: str | None, *, duration: Duratio
         load, found = LoadTrackBatch(track, part, cfg, training=False), Counter()
         for batch in load.batches:
             longest = max(load.examples[index].utterance.seconds for index in batch)
-            found[load.static_length(round(longest * SAMPLE_RATE))] += load.rows
+            found[load.static_length(round(longest * SAMPLE_RATE))] += load.rows_of(batch)
         return found, len(load.batches)
 
     train, batches = padded("train")
@@ -121,16 +91,14 @@ def rows_of_track(root: Path, task: Task, name: str | None, *, duration: Duratio
 
 
 def published_rows(task: Task, *, duration: Duration, cfg: TrackBatchesConfig) -> tuple[int, Rows]:
-    """The same from published sizes: all rows of the mean length, and half a step of padding. A batch has one row more
-    than its size: where utterances do not divide evenly, some have, and the others a filler in its place.
+    """The same from published sizes: all rows of the mean length, and half a step of padding.
 
     A monolingual set is tested on ten minutes of each source of its language: here of all sources, which is too much.
     """
     samples = round((MEAN_SECONDS + cfg.step / 2) * SAMPLE_RATE)
     hours = {"dev": SET_SECONDS / 3600, "test": len(SOURCES) * SET_SECONDS / 3600} if task == "monolingual" else HOURS
-    wide = (cfg.size + 1) / cfg.size
-    dev, test = (Counter({samples: round(wide * hours[part] * 3600 / MEAN_SECONDS)}) for part in ("dev", "test"))
-    return TOKENS[task], Rows(Counter({samples: cfg.size + 1}), 1, dev, test)
+    dev, test = (Counter({samples: round(hours[part] * 3600 / MEAN_SECONDS)}) for part in ("dev", "test"))
+    return TOKENS[task], Rows(Counter({samples: cfg.size}), 1, dev, test)
 
 
 def estimate(
@@ -239,9 +207,8 @@ def table(model: str, estimates: Sequence[Estimate], *, chip: Chip, utilisation:
     lines += [
         f"| all | | | | | | | {total / rate / 3600:,.2f} | |",
         "",
-        "h: hours on the chip. Rows: where utterances do not make even batches, a filler in most. Judging: the dev set",
-        "at each validation, and the test set. rows/s: what the host must read a second to keep the chip busy; if it",
-        "reads less, it takes longer. The peak is that of bfloat16; encoders are read in float32, for which GPUs have",
-        "half of it, or less: --utilisation.",
+        "h: hours on the chip. Judging: the dev set at each validation, and the test set. rows/s: what the host must",
+        "read a second to keep the chip busy; if it reads less, it takes longer. The peak is that of bfloat16, and",
+        "encoders are read in float32, for which GPUs have half of it, or less: --utilisation.",
     ]
     return "\n".join(lines)

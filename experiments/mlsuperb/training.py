@@ -255,7 +255,7 @@ def track_digest(track: Track) -> str:
 
 def check_unchanged(run: Run) -> None:
     """Writes what this run is, or raises ProtocolError naming in what the folder's run is another."""
-    loads = ("threads", "prefetch", "step", "doubling")  # how batches are made, not what is in them
+    loads = ("threads", "prefetch", "step", "doubling", "fillers")  # how batches are made, not what is in them
     now = {
         "model": run.encoder.identity,
         "data": track_digest(run.track),

@@ -18,8 +18,8 @@ with interrupts_end_at_once():
     from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, Task, read_track
     from experiments.commands import WORKDIR, Unsaid
     from experiments.mlsuperb.benchmark import run_benchmark, summary, tracks_of
-    from experiments.mlsuperb.encoders import FrozenEncoder, read_encoder
-    from experiments.mlsuperb.estimate import DEFAULT_UTILISATION, estimate, shape_of, table
+    from experiments.mlsuperb.encoders import FrozenEncoder, read_encoder, shape_of
+    from experiments.mlsuperb.estimate import DEFAULT_UTILISATION, estimate, table
     from experiments.mlsuperb.finetuning import FineTuning, RecogniserFiles, fine_tune
     from experiments.mlsuperb.gathered import write_leaderboard
     from experiments.mlsuperb.protocol import BATCH, LEARNING_RATE, ProtocolConfig, ProtocolError
@@ -46,7 +46,7 @@ class SuperbCommand:
 
     model: tyro.conf.Positional[str]
     """A stage that was trained in the workdir; a file or folder that `import` takes, such as a Hugging Face folder;
-    random:MODEL, for a fresh encoder of that shape; or log-mel."""
+    random:MODEL, for a fresh encoder of that shape, or random:ARCHITECTURE; or log-mel."""
     mlsuperb: Path | None = None
     """The benchmark's folder, as unpacked, or a miniature of it (`python -m data_pipelines miniature`)."""
     plan: str | None = None

@@ -22,7 +22,7 @@ from data_pipelines.mlsuperb.batches import (
 from data_pipelines.mlsuperb.layout import Utterance
 from data_pipelines.mlsuperb.tracks import Example, Track
 
-CFG = TrackBatchesConfig(size=3, step=0.5, threads=0)
+CFG = TrackBatchesConfig(size=3, step=0.5, threads=0, fillers=True)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,22 @@ def test_rows_hold_their_utterance_and_its_tokens(track):
             assert labels[labels >= 0].tolist() == expected
             assert ["deu", "eng"][batch.language[row]] == example.utterance.language
         assert batch.waveform.shape[1] % 8_000 == 0
+
+
+def test_fillers_are_rows_more_and_nothing_else(track):
+    """Eleven utterances by three make batches of 3, 4 and 4."""
+    filled = LoadTrackBatch(track, "train", CFG, training=True)
+    bare = LoadTrackBatch(track, "train", dataclasses.replace(CFG, fillers=False), training=True)
+    rows = []
+    for number in range(6):
+        one, other = filled.map(number), bare.map(number)
+        rows.append(len(other.samples))
+        assert len(one.samples) == 4 and rows[-1] == (one.utterance != NO_UTTERANCE).sum() == bare.rows_of(
+            one.utterance[: rows[-1]]
+        )
+        for a, b in zip(one, other, strict=True):
+            np.testing.assert_array_equal(a[: rows[-1]], b)
+    assert sorted(rows) == [3, 3, 4, 4, 4, 4]
 
 
 def test_every_pass_hears_everything_once_in_another_order(track):

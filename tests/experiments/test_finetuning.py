@@ -36,7 +36,7 @@ CFG = RecipeConfig(
     optimizer=FineTuningConfig(
         peak_learning_rate=1e-2, warmup_steps=1, total_steps=4, freeze_steps=1, layer_decay=0.5, accumulate=2
     ),
-    batches=TrackBatchesConfig(size=3, step=1.0, threads=0),
+    batches=TrackBatchesConfig(size=3, step=1.0, threads=0, fillers=True),
 )
 TEXTS = {"eng": ("AB", "A BA", "BAB", "AA"), "deu": ("ÄB", "B", "ÄÄ", "BÄ")}
 

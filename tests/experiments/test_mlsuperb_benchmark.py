@@ -8,90 +8,27 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import soundfile
 
 from data_pipelines.mlsuperb.batches import TrackBatchesConfig
 from experiments.mlsuperb import benchmark, training
 from experiments.mlsuperb.benchmark import run_benchmark, summary, tracks_of
-from experiments.mlsuperb.encoders import LOG_MEL, FrozenEncoder, read_encoder
+from experiments.mlsuperb.encoders import LOG_MEL, read_encoder
 from experiments.mlsuperb.gathered import write_leaderboard
 from experiments.mlsuperb.judging import COLUMNS, text_of
 from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError, deviations, schedule_of
-from tests.wavlab_jax import tiny
-from wavlab_jax.downstream import DownstreamConfig, SpecAugmentConfig
-from wavlab_jax.encoder import make_encoder
-from wavlab_jax.model import parameters
-from wavlab_jax.sharding import MeshConfig, make_mesh, parameter_shardings
+from tests.experiments.small_mlsuperb import DOWNSTREAM, run, write_folder
+from wavlab_jax.downstream import SpecAugmentConfig
+from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.train import Interrupted
 
 pytestmark = pytest.mark.once
 
-DOWNSTREAM = DownstreamConfig(
-    tokens=3, projection=20, channels=20, width=16, layers=1, heads=2, feed_forward=24,
-    augment=SpecAugmentConfig(channel_masks=1, channel_mask_width=4, time_masks=2),
-)  # fmt: skip
-CFG = ProtocolConfig(scale=50 / 300_000, learning_rate=1e-2, batches=TrackBatchesConfig(size=3, step=1.0, threads=0))
-TEXTS = {
-    "eng": ("AB", "A BA", "BAB", "AA", "B"),
-    "deu": ("ÄB", "B", "ÄÄ", "BÄ", "B B"),
-    "tur": ("IB", "B", "I", "BB", "II"),
-}
-
-HERTZ = {"eng": 300, "deu": 1_000, "tur": 3_000}  # at which each language beeps
-EXAMPLE = Path(__file__).parent / "mlsuperb_example"  # what a run of this file left, for whoever reads results
+EXAMPLE = Path(__file__).parent / "mlsuperb_example"  # what a run of this folder left, for whoever reads results
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    """Two sources, three languages of which one is few-shot, and a fault of each kind."""
-    root, rng, heard = tmp_path_factory.mktemp("superb"), np.random.default_rng(0), {}
-    for source, prefix, language in (("mls", "mls", "eng"), ("commonvoice", "cv", "deu"), ("commonvoice", "cv", "tur")):
-        folder = root / source / language
-        (folder / "wav").mkdir(parents=True)
-        for part, name in (("train", "10min_train"), ("dev", "10min_dev"), ("test", "10min_test")):
-            lines = []
-            for number, text in enumerate(TEXTS[language]):
-                few = language == "tur" and part == "train"
-                id = FEW_SHOT[number] if few else f"{prefix}_{language}_{len(part)}{number:05d}"
-                time = np.arange(5_000 + 900 * number) / 16_000
-                beep = np.abs(time - rng.uniform(0.1, time[-1] - 0.1)) < 0.06  # once, as the language is said
-                samples = rng.uniform(0.05, 0.3) * beep * np.sin(2 * np.pi * HERTZ[language] * time)
-                heard[language] = samples
-                soundfile.write(folder / "wav" / f"{id}.wav", samples, 16_000)
-                lines.append(f"{id} x {text}\n")
-            (folder / f"transcript_{name}.txt").write_text("".join(lines), "utf-8")
-    soundfile.write(root / "mls" / "eng" / "wav" / "mls_eng_900000.wav", rng.normal(0, 0.1, 5_000), 16_000)  # untold
-    soundfile.write(root / "mls" / "eng" / "wav" / "mls_eng_900001.wav", heard["eng"][:5_000], 16_000)
-    with open(root / "mls" / "eng" / "transcript_10min_train.txt", "a") as file:
-        file.write(f"mls_eng_900001 x {'AB' * 30}\nmls_eng_900002 x A\nmls_eng_900003 x\n")
-    with open(root / "mls" / "eng" / "transcript_10min_test.txt", "a") as file:
-        file.write("mls_eng_900001 x Q\n")
-    return root
-
-
-@pytest.fixture(scope="module", autouse=True)
-def few_shot_ids():
-    """The five Turkish utterances that the benchmark names."""
-    from data_pipelines.mlsuperb.layout import few_shot_utterances
-
-    FEW_SHOT.extend(sorted(id for id in few_shot_utterances() if "_tur_" in id))
-
-
-FEW_SHOT: list[str] = []
-
-
-def encoder(mesh, name="tiny"):
-    params = {"encoder": parameters(make_encoder(jax.random.key(0), tiny.encoder(layers=1)))}
-    placed = jax.device_put(params, parameter_shardings(params, mesh))["encoder"]
-    return FrozenEncoder(name, "random", "of this test", tiny.encoder(layers=1), placed)
-
-
-def run(root, workdir, *, devices=1, fsdp=1, track="joint", **changes):
-    mesh = make_mesh(MeshConfig(fsdp=fsdp), devices=jax.devices()[:devices])
-    return run_benchmark(
-        encoder(mesh), root=root, workdir=workdir, tracks=[(track, None)], duration="10min",
-        cfg=dataclasses.replace(CFG, **changes), mesh=mesh, downstream=DOWNSTREAM,
-    )[0]  # fmt: skip
+    return write_folder(tmp_path_factory.mktemp("superb"))
 
 
 @pytest.fixture(scope="module")
