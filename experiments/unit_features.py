@@ -29,7 +29,7 @@ from wavlab_jax.encoder import Encoder, encode, formulation_for
 from wavlab_jax.encoder.encoder import encode_features
 from wavlab_jax.encoder.frontend import WholeMoments
 from wavlab_jax.features import MFCC_WIDTH, mfcc
-from wavlab_jax.sharding import BATCH_AXES
+from wavlab_jax.sharding import BATCH_AXES, local_mesh
 from wavlab_jax.streaming import Extractor, WindowConfig, plan_windows
 from wavlab_jax.targets.kmeans import nearest_unit
 
@@ -86,7 +86,7 @@ class FrameExtractor:
         pass_seconds: float | None = None,
     ):
         self.pass_seconds = PASS_SECONDS if pass_seconds is None else pass_seconds
-        self.mesh, self.layer, self.windows = mesh.local_mesh, layer, tuple(windows)
+        self.mesh, self.layer, self.windows = local_mesh(mesh), layer, tuple(windows)
         self.encoder = None if encoder is None else _for_labelling(encoder)
         self.width = MFCC_WIDTH if encoder is None else encoder.config.width
         if context is None:

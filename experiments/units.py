@@ -35,6 +35,7 @@ from experiments.fit_spool import FitSpool
 from experiments.hosts import agree, first_process_first, is_first, wait_for_all, wait_to_see
 from experiments.trained import lineage, load_encoder
 from experiments.unit_features import FrameExtractor
+from wavlab_jax.sharding import local_mesh
 from wavlab_jax.targets import kmeans
 
 
@@ -222,7 +223,7 @@ def _language(manifest: Manifest, rows: np.ndarray, name: str) -> int:
 def _extractor(cfg: UnitsConfig, workdir: Path, mesh: Mesh) -> FrameExtractor:
     if cfg.teacher is None:
         return FrameExtractor(None, mesh=mesh)
-    encoder = load_encoder(workdir, cfg.teacher, mesh.local_mesh)
+    encoder = load_encoder(workdir, cfg.teacher, local_mesh(mesh))
     check_layer(cfg, encoder)
     return FrameExtractor(encoder, layer=cfg.layer, mesh=mesh)
 

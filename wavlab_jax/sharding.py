@@ -1,5 +1,6 @@
 """Where every array lives: the mesh, and the two tables that lead from a parameter's path to mesh axes."""
 
+import math
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -7,6 +8,7 @@ from functools import lru_cache
 import jax
 import numpy as np
 import optax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -103,12 +105,46 @@ LOGICAL_TO_MESH: dict[str, str | None] = {
 
 
 def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
-    """A ("data", "fsdp") mesh over `devices` (all of them by default). Raises ShardingError if they do not divide."""
+    """A ("data", "fsdp") mesh over `devices` (all of them by default).
+
+    On a TPU, neighbours on the mesh are neighbours on the torus where that is possible; pods that are connected by a
+    network alone (several slices) are parts of the data axis. GPUs and CPUs are in the order of their hosts, so that
+    `fsdp` stays within one where it divides its devices. (`jax.make_mesh` refuses several slices, which are what jax
+    calls the hosts of GPUs, and on most TPUs a mesh that would split an axis of the torus.)
+
+    Raises ShardingError: the axes do not cover the devices exactly, or the torus cannot be laid out so.
+    """
     devices = jax.devices() if devices is None else devices
     data = len(devices) // cfg.fsdp if cfg.data == -1 else cfg.data
     if data < 1 or data * cfg.fsdp != len(devices):
         raise ShardingError(f"mesh data={cfg.data}, fsdp={cfg.fsdp} does not cover {len(devices)} devices exactly")
-    return jax.make_mesh((data, cfg.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2, devices=devices)
+    return Mesh(_laid_out(devices, data, cfg.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def _laid_out(devices, data: int, fsdp: int) -> np.ndarray:
+    """[data, fsdp] devices."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    try:
+        if slices == 1:
+            return mesh_utils.create_device_mesh((data, fsdp), devices, allow_split_physical_axes=True)
+        if data % slices:
+            raise ShardingError(f"{slices} slices of TPUs: they must divide mesh data={data}")
+        within, across = (data // slices, fsdp), (slices, 1)
+        return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+    except (NotImplementedError, AssertionError) as error:
+        raise ShardingError(f"mesh data={data}, fsdp={fsdp} cannot be laid out on these devices: {error}") from error
+
+
+def local_devices(mesh: Mesh) -> list:
+    """This process' devices of `mesh`, in its order; they need not be neighbours there, as a TPU host's rarely are."""
+    return [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+
+
+def local_mesh(mesh: Mesh) -> Mesh:
+    """A mesh over this process' devices of `mesh`, with as much of its fsdp axis as divides them."""
+    own = local_devices(mesh)
+    fsdp = math.gcd(mesh.shape["fsdp"], len(own))
+    return Mesh(np.asarray(own).reshape(-1, fsdp), mesh.axis_names, axis_types=(AxisType.Auto,) * 2)
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
@@ -178,7 +214,7 @@ def place_batch(batch: Batch, *, mesh: Mesh, passes: int) -> Batch:
     nothing in any sum.
     """
     rows = batch.waveform.shape[0]
-    multiple = passes * mesh.local_mesh.size
+    multiple = passes * len(local_devices(mesh))
     padded = -(-rows // multiple) * multiple
     if padded != rows:
         batch = Batch(*(_fill(name, field, padded - rows) for name, field in batch._asdict().items()))
@@ -208,7 +244,7 @@ def place_whole_batch(batch: Batch, *, mesh: Mesh) -> Batch:
 @lru_cache(maxsize=64)  # a handful of values, placed once each
 def place_flag(value: int, *, mesh: Mesh) -> jax.Array:
     """This process' `value` on each of its devices: int32 [devices of all processes]."""
-    local = np.full(mesh.local_mesh.size, value, np.int32)
+    local = np.full(len(local_devices(mesh)), value, np.int32)
     return jax.make_array_from_process_local_data(NamedSharding(mesh, P(BATCH_AXES)), local)
 
 

@@ -1,5 +1,7 @@
 """One of two processes of four devices that make the updates of `test_step.run`: what it found, pickled, by layout.
 
+Their devices take turns on the mesh, as hosts of a TPU pod do.
+
 `python -m tests.wavlab_jax.processes ADDRESS NUMBER FILE`; the first process writes the file.
 """
 
@@ -10,7 +12,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
+from tests.wavlab_jax.alternating import alternating
+from wavlab_jax.sharding import MeshConfig, place_batch
 from wavlab_jax.step import initial_state, make_train_step
 
 PROCESSES, DEVICES = 2, 4
@@ -24,7 +27,7 @@ def main(address: str, number: int, file: str) -> None:
 
     cfg, found = test_step.everything(), []
     for mesh_cfg, passes in LAYOUTS:
-        mesh = make_mesh(mesh_cfg)
+        mesh = alternating(mesh_cfg.fsdp)
         state, step = initial_state(cfg, mesh), make_train_step(cfg, mesh, languages=3)
         for k in range(test_step.UPDATES):
             batch = tiny.batch(8, seed=k)._replace(language=np.arange(8, dtype=np.int32) % 3)
