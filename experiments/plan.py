@@ -76,6 +76,8 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
 
     Raises PlanError, ChipError, ShardingError (a mesh that does not divide), StageError, ManifestError.
     """
+    manifest = None if corpus is None else Manifest.load(corpus)
+    languages = 0 if manifest is None else len(manifest.languages)
     pod = prepare(cfg)
     mesh = make_mesh(stage.mesh, devices=pod.devices)
     samples = stage.data.lengths[-1]
@@ -115,7 +117,7 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
 
     def compiled(step: Step) -> Compiled:
         say(f"compiling {stage.name}: {_seconds(step, mesh.size):g} s a chip and pass, {step.passes} pass(es) ...")
-        return plan.compile_step(stage.learner, mesh, step, pod=pod, targets=targets)
+        return plan.compile_step(stage.learner, mesh, step, pod=pod, targets=targets, languages=languages)
 
     if cfg.compile:
         try:
@@ -151,10 +153,10 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
         result["tried"] = [_tried(each, samples) for each in sorted(tried)]
         fitting = [each["seconds"] for each in result["tried"] if each["memory_bytes"] is not None]
         result["largest_seconds_per_chip"] = max(fitting, default=0.0)
-    if corpus is not None:
+    if manifest is not None:
         from experiments.run import shares_table  # takes a second, which the command line's help need not
 
-        result["languages"] = shares_table(stage, Manifest.load(corpus))
+        result["languages"] = shares_table(stage, manifest)
     return result
 
 
@@ -246,7 +248,9 @@ def table(result: dict) -> str:
         seconds = result["extrapolated_seconds_per_chip"]
         lines.append(f"largest that fits   about {seconds:g} s of audio a chip and pass, if memory grows evenly")
     if "tried" in result:
-        lines.append(f"largest that fits   {result['largest_seconds_per_chip']:g} s of audio a chip and pass")
+        capped = any(each["rows"] == plan.MOST_ROWS and each["memory_bytes"] is not None for each in result["tried"])
+        more = f", or more: no more than {plan.MOST_ROWS} rows are tried" if capped else ""
+        lines.append(f"largest that fits   {result['largest_seconds_per_chip']:g} s of audio a chip and pass{more}")
     lines += [
         f"the whole run       {run['steps']:,} steps, {run['audio_hours']:,.0f} h of audio, "
         f"{run['frames'] / 1e9:,.2f} G frames",
@@ -255,9 +259,14 @@ def table(result: dict) -> str:
     ]
     for name, row in sorted(result.get("languages", {}).items(), key=lambda item: -item[1]["heard"]):
         lines.append(
-            f"  {name:<8} {row['hours']:10,.1f} h here, {row['heard']:10,.1f} h heard, {row['epochs']:7.2f} epochs"
+            f"  {name:<8} {_hours(row['hours']):>10} h here, {_hours(row['heard']):>10} h heard, "
+            f"{row['epochs']:7.2f} epochs"
         )
     return "\n".join([*lines, *(f"note: {note}" for note in result["notes"])])
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.1f}" if hours >= 10 else f"{hours:.3g}"
 
 
 def _tera(operations: float) -> str:

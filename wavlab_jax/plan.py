@@ -117,16 +117,19 @@ def chips_of_topology(topology: str) -> int:
 
 
 def compile_step(
-    learner: LearnerConfig, mesh: Mesh, step: Step, *, pod: Pod, targets: Targets | None = None
+    learner: LearnerConfig, mesh: Mesh, step: Step, *, pod: Pod, targets: Targets | None = None, languages: int = 0
 ) -> Compiled:
-    """Compiles the update for `mesh` (over the pod's devices). Raises DoesNotFit."""
+    """Compiles the update for `mesh` (over the pod's devices). Raises DoesNotFit.
+
+    `languages` are told apart in the step's measurements, as in a run on a corpus of so many.
+    """
     state = abstract_state(learner, mesh)
     batch = abstract_batch(mesh, **step._asdict())
     platform = "cpu" if pod.chip is None else pod.chip.platform
     formulation = formulation_for(platform, devices=mesh.size)
     if not pod.own_compiler and formulation.position == "grouped":  # which XLA's own partitioner cannot split well
         formulation = formulation._replace(position="by_group")
-    train_step = make_train_step(learner, mesh, targets, formulation=formulation)
+    train_step = make_train_step(learner, mesh, targets, formulation=formulation, languages=languages)
     lowered = train_step.lower(state, batch)
     try:
         compiled = lowered.compile()
@@ -280,6 +283,9 @@ def _padded(shape: tuple[int, ...], of: tuple[int, ...]) -> bool:
     return len(shape) == len(of) and all(b <= a <= b + max(b // 16, 8) for a, b in zip(shape, of, strict=True))
 
 
+MOST_ROWS = 64  # a device and pass, beyond which no search goes
+
+
 class Tried(NamedTuple):
     """A size that was compiled: `rows` a device and pass, the memory it takes, or None if it does not fit."""
 
@@ -288,7 +294,7 @@ class Tried(NamedTuple):
 
 
 def largest_rows(
-    memory_of: Callable[[int], int | None], *, limit: int, first: int = 1, fixed: int = 0, most: int = 64
+    memory_of: Callable[[int], int | None], *, limit: int, first: int = 1, fixed: int = 0, most: int = MOST_ROWS
 ) -> Iterator[Tried]:
     """Tries rows a device until two neighbours are known of which one fits `limit` bytes and the next does not.
 
