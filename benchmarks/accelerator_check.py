@@ -3,10 +3,11 @@
     PYTHONPATH=. .venv/bin/python benchmarks/accelerator_check.py --out work/accelerator [--only speed] [--small]
 
 Parts, each in a process of its own: machine (devices, versions), encoders (small ones, forward and gradients, against
-the CPU's), meshes (one update, the same over every mesh of the devices at hand), attention (cuDNN's beside XLA's),
-train (a demo-size stage, with curves), resume (kill -9, and on, bit for bit), speed (HuBERT Base: steps a second,
-utilisation, memory). Writes OUT/results.json and OUT/README.md with curves.png; the exit status is the number of parts
-that failed. About half an hour on a GPU. `--small` is the same in minutes on any CPU: it shows that the command runs.
+the CPU's), meshes (one update, the same over every mesh of the devices at hand), nonfinite (an update that is not
+finite changes nothing), attention (cuDNN's beside XLA's), train (a demo-size stage, with curves), resume (kill -9, and
+on, bit for bit), memory (of HuBERT Base's update: planned, and held), speed (of the same: steps a second, utilisation,
+memory). Writes OUT/results.json and OUT/README.md with curves.png; the exit status is the number of parts that failed.
+About half an hour on a GPU. `--small` is the same in minutes on any CPU: it shows that the command runs.
 
 Run it on one host. On a GPU, XLA_PYTHON_CLIENT_PREALLOCATE=false leaves memory to others, and costs speed.
 """
@@ -19,7 +20,8 @@ import time
 import traceback
 from pathlib import Path
 
-from benchmarks.accelerator_sections import DETERMINISTIC, ROOT, SECTIONS
+from benchmarks.accelerator_runs import DETERMINISTIC, ROOT
+from benchmarks.accelerator_sections import SECTIONS
 from data_pipelines.atomic import whole_file
 
 CURVES = (("masked_loss", "loss, nats"), ("masked_accuracy", "masked accuracy"), ("gradient_norm", "gradient norm"),
@@ -65,10 +67,15 @@ def page(results: dict, *, small: bool) -> str:
         lines.append(f"| {name} | {verdict} | {result['seconds']:.0f} |")
     for name, title in (
         ("encoders", "Encoders against the CPU"), ("meshes", "One update on every mesh"),
-        ("attention", "cuDNN's attention beside XLA's"), ("speed", "The whole update")):  # fmt: skip
+        ("attention", "cuDNN's attention beside XLA's"), ("memory", "Memory, planned and held"),
+        ("speed", "The whole update")):  # fmt: skip
         rows = results.get(name, {}).get("rows", [])
         if rows:
             lines += ["", f"## {title}", "", *table(rows)]
+    if results.get("memory", {}).get("told") is False:
+        lines += ["", "This device does not tell what it held, as no CPU does: the plan stands alone."]
+    if "where" in results.get("nonfinite", {}):
+        lines += ["", "## A step that is not finite", "", f"{results['nonfinite']['where']}."]
     if "resume" in results:
         told = {k: v for k, v in results["resume"].items() if k not in ("failed", "said", "seconds")}
         lines += ["", "## Killed and resumed", "", ", ".join(f"{k} {v}" for k, v in told.items()) + "."]

@@ -4,27 +4,23 @@ Each runs in a process of its own: a GPU's memory is then free for the next one,
 """
 
 import dataclasses
-import json
 import os
 import platform
 import shutil
-import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from benchmarks.accelerator_runs import resume, train
+
 # Norm of a difference over that of what is compared with: another order of summation; 2 ** -8 a rounding of bfloat16.
 FLOAT32, FLOAT32_GRADIENT, BFLOAT16, BFLOAT16_GRADIENT = 1e-4, 1e-3, 0.03, 0.15
 STEP_LOSS, STEP_NORM, STEP_WEIGHTS = 1e-5, 1e-3, 2e-4  # as tests/wavlab_jax/test_step.py; the last one is absolute
-# openxla/xla docs/determinism.md: deterministic kernels, and no autotuning, which may choose another one each time.
-DETERMINISTIC = "--xla_gpu_deterministic_ops=true"
+HELD = 1.25  # of the planned memory
 STEADY = 5  # steps before any is timed
-STAGES = {True: "best_rq_base", False: "hubert_base_it1"}  # the small form's needs no units to be made
 
 
 def machine(out: Path, *, small: bool) -> dict:
@@ -194,47 +190,71 @@ def _attend(implementation: str, weight, *, gradient: bool, biased: bool) -> Cal
     return jax.jit(jax.grad(loss, argnums=(0, 1, 2, 3) if biased else (0, 1, 2)) if gradient else attend)
 
 
-def train(out: Path, *, small: bool) -> dict:
-    """A demo-size stage from audio to its last step, as a user starts it; its curves are drawn."""
-    steps = 6 if small else 300
-    ended = _train(out / "train", _audio(out, small=small), steps=steps, small=small)
-    lines = _lines(out / "train", small)
-    failed = (
-        [] if ended.returncode == 0 and lines else [f"the run ended with {ended.returncode}: {ended.stderr[-600:]}"]
-    )
-    losses = [line["masked_loss"] for line in lines]
-    if losses and not small and not losses[-1] < losses[0]:
-        failed.append(f"the loss did not fall: {losses[0]:.3f} to {losses[-1]:.3f}")
-    return {"steps": steps, "lines": lines, "failed": failed}
+def nonfinite(out: Path, *, small: bool) -> dict:
+    """Of three updates the second hears an infinite sample: it says so and changes neither weights nor moments."""
+    import jax
+    import numpy as np
+
+    from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
+    from wavlab_jax.skipped import first_place
+    from wavlab_jax.step import initial_state, make_train_step
+
+    cfg, mesh = _small_learner(small=small), make_mesh(MeshConfig())
+    state, step = initial_state(cfg, mesh), make_train_step(cfg, mesh, languages=3)
+    held, results = [], []
+    for number in range(3):
+        batch = random_batch(2 * mesh.size, 16_000, seed=number)
+        if number == 1:
+            batch.waveform[0, 5] = np.inf
+        state, result = step(state, place_batch(batch, mesh=mesh, passes=1))
+        leaves = jax.tree.leaves(jax.device_get((state.params, state.optimizer)))
+        held.append([leaf for leaf in leaves if leaf.ndim])  # the schedule's position moves on
+        results.append(jax.device_get(result))
+    same = [all(map(np.array_equal, *pair)) for pair in (held[:2], held[1:])]
+    finite = [bool(result.finite) for result in results]
+    failed = [] if finite == [True, False, True] else [f"of three updates the second is not finite; found {finite}"]
+    if same != [True, False] or not all(np.isfinite(leaf).all() for leaf in held[2]):
+        failed.append(f"weights and moments stay, then move, and are finite; unchanged: {same}")
+    return {"finite": finite, "unchanged": same, "where": first_place(results[1]), "failed": failed}
 
 
-def resume(out: Path, *, small: bool) -> dict:
-    """The same stage twice with deterministic kernels: once whole, once killed with -9 and started again.
+def memory(out: Path, *, small: bool) -> dict:
+    """HuBERT Base's update in bfloat16: what its compiled program says it takes, beside the most that was held of it.
 
-    Metrics but for times, and every parameter, must be the same bit for bit. On GPUs that takes `DETERMINISTIC`.
+    A process of its own, for the largest is that since its start. Other spellings may be tried while compiling, and
+    blocks are rounded up: `HELD` times the plan is a failure. A CPU does not tell what it held.
     """
-    from wavlab_jax.clock import TIMES
+    import jax
 
-    platform_name = json.loads((out / "machine.json").read_text())["platform"]
-    flags = f"{os.environ.get('XLA_FLAGS', '')} {DETERMINISTIC}".strip() if platform_name in ("gpu", "cuda") else None
-    environment = {} if flags is None else {"XLA_FLAGS": flags}
-    steps, audio = 6 if small else 60, _audio(out, small=small)
-    whole = _train(out / "whole", audio, steps=steps, small=small, **environment)
-    killed = _train(out / "killed", audio, steps=steps, small=small, kill_after=1, **environment)
-    again = _train(out / "killed", audio, steps=steps, small=small, **environment)
-    failed = [f"a run ended with {run.returncode}: {run.stderr[-600:]}" for run in (whole, again) if run.returncode]
-    told = {"killed_with": killed.returncode, "XLA_FLAGS": flags, "steps": steps}
-    if not failed:
-        timeless = [
-            [{k: v for k, v in line.items() if k not in TIMES} for line in _lines(out / name, small)]
-            for name in ("whole", "killed")
-        ]
-        told["largest_weight_difference"] = _weights_differ(out / "whole", out / "killed", small)
-        if timeless[0] != timeless[1]:
-            failed.append("metrics after the kill are not those of the run that was never killed")
-        if told["largest_weight_difference"] != 0:
-            failed.append(f"weights differ by up to {told['largest_weight_difference']:.2g}")
-    return {**told, "failed": failed}
+    from experiments.stages import stage_function
+    from wavlab_jax.clock import device_memory
+    from wavlab_jax.sharding import make_mesh, place_batch, place_flag
+    from wavlab_jax.step import initial_state, make_train_step
+
+    stage = stage_function("hubert_base_it1")()
+    mesh = make_mesh(stage.mesh)
+    learner = _small_learner(small=True) if small else stage.learner
+    if not small:
+        learner = dataclasses.replace(learner, encoder=dataclasses.replace(learner.encoder, compute_dtype="bfloat16"))
+    samples, rows = (16_000, 2 * mesh.size) if small else (240_000, 6 * mesh.size)
+    step, state = make_train_step(learner, mesh), initial_state(learner, mesh)
+    placed = place_batch(random_batch(rows, samples, seed=0), mesh=mesh, passes=1)
+    program = step.lower(state, placed).compile()
+    said = program.memory_analysis()
+    parts = {
+        "arguments": said.argument_size_in_bytes,
+        "outputs": max(said.output_size_in_bytes - said.alias_size_in_bytes, 0),
+        "temporaries": said.temp_size_in_bytes,
+        "program": said.generated_code_size_in_bytes,
+    }
+    planned = sum(parts.values())
+    for _ in range(2):
+        state, _ = jax.block_until_ready(program(state, placed, place_flag(0, mesh=mesh), step.frozen))
+    held = device_memory()
+    failed = [] if held is None or held <= HELD * planned else [f"{held / planned:.2f} times what was planned was held"]
+    row = {f"{part}_gb": size / 1e9 for part, size in parts.items()}
+    row |= {"planned_gb": planned / 1e9, "held_gb": held and held / 1e9, "held_over_planned": held and held / planned}
+    return {"rows": [row], "told": held is not None, "failed": failed}
 
 
 def speed(out: Path, *, small: bool) -> dict:
@@ -281,7 +301,8 @@ def speed(out: Path, *, small: bool) -> dict:
     return {"rows": rows_out, "failed": failed}
 
 
-SECTIONS: dict[str, Callable] = {f.__name__: f for f in (machine, encoders, meshes, attention, train, resume, speed)}
+SECTIONS: dict[str, Callable] = {f.__name__: f for f in (
+    machine, encoders, meshes, nonfinite, attention, train, resume, memory, speed)}  # fmt: skip
 
 
 def random_batch(rows: int, samples: int, *, seed: int):
@@ -315,62 +336,6 @@ def _small_learner(*, small: bool):
     learner = stage_function("hubert_base_it1", size="demo")().learner
     encoder = dataclasses.replace(learner.encoder, **_size(small), layerdrop=0.2, compute_dtype="float32")
     return dataclasses.replace(learner, encoder=encoder)
-
-
-def _audio(out: Path, *, small: bool) -> Path:
-    """The demo corpus; for the small form a dozen clips of the languages that have most."""
-    corpus = ROOT / "demo_corpus"
-    if not small:
-        return corpus
-    for language in ("spa", "fra", "rus"):
-        for clip in sorted(path for path in (corpus / language).rglob("*") if path.is_file())[:24]:
-            copy = out / "audio" / clip.relative_to(corpus)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(clip, copy)
-    return out / "audio"
-
-
-def _train(workdir: Path, audio: Path, *, steps: int, small: bool, kill_after: int = 0, **environment: str):
-    """Prepares and trains in processes of their own; kills with -9 after `kill_after` lines of metrics, if given."""
-    corpus = workdir.parent / "corpus"
-    if not (corpus / "manifest.arrow").exists():
-        prepared = [sys.executable, "-m", "data_pipelines", "prepare", str(audio), "--out", str(corpus)]
-        subprocess.run(prepared, cwd=ROOT, check=True, capture_output=True)
-    every = max(steps // 30, 1)
-    command = [sys.executable, "-m", "experiments", "train", STAGES[small], "--size", "demo", "--workdir", str(workdir),
-               "--corpus", str(corpus), "--loop.steps", str(steps), "--loop.log-every", str(every),
-               "--loop.save-every", str(every)]  # fmt: skip
-    if small:
-        command += ["--data.seconds-per-step", "16", "--learner.encoder.layers", "1"]
-    env = {**os.environ, "TQDM_DISABLE": "1", **environment}
-    process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while kill_after and process.poll() is None:
-        if len(_lines(workdir, small)) > kill_after:
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.02)
-    _, said = process.communicate()
-    return subprocess.CompletedProcess(command, process.returncode, "", said)
-
-
-def _lines(workdir: Path, small: bool) -> list[dict]:
-    from wavlab_jax.metrics import JSON_LINES, read_lines
-
-    return list(read_lines(workdir / "stages" / STAGES[small] / JSON_LINES))
-
-
-def _weights_differ(one: Path, other: Path, small: bool) -> float:
-    import jax
-    import numpy as np
-
-    jax.config.update("jax_platforms", "cpu")
-    from experiments.trained import load_model
-    from wavlab_jax.model import parameters
-    from wavlab_jax.sharding import MeshConfig, make_mesh
-
-    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
-    pair = [jax.tree.leaves(parameters(load_model(workdir, STAGES[small], mesh))) for workdir in (one, other)]
-    return max(float(np.abs(np.asarray(a) - np.asarray(b)).max()) for a, b in zip(*pair, strict=True))
 
 
 def _leaves(tree):

@@ -19,6 +19,7 @@
 
 Stages come in --size paper (the default) and --size demo. Any value that `show` prints can be given anew:
 `--learner.optimizer.peak-learning-rate 1e-3`. `units` and `evaluate` take a stage that was begun as it was begun.
+STAGE may also be a run of the workdir under a `--name` of its own: it is taken as it was begun (not by `plan`).
 
 `train` and `units` run on several hosts, the same command on each: experiments/launch.sh, docs/scaling.md.
 """
@@ -46,10 +47,12 @@ with interrupts_end_at_once():  # these take seconds
         QualityCommand,
         RecipeCommand,
         StageCommand,
+        take,
+        workdir_of,
     )
     from experiments.stage import StageConfig, StageError, as_started, as_text
     from experiments.stage_files import StageFiles
-    from experiments.stages import SIZES, STAGES, stage_function
+    from experiments.stages import SIZES, STAGES, run_of, stage_function
 
 
 def parse_stage(
@@ -62,14 +65,16 @@ def parse_stage(
     """`STAGE [--size S] [--workdir W] [--corpus C] [overrides]`; tyro ends the process on a value it cannot read.
 
     `as_it_was`: values that are not given are those that the stage in the workdir was started with, if it was.
+    So are those of a run that has a name of its own, for every verb with a workdir.
     Raises what the configuration says of values that it refuses.
     """
     name, arguments = _take_name(verb, "STAGE", arguments)
-    size, arguments = _take_size(arguments)
+    size, arguments = take("--size", arguments, "paper")
     base, _, mean = name.partition("@")
     if mean and not as_it_was:
         raise StageError(f"{name} is a mean of checkpoints, which is not trained: {verb} {base}")
-    default = replace(stage_function(base, size=size)(), name=name)
+    default = None if kind is PlanCommand else run_of(workdir_of(arguments), name)
+    default = default or replace(stage_function(base, size=size)(), name=name)
 
     def parsed(config: StageConfig) -> StageCommand | QualityCommand | PlanCommand:
         said = io.StringIO()
@@ -118,12 +123,12 @@ def show(arguments: list[str]) -> None:
         if arguments[1:]:
             raise StageError(f"an architecture has no sizes and no values to change: show {name}, and nothing after it")
         return print(show_architecture(name))
-    if name and not name.startswith("-") and name not in STAGES:
+    if name and not name.startswith("-") and name not in STAGES and run_of(workdir_of(arguments), name) is None:
         every = (*STAGES, *ARCHITECTURES)
         near = difflib.get_close_matches(name, every, n=4, cutoff=0.3) or every
         raise StageError(f"no stage or architecture is called {name!r}; the nearest: {', '.join(near)}")
     config = parse_stage("show", arguments).config
-    print(STAGES[config.name].__doc__)
+    print(STAGES[name].__doc__ if name in STAGES else f"A run of {workdir_of(arguments)}, as it was begun.\n")
     print(as_text(config), end="")
     import wavlab_jax.model as models
 
@@ -225,7 +230,7 @@ def import_(arguments: list[str]) -> None:
 
 def export(arguments: list[str]) -> None:
     """Writes a model for PyTorch."""
-    _, arguments = _take_size(arguments)  # a stage was trained in one size; its files say which
+    _, arguments = take("--size", arguments, "paper")  # a stage was trained in one size; its files say which
     command = tyro.cli(ExportCommand, args=arguments, prog="python -m experiments export")
     from experiments.export import check, export_model
     from experiments.trained import imported_model
@@ -380,15 +385,6 @@ def _take_name(verb: str, what: str, arguments: list[str]) -> tuple[str, list[st
         print(f"usage: python -m experiments {verb} {what} ...\n{what}: {choices}", file=sys.stderr)
         raise SystemExit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
     return arguments[0], arguments[1:]
-
-
-def _take_size(arguments: list[str]) -> tuple[str, list[str]]:
-    for place, argument in enumerate(arguments):
-        if argument == "--size" and place + 1 < len(arguments):
-            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
-        if argument.startswith("--size="):
-            return argument.split("=", 1)[1], arguments[:place] + arguments[place + 1 :]
-    return "paper", arguments
 
 
 if __name__ == "__main__":

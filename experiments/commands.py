@@ -164,3 +164,18 @@ class RecipeCommand:
     """Prepared by `python -m data_pipelines prepare`; only the demo has one of its own."""
     plan_only: bool = False
     """Print the steps, and which of them are done, and stop."""
+
+
+def take(option: str, arguments: list[str], default: str) -> tuple[str, list[str]]:
+    """The value of `option` in a command line, or `default`, and the arguments without it."""
+    for place, argument in enumerate(arguments):
+        if argument == option and place + 1 < len(arguments):
+            return arguments[place + 1], arguments[:place] + arguments[place + 2 :]
+        if argument.startswith(f"{option}="):
+            return argument.split("=", 1)[1], arguments[:place] + arguments[place + 1 :]
+    return default, arguments
+
+
+def workdir_of(arguments: list[str]) -> Path:
+    """What tyro will read of a command line as its workdir: which defaults there are depends on what lies there."""
+    return Path(take("--workdir", arguments, str(WORKDIR))[0])

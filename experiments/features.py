@@ -22,6 +22,7 @@ from data_pipelines.audio import AUDIO_SUFFIXES, AudioError
 from data_pipelines.audio_blocks import announced_seconds, read_blocks
 from data_pipelines.batch import HOP, RECEPTIVE_FIELD, SAMPLE_RATE
 from experiments.array_archive import ArrayArchive
+from experiments.stage_files import StageFiles
 from experiments.stages import STAGES
 from experiments.trained import imported_model, load_encoder
 from wavlab_jax.convert.checkpoint import to_encoder
@@ -85,7 +86,9 @@ def load_model(
     (the file or folder is no model), CheckpointError (the stage is not trained).
     """
     name = str(model)
-    if name in STAGES or ("@" in name and imported_model(workdir, name) is None):  # a mean of checkpoints has an @
+    # a mean of checkpoints has an @; a run may have a name of its own
+    begun = "@" in name or StageFiles(workdir, name).folder.exists()
+    if name in STAGES or (begun and imported_model(workdir, name) is None):
         if architecture is not None or normalize_waveform is not None:
             raise FeaturesError(f"{model} is a stage, which knows its architecture; write ./{model} for a folder")
         return FeatureModel(load_encoder(workdir, str(model), make_mesh(MeshConfig(), devices=jax.devices()[:1])))

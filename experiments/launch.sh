@@ -5,12 +5,13 @@
 # run again. docs/scaling.md shows it on TPU pods, under Slurm, by hand and on spot machines.
 #
 #   in a Slurm batch script   starts a task of itself on every place of the allocation (srun); puts the job back into the
-#                             queue (scontrol requeue) when the tasks were stopped before they were done
+#                             queue (scontrol requeue) when the tasks were stopped before they were done, or one of them
+#                             was lost and the job has been restarted less than WAVLAB_REQUEUES (5) times so far
 #   in a Slurm task (srun)    runs the command; jax asks Slurm for the other tasks
 #   on a TPU machine          runs the command; jax asks the cloud for the other hosts of a pod
 #   elsewhere                 runs the command, alone, or as WAVLAB_COORDINATOR, WAVLAB_PROCESSES, WAVLAB_PROCESS say
 #   --again                   runs it again here, in a loop, after it was stopped or lost another host; five runs of less
-#                             than a minute in a row are the last
+#                             than a minute in a row are the last. In a Slurm batch script: every task does
 #
 # Statuses after which it is worth running again: 75, stopped by a signal and saved; 69, another process is gone; 134,
 # jax ended the process because another is gone; 137, 138 and 143, killed by SIGKILL, SIGUSR1 or SIGTERM before training
@@ -21,6 +22,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-$here/.venv/bin/python}
 [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
 pause=${WAVLAB_AGAIN_SECONDS:-10} # between two runs, so that a machine that is going away is gone
+requeues=${WAVLAB_REQUEUES:-5} # of a Slurm job that lost a task
 
 again=
 if [ "${1:-}" = --again ]; then again=1; shift; fi
@@ -51,11 +53,15 @@ told= # whether this shell itself was asked to stop
 if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then
   # srun does not take this over from sbatch by itself
   [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}"
-  run srun --kill-on-bad-exit=0 "$here/experiments/launch.sh" "$@"
+  run srun --kill-on-bad-exit=0 "$here/experiments/launch.sh" ${again:+--again} "$@"
   status=$?
-  if stopped "$status"; then
-    echo "stopped with status $status; back into the queue: job $SLURM_JOB_ID" >&2
+  restarts=${SLURM_RESTART_COUNT:-0} # by whatever cause
+  if stopped "$status" || { lost "$status" && [ "$restarts" -lt "$requeues" ]; }; then
+    echo "ended with status $status; back into the queue: job $SLURM_JOB_ID" >&2
     scontrol requeue "$SLURM_JOB_ID"
+  elif lost "$status"; then
+    echo "ended with status $status, a task was lost; job $SLURM_JOB_ID was restarted $restarts times already, and" \
+      "WAVLAB_REQUEUES is $requeues: see why in its log, then submit it again" >&2
   fi
   exit "$status"
 fi

@@ -144,6 +144,11 @@ def _related(path: str, other: str) -> bool:
     return f"{path}.".startswith(f"{other}.") or f"{other}.".startswith(f"{path}.")
 
 
+def paths_of(files: StageFiles) -> set[str]:
+    """The fields that the configuration of this folder's run had."""
+    return {line.split(" = ", 1)[0] for line in files.config.read_text().splitlines()}
+
+
 START_ANEW = "give these values again (and --size demo if that is what it is), or another --workdir to start anew"
 
 

@@ -77,9 +77,12 @@ def lineage(workdir: Path, stage: str) -> str:
         return _fingerprint(imported)
     files = StageFiles(workdir, stage)
     if not is_finished(files):
+        base, _, mean = stage.partition("@")
+        command = f"average {base} --last N --name {mean}" if mean else f"train {stage}"
+        fork = "" if mean or files.config.exists() else f"; under a name of its own: `train STAGE --name {stage} ...`"
         raise CheckpointError(
-            f"{files.folder} holds no stage that was trained to its end: run `python -m experiments train {stage} "
-            f"--workdir {workdir}` first"
+            f"{files.folder} holds no stage that was trained to its end: run `python -m experiments {command} "
+            f"--workdir {workdir}` first{fork}"
         )
     made_by = files.config.read_bytes() + files.inputs.read_bytes() + files.finished.read_bytes()
     return hashlib.sha256(made_by).hexdigest()[:16]

@@ -91,7 +91,9 @@ class Skips:
 
 
 def first_place(result: StepResult) -> str:
-    """Where in the encoder values that are not finite came up first, in words."""
+    """Where in the encoder values that are not finite came up first, in words; a model on log-mel features has none."""
+    if "nonfinite" not in result.layers:
+        return "there is no encoder"
     nonfinite = np.asarray(result.layers["nonfinite"].total)
     places = np.flatnonzero(nonfinite > 0)
     if not places.size:

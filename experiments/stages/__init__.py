@@ -2,8 +2,11 @@
 
 import difflib
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
-from experiments.stage import StageConfig, StageError
+from experiments.stage import StageConfig, StageError, as_started, flatten, paths_of
+from experiments.stage_files import StageFiles
 from experiments.stages import (
     best_rq_base,
     cv_hubert_base,
@@ -46,3 +49,17 @@ def stage_function(name: str, *, size: str = "paper") -> Callable[[], StageConfi
     if size not in SIZES:
         raise StageError(f"size {size!r} is not one of {', '.join(SIZES)}")
     return STAGES[name].get_config if size == "paper" else STAGES[name].demo
+
+
+def run_of(workdir: Path, name: str) -> StageConfig | None:
+    """What a run of the workdir under a name of its own was begun with, or the mean `name`@... of one; None of others.
+
+    Its config.txt has every value. Their classes are those of the stages: of that one whose fields are the run's.
+    """
+    stage = name.partition("@")[0]
+    found = [files for files in (StageFiles(workdir, name), StageFiles(workdir, stage)) if files.config.exists()]
+    if stage in STAGES or not found:
+        return None
+    likes = [stage_function(each, size=size)() for each in STAGES for size in SIZES]
+    like = min(likes, key=lambda each: len(paths_of(found[0]) ^ flatten(each).keys()))
+    return replace(as_started(like, found[0]), name=name)

@@ -98,7 +98,7 @@ def test_what_was_averaged_is_said_and_another_mean_is_refused(averaged, answer)
     assert "is a mean of checkpoints, which is not trained" in answer("train", MEAN).stderr
 
 
-def test_a_fork_takes_a_whole_state_and_goes_on_from_there(averaged, corpus):
+def test_a_fork_takes_a_whole_state_and_goes_on_from_there(averaged, corpus, answer):
     """From step 3 of 6, with nothing changed but the name: the source's numbers, from there on."""
     cfg = small(NAME)
     fork = dataclasses.replace(cfg, name="fork", continue_from=f"{NAME}@3")
@@ -110,6 +110,12 @@ def test_a_fork_takes_a_whole_state_and_goes_on_from_there(averaged, corpus):
     begun = json.loads(StageFiles(averaged, "fork").inputs.read_text())["continue_from"]
     assert (begun["stage"], begun["step"]) == (NAME, 3)
     assert f"| fork | the whole state of {NAME}@3 |" in sections(averaged, "fork", None)["Training"]
+    # its mean is judged and heard by the name that it was given
+    places = ("--workdir", str(averaged))
+    assert answer("average", "fork", "--last", "1", *places).returncode == 0
+    judged = answer("evaluate", "fork@average", *places, "--corpus", str(corpus))
+    assert judged.returncode == 0 and StageFiles(averaged, "fork@average").evaluation.exists(), judged.stderr
+    assert load_for_features("fork", workdir=averaged) is not None
     for wrong, told in (
         (MEAN, "of an average there is no optimizer"),
         (f"{NAME}@6", "step 6; hubert_base_it1 keeps 3, 6, and this stage makes 6 steps"),

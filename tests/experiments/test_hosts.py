@@ -138,8 +138,17 @@ def test_launch(launch):
     assert launch("--again", *command, statuses="134 0") == (0, [ran] * 2)
     assert launch("--again", *command, statuses="75 75 75 75 75 75 75") == (75, [ran] * 5)
     srun = "srun --kill-on-bad-exit=0 experiments/launch.sh train wavlab_mk"
-    for status, requeued in ((0, []), (75, ["scontrol requeue 7"]), (138, ["scontrol requeue 7"]), (1, []), (69, [])):
-        assert launch(*command, statuses=str(status), SLURM_JOB_ID="7") == (status, [srun, *requeued])
+    requeue, job = "scontrol requeue 7", {"SLURM_JOB_ID": "7"}
+    for status, restarts, called in (
+        (0, "0", []), (1, "0", []), (75, "9", [requeue]), (138, "0", [requeue]), (143, "0", [requeue]),
+        (69, "4", [requeue]), (134, "0", [requeue]), (137, "0", [requeue]), (137, "5", []), (69, "6", []),
+    ):  # fmt: skip
+        found = launch(*command, statuses=str(status), SLURM_RESTART_COUNT=restarts, **job)
+        assert found == (status, [srun, *called])
+    assert launch(*command, statuses="137", **job) == (137, [srun, requeue])  # never restarted: no count
+    more = {"SLURM_RESTART_COUNT": "5", "WAVLAB_REQUEUES": "6", **job}
+    assert launch(*command, statuses="69", **more) == (69, [srun, requeue])
+    assert launch("--again", *command, **job) == (0, [srun.replace("launch.sh", "launch.sh --again")])
 
 
 # --- two real processes ---

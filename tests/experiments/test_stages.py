@@ -7,9 +7,10 @@ import pytest
 
 from data_pipelines.mixing import MixingConfig
 from experiments.__main__ import parse_stage
+from experiments.commands import QualityCommand, StageCommand
 from experiments.stage import StageError, as_started, as_text, check_unchanged, flatten
 from experiments.stage_files import StageFiles
-from experiments.stages import SIZES, STAGES, stage_function
+from experiments.stages import SIZES, STAGES, run_of, stage_function
 from wavlab_jax.model import abstract_parameters, count
 from wavlab_jax.train import LoopConfig, LoopError
 
@@ -126,6 +127,39 @@ def test_a_stage_that_was_begun_is_read_back_from_its_text(tmp_path):
     assert fewer == dataclasses.replace(begun, evaluation_rows=3)
     paper = stage_function("wavlab_mk")()
     assert as_started(paper, StageFiles(tmp_path, "wavlab_mk")) is paper  # not begun
+
+
+@pytest.mark.parametrize(("name", "size"), EVERY)
+def test_a_run_under_a_name_of_its_own_is_read_back_from_its_text(name, size, tmp_path):
+    begun = dataclasses.replace(stage_function(name, size=size)(), name="slower", evaluation_rows=3)
+    files = StageFiles(tmp_path, "slower")
+    files.folder.mkdir(parents=True)
+    files.config.write_text(as_text(begun).replace("init_head = False\n", ""))
+    assert run_of(tmp_path, "slower") == begun
+    assert run_of(tmp_path, "slower@average") == dataclasses.replace(begun, name="slower@average")
+    assert run_of(tmp_path, name) is None and run_of(tmp_path, "faster") is None
+
+
+def test_verbs_take_a_run_under_a_name_of_its_own(tmp_path, answer):
+    given = ("wavlab_mk", "--name", "mk_slower", "--continue-from", "wavlab_mk@7", "--workdir", str(tmp_path))
+    shown = answer("show", *given)
+    assert (
+        shown.returncode == 0 and "name = 'mk_slower'\n" in shown.stdout and STAGES["wavlab_mk"].__doc__ in shown.stdout
+    )
+    absent = answer("evaluate", *given).stderr
+    assert "experiments train mk_slower --workdir" in absent and "`train STAGE --name mk_slower ...`" in absent
+    assert "no stage is called 'mk_slower'" in answer("train", "mk_slower", "--workdir", str(tmp_path)).stderr
+    begun, files = parse_stage("train", list(given)).config, StageFiles(tmp_path, "mk_slower")
+    files.folder.mkdir(parents=True)
+    files.config.write_text(as_text(begun))
+    own = ["mk_slower", f"--workdir={tmp_path}"]
+    for verb, kind, as_it_was in (("train", StageCommand, False), ("quality", QualityCommand, True)):
+        assert parse_stage(verb, own, kind, as_it_was=as_it_was).config == begun
+    assert as_text(begun) in answer("show", *own).stdout
+    told = answer("evaluate", *own).stderr
+    assert f"run `python -m experiments train mk_slower --workdir {tmp_path}` first\n" in told
+    told = answer("evaluate", "mk_slower@best", *own[1:]).stderr
+    assert "run `python -m experiments average mk_slower --last N --name best --workdir" in told
 
 
 @pytest.mark.parametrize("field", ["steps", "log_every", "save_every", "keep"])

@@ -1,6 +1,7 @@
 """Recognisers through the step: a frozen encoder, a trained one, none; devices, accumulation, and rows on their own."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from wavlab_jax.model import parameters, read_description, write_description
 from wavlab_jax.objectives import RecognitionConfig, recognition
 from wavlab_jax.optim import OptimizerConfig
 from wavlab_jax.sharding import MeshConfig, make_mesh, parameter_shardings, place_batch
+from wavlab_jax.skipped import NonFinite, Skips
 from wavlab_jax.step import (
     LearnerConfig,
     abstract_state,
@@ -157,6 +159,21 @@ def test_log_mel_needs_no_encoder():
         learner(encoder=None, head=LinearHeadConfig(TOKENS))
     with pytest.raises(HeadError, match="trains a DownstreamConfig or a LinearHeadConfig"):
         learner(head=tiny.learner().head)
+
+
+def test_a_step_of_log_mel_that_is_not_finite_is_named(tmp_path):
+    cfg = learner(encoder=None, head=dataclasses.replace(HEAD, projection=0), frozen_encoder=False)
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    spoiled = batch()
+    spoiled.waveform[:3] = np.inf  # of one row, SpecAugment may hide all
+    placed = place_batch(spoiled, mesh=mesh, passes=1)
+    result = jax.device_get(make_train_step(cfg, mesh, languages=3)(initial_state(cfg, mesh), placed)[1])
+    skips = Skips(tmp_path, record={}, resume_step=0, in_row=1, in_all=1, describe=lambda batch: ["row 1: clip 4711"])
+    assert not skips.passed(7, result, spoiled, saved=6)
+    (line,) = map(json.loads, (tmp_path / "skipped.jsonl").read_text().splitlines())
+    assert (line["step"], line["where"], line["rows"]) == (7, "there is no encoder", ["row 1: clip 4711"])
+    with pytest.raises(NonFinite, match=r"step 8: loss nan, .*, there is no encoder(.|\n)*clip 4711"):
+        skips.passed(8, result, spoiled, saved=6)
 
 
 def test_rows_have_as_many_frames_as_s3prl_gives_them():
