@@ -77,7 +77,7 @@ test: lint  ## Ruff and every test but the long ones (those that compare with to
 test-subset: test-venv  ## The tests that do without torch, less the heaviest (any interpreter)
 	$(PY) -m pytest -n 2 --dist loadfile -m "not torch and not soak and not once" $(PYTEST_ARGS)
 
-soak: test-venv  ## The long tests
+soak: test-venv  ## The long tests; some also need libtpu (ACCELERATOR=tpu), an environment .venv-3.12, or root that may mount
 	$(FAST_MALLOC) $(PY) -m pytest -m soak $(PYTEST_ARGS)
 
 lint: test-venv  ## Ruff

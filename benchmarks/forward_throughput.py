@@ -11,10 +11,12 @@ serves both. Needs the test environment (`make test-venv`), 4 GB of memory, and 
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,38 +25,52 @@ from data_pipelines.atomic import whole_file
 from data_pipelines.batch import SAMPLE_RATE
 
 
-def compare(model, encoder, waveform, *, repeats: int) -> dict[str, Any]:
-    """Both models, with the same weights, on `waveform` [rows, samples]: difference, times, ratio."""
+def programs(model, encoder, waveform, *, dtype: str = "float32") -> tuple[Callable, Callable]:
+    """Ours and theirs: functions that return every hidden state of `waveform` [rows, samples].
+
+    In bfloat16, matrix products are: ours by the encoder's `compute_dtype`, theirs by PyTorch's autocast.
+    """
     import jax
-    import numpy as np
     import torch
 
     from wavlab_jax.encoder import encode, formulation_for, unstack_layers
 
-    theirs_in = torch.from_numpy(waveform)
+    encoder = unstack_layers(encoder)
+    encoder.config = dataclasses.replace(encoder.config, compute_dtype=dtype)
     program = jax.jit(lambda encoder, waveform: encode(encoder, waveform, formulation=formulation_for("cpu")).hidden)
-    encoder, ours_in = jax.device_put((unstack_layers(encoder), waveform))
+    theirs_in = torch.from_numpy(waveform)
+    encoder, ours_in = jax.device_put((encoder, waveform))
 
     def ours():
         return jax.block_until_ready(program(encoder, ours_in))
 
     def theirs():
-        with torch.inference_mode():
-            return model(theirs_in, output_hidden_states=True)
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            found = model(theirs_in, output_hidden_states=True)
+        return (*found.hidden_states[:-1], found.last_hidden_state)  # see wavlab_jax.encoder.Encoded
 
+    return ours, theirs
+
+
+def compare(model, encoder, waveform, *, repeats: int, dtype: str = "float32") -> dict[str, Any]:
+    """Both models, with the same weights, on `waveform` [rows, samples]: difference, times, ratio."""
+    import numpy as np
+
+    ours, theirs = programs(model, encoder, waveform, dtype=dtype)
     started = time.perf_counter()
     hidden = ours()
     compiled = time.perf_counter() - started
-    found = theirs()
-    states = (*found.hidden_states[:-1], found.last_hidden_state)  # see wavlab_jax.encoder.Encoded
+    states = theirs()
     difference = max(
-        float(np.abs(np.asarray(one) - other.numpy()).max()) for one, other in zip(hidden, states, strict=True)
+        float(np.abs(np.asarray(one, np.float32) - other.float().numpy()).max())
+        for one, other in zip(hidden, states, strict=True)
     )
-    del hidden, found, states
+    del hidden, states
     turns = take_turns({"wavlab_jax": ours, "transformers": theirs}, repeats=repeats)
     audio_seconds = waveform.size / SAMPLE_RATE
     return {
         **ratios(turns["wavlab_jax"], turns["transformers"]),
+        "dtype": dtype,
         "largest_difference": difference,
         "compile_and_first_seconds": round(compiled, 1),
         "attention_of_transformers": model.config._attn_implementation,

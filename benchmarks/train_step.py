@@ -19,7 +19,8 @@ The sections, each of which can be run alone:
               with the cache of compiled programs that the first one left
 
 Both sides have huge pages from the C library's allocator and the same threads. Without torch and transformers (on
-another interpreter) ours is measured alone; `--dtype bfloat16` is ours in bfloat16 and theirs under autocast.
+another interpreter) ours is measured alone, without `forward`; `--dtype bfloat16` is ours in bfloat16 and theirs under
+autocast.
 """
 
 import argparse
@@ -44,6 +45,7 @@ UNITS, DIM = 500, 256
 SIZES = {"hubert_base": (4, 10.0), "wavlm_base_plus": (4, 10.0), "wavlm_large": (1, 15.0)}  # rows, seconds
 OFF = ("dropout", "attention_dropout", "activation_dropout", "projection_dropout", "layerdrop")
 SIDES = ("wavlab_jax", "transformers")
+SECTIONS = ("peak", "forward", "step", "memory", "start")
 
 
 class Case(NamedTuple):
@@ -219,9 +221,9 @@ def measure_forward(case: Case, *, repeats: int) -> dict[str, Any]:
     from benchmarks.forward_throughput import compare, pair_of
     from wavlab_jax.flops import row_flops
 
-    found = compare(*pair_of(case.model), case.batch().waveform, repeats=repeats)
+    found = compare(*pair_of(case.model), case.batch().waveform, repeats=repeats, dtype=case.dtype)
     flops = case.rows * row_flops(case.learner().encoder, samples=case.samples).forward
-    fastest = peak("float32")["best"]
+    fastest = peak(case.dtype)["best"]
     for name in SIDES:
         found[name]["of_peak"] = round(flops / found[name]["median_seconds"] / fastest, 3)
     return {**found, "peak_flops_per_second": fastest}
@@ -293,8 +295,7 @@ def said(section: str, case: Case, found: dict[str, Any]) -> str:
 def main() -> None:
     """Measures what is asked for, prints a line each, and writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    sections = ["peak", "forward", "step", "memory", "start"]
-    parser.add_argument("--only", nargs="+", default=sections, choices=sections)
+    parser.add_argument("--only", nargs="+", choices=SECTIONS, help="by default all that this environment can measure")
     parser.add_argument("--models", nargs="+", default=list(SIZES), choices=list(SIZES))
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--regularised", action="store_true", help="dropout and layerdrop as published")
@@ -307,17 +308,20 @@ def main() -> None:
     if arguments.alone:
         return alone(arguments.alone[0], arguments.alone[1:], arguments.threads)
 
-    if "forward" in arguments.only and len(sides()) == 1:
+    if "forward" in (arguments.only or ()) and len(sides()) == 1:
         parser.error("the section `forward` needs torch and transformers (make test-venv); leave it out with --only")
+    sections = arguments.only or [name for name in SECTIONS if name != "forward" or len(sides()) == 2]
 
     measured: dict[str, Any] = {"machine": machine(arguments.threads)}
     print(f"{measured['machine']['processor']}, {arguments.threads} threads, load {os.getloadavg()[0]:.1f}")
-    if "peak" in arguments.only:
+    if not arguments.only and "forward" not in sections:
+        print("without torch and transformers (make test-venv): ours alone, and not the section `forward`")
+    if "peak" in sections:
         measured["peak"] = peak(arguments.dtype)
         print("peak: " + ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in measured["peak"].items()))
     for model in arguments.models:
         case = Case(model, *SIZES[model], arguments.dtype, arguments.regularised)
-        for section in arguments.only:
+        for section in sections:
             if section == "forward":
                 found = measure_forward(case, repeats=arguments.repeats)
             elif section == "step":
