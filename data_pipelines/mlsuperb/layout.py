@@ -171,6 +171,31 @@ def _take(split: Split, folder: Path, fields: list[str], place: str, *, part: Pa
     )
 
 
+def missing_sources(root: Path) -> list[str]:
+    """Those of the benchmark's corpora (`SOURCES`) of which the folder has no language: without them it is not whole.
+
+    Raises MlSuperbError: it has none at all.
+    """
+    there = {folder.parent.name for folder in _language_folders(Path(root), None, None)}
+    return [source for source in SOURCES if source not in there]
+
+
+def missing_few_shot(root: Path, *, duration: Duration) -> list[str]:
+    """Utterances that few-shot languages are to be trained on (`few_shot_utterances`) and that no transcript names.
+
+    Of the languages that the folder has, in the order of their names. One that a transcript names, but that cannot be
+    used, is in `Split.left_out`. Raises MlSuperbError: the folder has no corpus of the benchmark.
+    """
+    folders = _language_folders(Path(root), FEW_SHOT, None)
+    there = {folder.name for folder in folders}
+    told: set[str] = set()
+    for folder in folders:
+        transcript = folder / f"transcript_{duration}_train.txt"
+        if transcript.is_file():
+            told.update(line.split(maxsplit=1)[0] for line in transcript.read_text("utf-8").split("\n") if line.strip())
+    return sorted(id for id in few_shot_utterances() - told if id.split("_")[-2] in there)
+
+
 def untold_recordings(root: Path) -> Iterator[Path]:
     """Recordings that no transcript of their folder names: audio without text."""
     for folder in _language_folders(Path(root), None, None):

@@ -10,7 +10,16 @@ import pytest
 import soundfile
 
 from data_pipelines.mlsuperb import phones, texts
-from data_pipelines.mlsuperb.layout import FEW_SHOT, MlSuperbError, few_shot_utterances, read_split, untold_recordings
+from data_pipelines.mlsuperb.layout import (
+    FEW_SHOT,
+    SOURCES,
+    MlSuperbError,
+    few_shot_utterances,
+    missing_few_shot,
+    missing_sources,
+    read_split,
+    untold_recordings,
+)
 from data_pipelines.mlsuperb.miniature import write_miniature
 from data_pipelines.mlsuperb.phones import phonemizer_for
 from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, monolingual_score, read_track
@@ -127,6 +136,14 @@ def test_listed_recordings_without_sound_are_left_out(small):
 def test_few_shot_languages_train_on_five_named_utterances():
     by_language = Counter(id.split("_")[-2] for id in few_shot_utterances())
     assert set(by_language) == FEW_SHOT and set(by_language.values()) == {5}
+
+
+def test_sources_and_few_shot_utterances_that_are_not_there_are_named(small):
+    five = sorted(id for id in few_shot_utterances() if "_lit_" in id)
+    root = small([f"{id} x labas" for id in five[1:]], language="lit", source="commonvoice")
+    assert missing_few_shot(root, duration="10min") == missing_few_shot(root, duration="1h") == five[:1]
+    (root / "mls").mkdir()  # without a language
+    assert missing_sources(root) == [source for source in SOURCES if source != "commonvoice"]
 
 
 def test_folders_that_are_not_the_benchmark(tmp_path, small):
