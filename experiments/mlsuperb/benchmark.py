@@ -8,12 +8,12 @@ from pathlib import Path
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from data_pipelines.mlsuperb.layout import Duration, untold_recordings
+from data_pipelines.mlsuperb.layout import Duration
 from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, Task, read_track
 from experiments.mlsuperb.encoders import FrozenEncoder
 from experiments.mlsuperb.judging import decode, write_hypotheses
 from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError
-from experiments.mlsuperb.results import write_results
+from experiments.mlsuperb.results import read_folder, write_results
 from experiments.mlsuperb.scoring import judge
 from experiments.mlsuperb.training import Run, TrackFiles, check_unchanged, train_track
 from wavlab_jax.downstream import DownstreamConfig
@@ -47,7 +47,7 @@ def run_benchmark(
     Raises MlSuperbError (the folder is not the benchmark's), and what `train_track` raises.
     """
     results = []
-    untold = list(untold_recordings(root))
+    folder = read_folder(root, duration=duration)
     for number, (task, name) in enumerate(tracks, 1):
         track = read_track(root, task, duration=duration, monolingual=name)
         run = Run(track, encoder, cfg, mesh, TrackFiles(workdir, encoder.name, track), downstream)
@@ -64,7 +64,7 @@ def run_benchmark(
         judged = judge(track, decode(run, trained))
         write_hypotheses(run.files.hypotheses, judged)
         seconds = time.monotonic() - began
-        results.append(write_results(run, trained, judged, root=root, untold=untold, seconds=seconds))
+        results.append(write_results(run, trained, judged, folder=folder, seconds=seconds))
         tqdm.write(summary(results[-1]))
     return results
 

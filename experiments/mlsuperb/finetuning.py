@@ -15,14 +15,13 @@ from jax.sharding import Mesh
 
 from data_pipelines.atomic import whole_file
 from data_pipelines.batch import Batch, num_frames
-from data_pipelines.mlsuperb.layout import untold_recordings
 from data_pipelines.mlsuperb.tracks import Track
 from experiments.commands import Unsaid
 from experiments.mlsuperb.encoders import LOG_MEL, RANDOM, FrozenEncoder
 from experiments.mlsuperb.judging import decode, write_hypotheses
 from experiments.mlsuperb.protocol import ProtocolError, Schedule
 from experiments.mlsuperb.recipe import RecipeConfig
-from experiments.mlsuperb.results import Followed, data_facts, results_of, write
+from experiments.mlsuperb.results import Folder, Followed, data_facts, read_folder, results_of, write
 from experiments.mlsuperb.scoring import Judged, ScoringError, challenge_scores, judge
 from experiments.mlsuperb.training import Steps, TrackFiles, Trained, check_unchanged, programs, train_track
 from experiments.run import say, write_json
@@ -160,12 +159,17 @@ def _averages(judged: list[Judged]) -> dict:
 
 def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, root: Path, seconds: float) -> dict:
     """results.json and left_out.tsv, as `results` has them; a token is spelled in a frame of the encoder."""
-    untold = [] if run.track.name.startswith("challenge") else list(untold_recordings(root))
-    facts = data_facts(run.track, root=root, untold=untold, frames_of=num_frames)
-    miniature = ["a miniature in the benchmark's layout, not its data"] if facts["miniature"] else []
+    of_challenge = run.track.name.startswith("challenge")
+    folder = Folder(root) if of_challenge else read_folder(root, duration=run.track.duration)
+    facts = data_facts(run.track, folder=folder, frames_of=num_frames)
+    miniature = ["a miniature in the benchmark's layout, not its data"] if folder.miniature else []
     optimizer = run.cfg.optimizer
     followed = Followed(
-        False, [*miniature, *run.cfg.deviations()], [], optimizer.accumulate, optimizer.peak_learning_rate
+        False,
+        [*miniature, *run.cfg.deviations(), *folder.lacks(run.track)],
+        [],
+        optimizer.accumulate,
+        optimizer.peak_learning_rate,
     )
     results = results_of(run, trained, judged, followed, data=facts, layer_weights=[], seconds=seconds)
     if run.track.task == "joint":

@@ -15,11 +15,18 @@ import jax
 import numpy as np
 
 from data_pipelines.atomic import whole_file
-from data_pipelines.mlsuperb.layout import PARTS, is_miniature
+from data_pipelines.mlsuperb.layout import (
+    PARTS,
+    Duration,
+    is_miniature,
+    missing_few_shot,
+    missing_sources,
+    untold_recordings,
+)
 from data_pipelines.mlsuperb.tracks import Track
 from experiments.machine import describe_machine, git_commit
 from experiments.mlsuperb.judging import infeasible
-from experiments.mlsuperb.protocol import ACCUMULATE, DIFFERENCES, ProtocolError, deviations
+from experiments.mlsuperb.protocol import ACCUMULATE, DIFFERENCES, ProtocolError, deviations, incomplete
 from experiments.mlsuperb.scoring import Judged, chance, figures
 from experiments.mlsuperb.training import Run, Trained
 from experiments.run import write_json
@@ -41,14 +48,40 @@ class Followed(NamedTuple):
     learning_rate: float
 
 
-def write_results(
-    run: Run, trained: Trained, judged: Sequence[Judged], *, root: Path, untold: Sequence[Path], seconds: float
-) -> dict:
-    """Writes results.json and left_out.tsv of `superb`; returns the first. `untold`: recordings without a text."""
-    deviates = deviations(run.cfg, run.schedule, miniature=is_miniature(root))
+class Folder(NamedTuple):
+    """What there is to say of the benchmark's folder, whatever the track.
+
+    Attributes:
+        root: where it is.
+        miniature: whether it is one.
+        untold: recordings that no transcript names.
+        missing_sources, missing_few_shot: corpora, and utterances to be trained on, that are not there.
+    """
+
+    root: Path
+    miniature: bool = False
+    untold: Sequence[Path] = ()
+    missing_sources: Sequence[str] = ()
+    missing_few_shot: Sequence[str] = ()
+
+    def lacks(self, track: Track) -> list[str]:
+        """What a track lacks of the benchmark as released."""
+        return incomplete(track, sources=self.missing_sources, few_shot=self.missing_few_shot)
+
+
+def read_folder(root: Path, *, duration: Duration) -> Folder:
+    """Raises MlSuperbError: the folder is not the benchmark's."""
+    few_shot = missing_few_shot(root, duration=duration)
+    return Folder(root, is_miniature(root), list(untold_recordings(root)), missing_sources(root), few_shot)
+
+
+def write_results(run: Run, trained: Trained, judged: Sequence[Judged], *, folder: Folder, seconds: float) -> dict:
+    """Writes results.json and left_out.tsv of `superb`; returns the first."""
+    lacks = folder.lacks(run.track)
+    deviates = deviations(run.cfg, run.schedule, miniature=folder.miniature, incomplete=lacks)
     followed = Followed(not deviates, deviates, list(DIFFERENCES), ACCUMULATE, run.cfg.learning_rate)
     config = run.encoder.config
-    facts = data_facts(run.track, root=root, untold=untold, frames_of=partial(frames_for, log_mel=config is None))
+    facts = data_facts(run.track, folder=folder, frames_of=partial(frames_for, log_mel=config is None))
     weights = layer_weights(trained) if config else []
     return write(run, results_of(run, trained, judged, followed, data=facts, layer_weights=weights, seconds=seconds))
 
@@ -112,7 +145,7 @@ def write(run: Any, results: dict) -> dict:
     return results
 
 
-def data_facts(track: Track, *, root: Path, untold: Sequence[Path], frames_of: Callable[[int], int]) -> dict:
+def data_facts(track: Track, *, folder: Folder, frames_of: Callable[[int], int]) -> dict:
     """What was trained on and judged by, and every fault: named (the first few) and counted.
 
     `frames_of`: samples -> frames in which tokens are spelled.
@@ -131,8 +164,10 @@ def data_facts(track: Track, *, root: Path, untold: Sequence[Path], frames_of: C
         }
         impossible[part] = named(infeasible(track.parts[part], frames_of))
     return {
-        "root": str(root),
-        "miniature": is_miniature(root),
+        "root": str(folder.root),
+        "miniature": folder.miniature,
+        "missing_sources": list(folder.missing_sources),
+        "missing_few_shot": named(folder.missing_few_shot),
         "parts": parts,
         "left_out_places": {
             part: {
@@ -141,7 +176,7 @@ def data_facts(track: Track, *, root: Path, untold: Sequence[Path], frames_of: C
             }
             for part in PARTS
         },
-        "recordings_without_text": named([str(path) for path in untold]),
+        "recordings_without_text": named([str(path) for path in folder.untold]),
         "infeasible": impossible,
         "unseen_tokens_dev": dict(track.unseen("dev").most_common()),
         "empty_references": named([each.utterance.id for each in track.parts["test"] if not each.text]),

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 
 from data_pipelines.mlsuperb.batches import TrackBatchesConfig
+from data_pipelines.mlsuperb.layout import LeftOut
+from data_pipelines.mlsuperb.tracks import Track
 from experiments.mlsuperb import benchmark, training
 from experiments.mlsuperb.benchmark import run_benchmark, summary, tracks_of
 from experiments.mlsuperb.encoders import LOG_MEL, read_encoder
 from experiments.mlsuperb.gathered import write_leaderboard
 from experiments.mlsuperb.judging import COLUMNS, text_of
-from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError, deviations, schedule_of
+from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError, deviations, incomplete, schedule_of
 from tests.experiments.small_mlsuperb import DOWNSTREAM, run, write_folder
 from wavlab_jax.downstream import SpecAugmentConfig
 from wavlab_jax.sharding import MeshConfig, make_mesh
@@ -66,8 +69,10 @@ def test_results_have_every_figure_and_name_every_fault(whole, root):
     assert rows[-1]["reference"].startswith("[eng] ") or rows[0]["reference"].startswith("[deu] ")
     said = summary(results)
     for part in ("left out of train: 1, no text", "more tokens than frames: 1 (mls_eng_900001)", "1 times: Q",
-                 "NOT THE PUBLISHED PROTOCOL: scale"):  # fmt: skip
+                 "NOT THE PUBLISHED PROTOCOL: scale", "PROTOCOL: 12 of the benchmark's 14 corpora are not there: ALFFA",
+                 "PROTOCOL: of train 1 left out: recording missing"):  # fmt: skip
         assert part in said, said
+    assert len(data["missing_sources"]) == 12 and data["missing_few_shot"]["count"] == 0
 
 
 def test_readers_find_the_keys_of_the_example(whole):
@@ -170,6 +175,22 @@ def test_the_published_schedule_is_the_default():
             ProtocolConfig(scale=scale)
 
 
+def test_a_folder_that_is_not_whole_is_not_the_published_protocol():
+    """What the protocol leaves out itself is no deviation; few-shot utterances are none of the monolingual sets'."""
+    usual = [LeftOut("a:1", "not between 0.1 and 20 s"), LeftOut("a:2", "listed as without sound")]
+    whole = Track("joint", "joint", "10min", {}, {"train": usual, "test": []}, [], [], "character")
+    lacks = {"sources": ["NST", "mls"], "few_shot": ["cv_tur_000095"]}
+    assert incomplete(whole, sources=[], few_shot=[]) == []
+    assert incomplete(whole._replace(task="monolingual"), sources=[], few_shot=["cv_tur_000095"]) == []
+    broken = [LeftOut("b:1", "recording missing"), LeftOut("b:2", "recording cannot be read")]
+    said = incomplete(whole._replace(left_out={"train": usual, "test": broken}), **lacks)
+    wanted = ("2 of the benchmark's 14 corpora are not there: NST, mls", "1 of the utterances.*cv_tur_000095",
+              "of test 1 left out: recording missing", "of test 1 left out: recording cannot be read")  # fmt: skip
+    assert len(said) == len(wanted) and all(map(re.match, wanted, said)), said
+    schedule = schedule_of(ProtocolConfig(), "joint", "10min")
+    assert deviations(ProtocolConfig(), schedule, miniature=False, incomplete=said) == said
+
+
 def test_tracks_and_models_by_name(tmp_path):
     assert tracks_of(["monolingual", "joint"], ["eng1", "xty"]) == [
         ("monolingual", "eng1"), ("monolingual", "xty"), ("joint", None)]  # fmt: skip
@@ -182,8 +203,6 @@ def test_tracks_and_models_by_name(tmp_path):
 
 
 def test_text_of_tokens():
-    from data_pipelines.mlsuperb.tracks import Track
-
     made = Track(
         "t", "joint", "10min", {}, {}, ["<blank>", "<unk>", "[eng]", "<space>", "A", "<sos/eos>"], [], "character"
     )
