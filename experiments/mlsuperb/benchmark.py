@@ -44,14 +44,17 @@ def run_benchmark(
 ) -> list[dict]:
     """Results of each track; those that are there already are read. Killed at any point, it goes on when run again.
 
-    Raises MlSuperbError (the folder is not the benchmark's), and what `train_track` raises.
+    All tracks are read, and their texts held, before the first is trained: what is wrong with the last one is said at
+    once. Raises MlSuperbError (the folder is not the benchmark's, a transcript is missing, or a
+    package that makes phones), and what `train_track` raises.
     """
-    results = []
-    folder = read_folder(root, duration=duration)
-    for number, (task, name) in enumerate(tracks, 1):
+    folder, results, runs = read_folder(root, duration=duration), [], []
+    for task, name in tracks:
         track = read_track(root, task, duration=duration, monolingual=name)
-        run = Run(track, encoder, cfg, mesh, TrackFiles(workdir, encoder.name, track), downstream)
-        title = f"[{number}/{len(tracks)}] {encoder.name}, {track.name}, {duration}"
+        runs.append(Run(track, encoder, cfg, mesh, TrackFiles(workdir, encoder.name, track), downstream))
+        check_unchanged(runs[-1], begins=False)
+    for number, run in enumerate(runs, 1):
+        track, title = run.track, f"[{number}/{len(runs)}] {encoder.name}, {run.track.name}, {duration}"
         check_unchanged(run)
         if run.files.results.exists():
             results.append(json.loads(run.files.results.read_text("utf-8")))

@@ -253,8 +253,8 @@ def track_digest(track: Track) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_unchanged(run: Run) -> None:
-    """Writes what this run is, or raises ProtocolError naming in what the folder's run is another."""
+def check_unchanged(run: Run, *, begins: bool = True) -> None:
+    """Raises ProtocolError naming in what the folder's run is another; of none, writes what this is if it `begins`."""
     loads = ("threads", "prefetch", "step", "doubling", "fillers")  # how batches are made, not what is in them
     now = {
         "model": run.encoder.identity,
@@ -263,7 +263,7 @@ def check_unchanged(run: Run) -> None:
         **{f"protocol.{name}": value for name, value in flatten(run.cfg).items() if name.split(".")[-1] not in loads},
     }
     if not run.files.inputs.exists():
-        return write_json(run.files.inputs, now)
+        return write_json(run.files.inputs, now) if begins else None
     then = json.loads(run.files.inputs.read_text())
     changed = [f"  {name}: {then.get(name)} then, {now.get(name)} now" for name in {**then, **now}
                if then.get(name) != now.get(name)]  # fmt: skip

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from data_pipelines.mlsuperb.batches import TrackBatchesConfig
-from data_pipelines.mlsuperb.layout import LeftOut
+from data_pipelines.mlsuperb.layout import LeftOut, MlSuperbError
 from data_pipelines.mlsuperb.tracks import Track
 from experiments.mlsuperb import benchmark, training
 from experiments.mlsuperb.benchmark import run_benchmark, summary, tracks_of
@@ -19,7 +19,7 @@ from experiments.mlsuperb.encoders import LOG_MEL, read_encoder
 from experiments.mlsuperb.gathered import write_leaderboard
 from experiments.mlsuperb.judging import COLUMNS, text_of
 from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError, deviations, incomplete, schedule_of
-from tests.experiments.small_mlsuperb import DOWNSTREAM, run, write_folder
+from tests.experiments.small_mlsuperb import CFG, DOWNSTREAM, encoder, run, write_folder
 from wavlab_jax.downstream import SpecAugmentConfig
 from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.train import Interrupted
@@ -173,6 +173,23 @@ def test_the_published_schedule_is_the_default():
     for scale in (0, 1.5):
         with pytest.raises(ProtocolError, match="share of the published"):
             ProtocolConfig(scale=scale)
+
+
+def test_what_is_wrong_with_the_last_track_is_said_before_the_first_is_trained(whole, root, tmp_path):
+    """A corpus that is not there, and a folder that holds another run."""
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    arguments = dict(root=root, duration="10min", cfg=CFG, mesh=mesh, downstream=DOWNSTREAM)
+    with pytest.raises(MlSuperbError, match="monolingual jpn has no train utterance"):
+        run_benchmark(encoder(mesh), workdir=tmp_path, tracks=[("joint", None), ("monolingual", "jpn")], **arguments)
+    workdir, _ = whole
+    other = [("multilingual", None), ("joint", None)]
+    with pytest.raises(ProtocolError, match="holds another run"):
+        run_benchmark(
+            encoder(mesh), workdir=workdir, tracks=other, **arguments | {"cfg": dataclasses.replace(CFG, seed=1)}
+        )
+    assert list(tmp_path.iterdir()) == [] and [
+        each.name for each in (workdir / "mlsuperb" / "tiny" / "10min").iterdir()
+    ] == ["joint"]
 
 
 def test_a_folder_that_is_not_whole_is_not_the_published_protocol():
