@@ -1,6 +1,5 @@
 """The benchmark for one model: every track that was asked for, trained, decoded, judged, written down."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, Task, read_track
 from experiments.mlsuperb.encoders import FrozenEncoder
 from experiments.mlsuperb.judging import decode, write_hypotheses
 from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError
-from experiments.mlsuperb.results import read_folder, write_results
+from experiments.mlsuperb.results import read_folder, read_result, write_results
 from experiments.mlsuperb.scoring import judge
 from experiments.mlsuperb.training import Run, TrackFiles, check_unchanged, train_track
 from wavlab_jax.downstream import DownstreamConfig
@@ -57,7 +56,7 @@ def run_benchmark(
         track, title = run.track, f"[{number}/{len(runs)}] {encoder.name}, {run.track.name}, {duration}"
         check_unchanged(run)
         if run.files.results.exists():
-            results.append(json.loads(run.files.results.read_text("utf-8")))
+            results.append(read_result(run.files.results))
             tqdm.write(f"{title}: done already\n{summary(results[-1])}")
             continue
         schedule = run.schedule

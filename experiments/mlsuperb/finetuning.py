@@ -1,6 +1,7 @@
 """Fine-tuning on a track: an encoder and a linear layer of its last hidden state, by CTC.
 
     finetune MODEL --mlsuperb DIR ─▶ WORKDIR/mlsuperb/NAME/HOURS/TRACK: results.json, hypotheses.tsv, ...
+                                       │   (of the challenge in a folder of that, by the set that is judged)
                                        └ export THAT_FOLDER ─▶ HubertForCTC or WavLMForCTC, with its processor
 
 Loop and step are those of pre-training; batches, validation, decoding and figures those of `superb`
@@ -23,7 +24,15 @@ from experiments.mlsuperb.protocol import ProtocolError, Schedule
 from experiments.mlsuperb.recipe import RecipeConfig
 from experiments.mlsuperb.results import Folder, Followed, data_facts, read_folder, results_of, write
 from experiments.mlsuperb.scoring import Judged, ScoringError, challenge_scores, judge
-from experiments.mlsuperb.training import Steps, TrackFiles, Trained, check_unchanged, programs, train_track
+from experiments.mlsuperb.training import (
+    Steps,
+    TrackFiles,
+    Trained,
+    check_unchanged,
+    judged_set,
+    programs,
+    train_track,
+)
 from experiments.run import say, write_json
 from experiments.stage import as_text
 from experiments.stage_card import flat_config
@@ -159,8 +168,7 @@ def _averages(judged: list[Judged]) -> dict:
 
 def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, root: Path, seconds: float) -> dict:
     """results.json and left_out.tsv, as `results` has them; a token is spelled in a frame of the encoder."""
-    of_challenge = run.track.name.startswith("challenge")
-    folder = Folder(root) if of_challenge else read_folder(root, duration=run.track.duration)
+    folder = read_folder(root, duration=run.track.duration) if judged_set(run.track) is None else Folder(root)
     facts = data_facts(run.track, folder=folder, frames_of=num_frames)
     miniature = ["a miniature in the benchmark's layout, not its data"] if folder.miniature else []
     optimizer = run.cfg.optimizer

@@ -28,7 +28,7 @@ from experiments.machine import describe_machine, git_commit
 from experiments.mlsuperb.judging import infeasible
 from experiments.mlsuperb.protocol import ACCUMULATE, DIFFERENCES, ProtocolError, deviations, incomplete
 from experiments.mlsuperb.scoring import Judged, chance, figures
-from experiments.mlsuperb.training import Run, Trained
+from experiments.mlsuperb.training import Run, Trained, judged_set
 from experiments.run import write_json
 from wavlab_jax.model import count
 from wavlab_jax.objectives.recognition import frames_for
@@ -121,7 +121,7 @@ def results_of(
         },
         "data": data,
         **figures(track, judged),
-        "task": "challenge" if track.name.startswith("challenge") else track.task,
+        "task": track.task if judged_set(track) is None else "challenge",
         "chance": chance(track, judged),
         "layer_weights": layer_weights,
         "examples": [example_of(each) for each in spread(judged, EXAMPLES)],
@@ -212,10 +212,20 @@ def example_of(each: Judged) -> dict:
 def read_results(workdir: Path) -> Iterator[dict[str, Any]]:
     """Each results.json below a workdir, in order of model, set and track, with its "path".
 
-    Raises ProtocolError if one is of another format.
+    Raises what `read_result` raises.
     """
-    for path in sorted((Path(workdir) / "mlsuperb").glob("*/*/*/results.json")):
+    folder = Path(workdir) / "mlsuperb"
+    for path in sorted([*folder.glob("*/*/*/results.json"), *folder.glob("*/*/challenge/*/results.json")]):
+        yield read_result(path) | {"path": str(path)}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """One results.json. Raises ProtocolError if it is none, or of another format."""
+    try:
         found = json.loads(path.read_text("utf-8"))
-        if found.get("format") != FORMAT:
-            raise ProtocolError(f"{path} is of format {found.get('format')}, this code reads {FORMAT}: judge it again")
-        yield found | {"path": str(path)}
+    except ValueError as error:
+        raise ProtocolError(f"{path} is not JSON ({error}): delete it and give the same command again") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        said = found.get("format") if isinstance(found, dict) else None
+        raise ProtocolError(f"{path} is of format {said}, this code reads {FORMAT}: judge it again")
+    return found

@@ -49,19 +49,29 @@ from wavlab_jax.step import (
 from wavlab_jax.train import train
 
 
+def judged_set(track: Track) -> str | None:
+    """Of the challenge's track the development set that is judged, which changes nothing of training; else None."""
+    return track.name.split()[1] if track.name.startswith("challenge ") else None
+
+
 class TrackFiles:
-    """Where one model's training on one track keeps what; none need exist."""
+    """Where one model's training on one track keeps what; none need exist.
+
+    One training on the challenge is judged on two sets: of each, results lie in a folder of that of the training.
+    """
 
     def __init__(self, workdir: Path, model: str, track: Track):
-        name = track.name.replace(" ", "-")
+        judged = judged_set(track)
+        name = track.name.replace(" ", "-") if judged is None else "challenge"
         self.folder = Path(workdir) / "mlsuperb" / model / track.duration / name
+        self.judged = self.folder if judged is None else self.folder / judged
         self.inputs = self.folder / "inputs.json"
         self.checkpoints = self.folder / "checkpoints"
         self.average = self.folder / "average"
         self.finished = self.folder / "finished.json"
-        self.hypotheses = self.folder / "hypotheses.tsv"
-        self.left_out = self.folder / "left_out.tsv"
-        self.results = self.folder / "results.json"
+        self.hypotheses = self.judged / "hypotheses.tsv"
+        self.left_out = self.judged / "left_out.tsv"
+        self.results = self.judged / "results.json"
 
 
 class Trained(NamedTuple):
@@ -245,9 +255,12 @@ def _validation(run: Run) -> Callable[[Parameters], float]:
 
 
 def track_digest(track: Track) -> str:
-    """What the batches of a track depend on: utterances, lengths, texts and tokens of all parts."""
+    """What the batches of a track depend on: utterances, lengths, texts and tokens of all parts.
+
+    Of the challenge, without the part that is judged: one training has two of these.
+    """
     digest = hashlib.sha256(json.dumps(track.tokens).encode())
-    for part in PARTS:
+    for part in PARTS if judged_set(track) is None else ("train", "dev"):
         for each in track.parts[part]:
             digest.update(f"{part}\t{each.utterance.id}\t{each.utterance.seconds}\t{each.text}\n".encode())
     return digest.hexdigest()[:16]
