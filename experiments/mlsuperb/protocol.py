@@ -31,7 +31,7 @@ LEARNING_RATE = 1e-4
 DIFFERENCES = (
     "the best token of each frame is read, where ESPnet searches prefixes with a beam of one",
     "which batch comes when, and what is masked in it, is drawn by another generator",
-    "a row's time masks do not depend on the masks of its neighbours",
+    "a row's time and channel masks do not depend on the masks of its neighbours",
     "the encoder leaves padding out altogether, and a row's last frame is repeated where s3prl hands on what the "
     "encoder makes of padding",
 )
