@@ -19,11 +19,16 @@ from wavlab_jax.downstream import DownstreamConfig
 
 
 def tracks_of(tasks: Sequence[Task], sets: Sequence[str]) -> list[tuple[Task, str | None]]:
-    """Tasks, and of the monolingual one the sets (all 13 by default). Raises ProtocolError: no such set, or no task."""
+    """Tasks, and of the monolingual one the sets (all 13 by default).
+
+    Raises ProtocolError: no such set, no task, or sets without the monolingual one.
+    """
     unknown = [name for name in sets if name not in MONOLINGUAL_SETS]
     if unknown or not tasks:
         said = f"no monolingual set {unknown[0]!r}; there are" if unknown else "no track was named; of monolingual ones"
         raise ProtocolError(f"{said} {', '.join(MONOLINGUAL_SETS)}")
+    if sets and "monolingual" not in tasks:
+        raise ProtocolError(f"--sets {' '.join(sets)} is of the monolingual track: add it to --track, or leave it out")
     found: list[tuple[Task, str | None]] = []
     for task in dict.fromkeys(tasks):
         found += [(task, name) for name in sets or MONOLINGUAL_SETS] if task == "monolingual" else [(task, None)]

@@ -72,6 +72,11 @@ def test_what_cannot_be_planned(tmp_path):
         shape_of("hubert_bass", workdir=tmp_path)
     with pytest.raises(ProtocolError, match="share of the peak"):
         verbs.superb("hubert_base --plan h100 --utilisation 40".split())
+    with pytest.raises(ProtocolError, match="--sets eng1 is of the monolingual track"):
+        verbs.superb("hubert_base --plan h100 --track joint --sets eng1".split())
+    for track, option in (("joint", "--judged-on dev"), ("challenge", "--hours 1h"), ("challenge", "--language eng1")):
+        with pytest.raises(ProtocolError, match=f"{option.split()[0]} is of --track .*, and not of {track}"):
+            verbs.finetune(f"hubert --mlsuperb {tmp_path} --track {track} {option}".split())
     with pytest.raises(ProtocolError, match="give --mlsuperb DIR"):
         verbs.superb(["hubert_base", "--workdir", str(tmp_path)])
     with pytest.raises(ProtocolError, match="no encoder that could be random"):
