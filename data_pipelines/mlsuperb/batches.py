@@ -63,10 +63,10 @@ def sorted_batches(seconds: Sequence[float], *, size: int) -> list[np.ndarray]:
 class LoadTrackBatch(grain.transforms.Map):
     """Batch number k to Batch k of a part of a track: rows padded to one static length.
 
-    `Batch.units` [rows, frames, 1] holds a row's tokens from its first frame on, `NO_UNIT` after them; of more tokens
-    than frames as many as there are frames, which cannot be recognised any more than all of them. `utterance` is the
-    index of the example in the part, `language` that of its language among `languages`. Rows that a batch lacks to the
-    widest one are fillers without a frame, if they are asked for.
+    `Batch.units` [rows, frames, 1] holds a row's tokens from its first frame on, `NO_UNIT` after them. Of more tokens
+    than these frames, the first one fills all of them: no head can spell that either, so that such a row has no loss.
+    `utterance` is the index of the example in the part, `language` that of its language among `languages`. Rows that a
+    batch lacks to the widest one are fillers without a frame, if they are asked for.
     """
 
     def __init__(self, track: Track, part: Part, cfg: TrackBatchesConfig, *, training: bool):
@@ -108,7 +108,9 @@ class LoadTrackBatch(grain.transforms.Map):
             seed=np.zeros(rows, np.uint32),
         )
         for row, (index, waveform) in enumerate(zip(chosen, waveforms, strict=True)):
-            labels = self.labels[index][:frames]
+            labels = self.labels[index]
+            if len(labels) > frames:  # cut, they could be spelled; one token over and over takes a blank between
+                labels = np.full(frames, labels[0])
             batch.waveform[row, : len(waveform)] = waveform
             batch.samples[row] = len(waveform)
             batch.valid[row, : num_frames(len(waveform))] = True

@@ -34,7 +34,7 @@ def track(tmp_path_factory):
         soundfile.write(path, samples, 16_000)
         language = "eng" if number % 2 else "deu"
         utterance = Utterance(path.stem, "mls", language, language, path, len(samples) / 16_000, "AB")
-        tokens = ["A", "B", "?"] if number else ["A"] * 500
+        tokens = ["A", "B", "?"] if number else ["A", "B"] * 250
         examples.append(Example(utterance, "AB", tokens))
     parts = {"train": examples, "dev": examples, "test": examples}
     return Track("t", "multilingual", "10min", parts, {}, ["<blank>", "<unk>", "A", "B", "<sos/eos>"], [], "character")
@@ -77,7 +77,7 @@ def test_rows_hold_their_utterance_and_its_tokens(track):
             assert not batch.waveform[row, batch.samples[row] :].any() and batch.samples[row] == len(wanted)
             assert batch.valid[row].sum() == num_frames(len(wanted))
             labels = batch.units[row, :, 0]
-            expected = [2, 3, 1] if index else [2] * len(labels)  # of too many tokens, as many as there are frames
+            expected = [2, 3, 1] if index else [2] * len(labels)  # of too many tokens, what takes a blank between each
             assert labels[labels >= 0].tolist() == expected
             assert ["deu", "eng"][batch.language[row]] == example.utterance.language
         assert batch.waveform.shape[1] % 8_000 == 0
