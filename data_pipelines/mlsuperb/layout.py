@@ -97,6 +97,7 @@ def read_split(
     sources: Collection[str] | None = None,
     few_shot_rule: bool = True,
     brackets: bool = True,
+    text_needed: bool = True,
 ) -> Split:
     """The utterances of `part` of the set of `duration`, of some languages and sources or of all.
 
@@ -106,6 +107,8 @@ def read_split(
         languages, sources: folder names; None for all that are there.
         few_shot_rule: train few-shot languages on the five named utterances only (the multilingual tracks do).
         brackets: bracketed remarks are taken out of the text before it counts as empty (the multilingual tracks do).
+        text_needed: leave out train and dev lines whose text is then empty (ESPnet `asr.sh`, "Remove empty text").
+            Where a reference begins with its language, none is empty, and such a line counts as its language alone.
 
     Raises:
         MlSuperbError: the folder has no corpus of the benchmark, or a language lacks its transcript.
@@ -131,11 +134,13 @@ def read_split(
                 continue  # by the rules of the benchmark, nothing to report
             else:
                 heard[fields[0]] = number
-                _take(split, folder, fields, place, part=part, brackets=brackets)
+                _take(split, folder, fields, place, limited=part != "test", brackets=brackets, text_needed=text_needed)
     return split
 
 
-def _take(split: Split, folder: Path, fields: list[str], place: str, *, part: Part, brackets: bool) -> None:
+def _take(
+    split: Split, folder: Path, fields: list[str], place: str, *, limited: bool, brackets: bool, text_needed: bool
+) -> None:
     """Adds a transcript's line to the split, or to what is left out."""
     path = folder / "wav" / f"{fields[0]}.wav"
     reason = None
@@ -143,7 +148,7 @@ def _take(split: Split, folder: Path, fields: list[str], place: str, *, part: Pa
         reason = "no text"
     elif len(fields[0].split("_")) < 3:
         reason = "id does not end in _LANGUAGE_NUMBER"
-    elif part != "test" and not written(without_brackets(fields[2]) if brackets else fields[2]):
+    elif limited and text_needed and not written(without_brackets(fields[2]) if brackets else fields[2]):
         reason = "no text but punctuation"
     if reason is None:
         try:
@@ -151,7 +156,7 @@ def _take(split: Split, folder: Path, fields: list[str], place: str, *, part: Pa
         except (soundfile.LibsndfileError, OSError):
             reason = "recording missing" if not path.exists() else "recording cannot be read"
         else:
-            if part != "test" and not SHORTEST_SECONDS < seconds < LONGEST_SECONDS:
+            if limited and not SHORTEST_SECONDS < seconds < LONGEST_SECONDS:
                 reason = f"not between {SHORTEST_SECONDS:g} and {LONGEST_SECONDS:g} s"
     if reason is not None:
         split.left_out.append(LeftOut(place, reason))

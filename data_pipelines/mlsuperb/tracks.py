@@ -109,7 +109,7 @@ def read_track(root: Path, task: Task, *, duration: Duration, monolingual: str |
     if monolingual is not None and monolingual not in MONOLINGUAL_SETS:
         raise MlSuperbError(f"no monolingual set {monolingual!r}; there are {', '.join(MONOLINGUAL_SETS)}")
     name = task if monolingual is None else f"{task} {monolingual}"
-    splits = {part: _split(Path(root), part, duration=duration, monolingual=monolingual) for part in PARTS}
+    splits = {part: _split(Path(root), part, task, duration=duration, monolingual=monolingual) for part in PARTS}
     for part, split in splits.items():
         if not split.utterances:
             reasons = ", ".join(f"{count} {reason}" for reason, count in split.reasons().most_common())
@@ -129,9 +129,9 @@ def read_track(root: Path, task: Task, *, duration: Duration, monolingual: str |
     return Track(name, task, duration, parts, left_out, [BLANK, UNKNOWN, *known, END], symbols, kind)
 
 
-def _split(root: Path, part: Part, *, duration: Duration, monolingual: str | None) -> Split:
+def _split(root: Path, part: Part, task: Task, *, duration: Duration, monolingual: str | None) -> Split:
     if monolingual is None:
-        return read_split(root, part, duration=duration)
+        return read_split(root, part, duration=duration, text_needed=task == "multilingual")
     language, source = MONOLINGUAL_SETS[monolingual]
     sources = None if part == "test" else (source,)
     return read_split(

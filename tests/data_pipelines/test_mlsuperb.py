@@ -126,6 +126,23 @@ def test_what_is_left_out_is_named_and_counted(small):
     assert [path.name for path in untold_recordings(root)] == ["mls_eng_000099.wav"]
 
 
+def test_lines_of_punctuation_alone_are_left_out_where_nothing_would_be_left_of_them(small):
+    """asr.sh drops lines of one field; `ID [eng]` has two."""
+    root = small(["mls_eng_000001 x hello", "mls_eng_000002 x ...", "mls_eng_000003 x [laughs]"])
+    monolingual = {"task": "monolingual", "monolingual": "eng1"}
+    for asked, train, empty in (
+        ({"task": "identification"}, ["[eng]"] * 3, []),
+        ({"task": "joint"}, ["[eng] HELLO", "[eng]", "[eng]"], []),
+        ({"task": "multilingual"}, ["HELLO"], ["...:2", "...:3"]),
+        (monolingual, ["HELLO", "LAUGHS"], ["...:2"]),
+    ):
+        track = read_track(root, duration="10min", **asked)
+        for part in ("train", "dev"):
+            assert [each.text for each in track.parts[part]] == train
+            assert ["..." + each.place[-2:] for each in track.left_out[part]] == empty
+        assert len(track.parts["test"]) == 3
+
+
 def test_listed_recordings_without_sound_are_left_out(small):
     root = small(["swc_eng_000007 x hello", "swc_eng_000008 x hello"], source="swc")
     split = read_split(root, "dev", duration="10min")
