@@ -116,12 +116,12 @@ def read_split(
     root = Path(root)
     split = Split([], [])
     skipped, few_shot = _listed("silent.txt"), few_shot_utterances()
+    heard: dict[str, Path] = {}  # id -> folder: over all of the part, which is judged by ids
     for folder in _language_folders(root, languages, sources):
         name = f"transcript_{duration if part == 'train' else '10min'}_{part}.txt"
         transcript = folder / name
         if not transcript.is_file():
             raise MlSuperbError(f"{transcript} is missing: is {root} the whole benchmark, as unpacked?")
-        heard: dict[str, int] = {}
         for number, line in enumerate(transcript.read_text("utf-8").split("\n"), 1):
             place, fields = f"{transcript}:{number}", line.split(maxsplit=2)
             if not fields:
@@ -129,11 +129,13 @@ def read_split(
             if fields[0] in skipped:
                 split.left_out.append(LeftOut(place, "listed as without sound"))
             elif fields[0] in heard:
-                split.left_out.append(LeftOut(place, f"id stands on line {heard[fields[0]]} already"))
+                first = heard[fields[0]]
+                where = "on an earlier line" if first == folder else f"in {first.parent.name}/{first.name}"
+                split.left_out.append(LeftOut(place, f"id stands {where} already"))
             elif part == "train" and few_shot_rule and folder.name in FEW_SHOT and fields[0] not in few_shot:
                 continue  # by the rules of the benchmark, nothing to report
             else:
-                heard[fields[0]] = number
+                heard[fields[0]] = folder
                 _take(split, folder, fields, place, limited=part != "test", brackets=brackets, text_needed=text_needed)
     return split
 

@@ -115,7 +115,7 @@ def test_what_is_left_out_is_named_and_counted(small):
         "no text but punctuation": 1,
         "not between 0.1 and 20 s": 2,
         "recording missing": 1,
-        "id stands on line 1 already": 1,
+        "id stands on an earlier line already": 1,
         "id does not end in _LANGUAGE_NUMBER": 1,
     }
     assert train.left_out[0].place.endswith("eng/transcript_10min_train.txt:2")
@@ -124,6 +124,15 @@ def test_what_is_left_out_is_named_and_counted(small):
     assert [each.id[-1] for each in test.utterances] == ["1", "3", "4", "5"]
     soundfile.write(root / "mls" / "eng" / "wav" / "mls_eng_000099.wav", np.zeros(16_000), 16_000)
     assert [path.name for path in untold_recordings(root)] == ["mls_eng_000099.wav"]
+
+
+def test_an_id_is_used_once_whatever_the_folder(small):
+    """Hypotheses are matched with references by id."""
+    lines = ["fleurs_eng_000001 x one", "fleurs_eng_000002 x two"]
+    small(lines, source="fleurs")
+    split = read_split(small(lines[1:], source="mls"), "test", duration="10min")
+    assert [(each.source, each.id[-1]) for each in split.utterances] == [("fleurs", "1"), ("fleurs", "2")]
+    assert split.reasons() == {"id stands in fleurs/eng already": 1}
 
 
 def test_lines_of_punctuation_alone_are_left_out_where_nothing_would_be_left_of_them(small):
