@@ -184,6 +184,15 @@ def test_folders_that_are_not_the_benchmark(tmp_path, small):
         read_track(root, "multilingual", duration="10min")
 
 
+def test_a_transcript_that_is_not_utf_8_is_named_with_its_line(small):
+    root = small(["mls_deu_000001 x gut", "mls_deu_000002 x schön"], language="deu")
+    path = root / "mls" / "deu" / "transcript_10min_train.txt"
+    path.write_bytes(path.read_text("utf-8").encode("latin-1"))
+    for read in (lambda: read_split(root, "train", duration="10min"), lambda: list(untold_recordings(root))):
+        with pytest.raises(MlSuperbError, match=r"transcript_10min_train\.txt, line 2 is not UTF-8 \(byte 0xf6\)"):
+            read()
+
+
 def test_multilingual_tracks_of_the_miniature(benchmark_folder):
     plain, joint, lid = (
         read_track(benchmark_folder, task, duration="10min") for task in ("multilingual", "joint", "identification")
