@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from data_pipelines.mlsuperb.recordings import examine_all
-from data_pipelines.mlsuperb.texts import without_brackets, written
+from data_pipelines.mlsuperb.texts import can_be_said, without_brackets, written
 
 Duration = Literal["10min", "1h"]
 Part = Literal["train", "dev", "test"]
@@ -208,6 +208,25 @@ def missing_sources(root: Path) -> list[str]:
     """
     there = {folder.parent.name for folder in _language_folders(Path(root), None, None)}
     return [source for source in SOURCES if source not in there]
+
+
+def ignored_folders(root: Path) -> list[str]:
+    """Visible folders of `root` that are none of the benchmark's corpora: nothing in them is read.
+
+    Raises MlSuperbError: the folder has no corpus of the benchmark.
+    """
+    _language_folders(Path(root), None, None)
+    names = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
+    return [name for name in names if name not in SOURCES and not name.startswith(".")]
+
+
+def unsayable_languages(root: Path) -> list[str]:
+    """SOURCE/LANGUAGE of the folders whose language no hypothesis can name: neither xxx nor xxx_xxx (`said_language`).
+
+    Raises MlSuperbError: the folder has no corpus of the benchmark.
+    """
+    folders = _language_folders(Path(root), None, None)
+    return [f"{folder.parent.name}/{folder.name}" for folder in folders if not can_be_said(folder.name)]
 
 
 def missing_few_shot(root: Path, *, duration: Duration) -> list[str]:

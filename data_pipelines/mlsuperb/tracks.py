@@ -24,6 +24,7 @@ from data_pipelines.mlsuperb.layout import (
     Split,
     Utterance,
     read_split,
+    unsayable_languages,
 )
 from data_pipelines.mlsuperb.phones import phonemizer_for
 from data_pipelines.mlsuperb.texts import characters, language_symbol, reference
@@ -102,7 +103,8 @@ class Track(NamedTuple):
 def read_track(root: Path, task: Task, *, duration: Duration, monolingual: str | None = None) -> Track:
     """The track of `task` on the set of `duration`, from the benchmark's folder; `monolingual` names one of the 13.
 
-    Raises MlSuperbError: no such set, or a part without any utterance, which nothing can be trained on or judged by.
+    Raises MlSuperbError: no such set; a part without any utterance, which nothing can be trained on or judged by; in
+    tracks that name languages, a folder of one that no hypothesis can name.
     """
     if (task == "monolingual") != (monolingual is not None):
         raise MlSuperbError(f"the monolingual track, and only that, has sets: {', '.join(MONOLINGUAL_SETS)}")
@@ -114,6 +116,11 @@ def read_track(root: Path, task: Task, *, duration: Duration, monolingual: str |
         if not split.utterances:
             reasons = ", ".join(f"{count} {reason}" for reason, count in split.reasons().most_common())
             raise MlSuperbError(f"{root}: track {name} has no {part} utterance{f': {reasons}' if reasons else ''}")
+    if task in ("identification", "joint") and (unsayable := unsayable_languages(root)):
+        raise MlSuperbError(
+            f"{root}: no hypothesis can name the language of {', '.join(unsayable)}: folders of languages are called by "
+            "ISO 639-3, in small letters; rename them, or move them away"
+        )
     write = _writer(task, monolingual)
     texts = {part: [(each, *write(each)) for each in split.utterances] for part, split in splits.items()}
     symbols = sorted({language_symbol(each.language) for each in splits["train"].utterances})

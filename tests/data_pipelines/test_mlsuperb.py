@@ -15,9 +15,11 @@ from data_pipelines.mlsuperb.layout import (
     SOURCES,
     MlSuperbError,
     few_shot_utterances,
+    ignored_folders,
     missing_few_shot,
     missing_sources,
     read_split,
+    unsayable_languages,
     untold_recordings,
 )
 from data_pipelines.mlsuperb.miniature import write_miniature
@@ -170,6 +172,18 @@ def test_sources_and_few_shot_utterances_that_are_not_there_are_named(small):
     assert missing_few_shot(root, duration="10min") == missing_few_shot(root, duration="1h") == five[:1]
     (root / "mls").mkdir()  # without a language
     assert missing_sources(root) == [source for source in SOURCES if source != "commonvoice"]
+
+
+def test_folders_that_are_not_read_and_languages_that_cannot_be_said_are_named(small):
+    small(["cv_org_jpn_000001 x hai"], language="org_jpn", source="commonvoice")
+    root = small(["mls_de_000001 x gut"], language="de")
+    (root / "voxlingua" / "deu").mkdir(parents=True)
+    (root / "license.txt").touch()
+    assert ignored_folders(root) == ["voxlingua"] and unsayable_languages(root) == ["mls/de"]
+    for task in ("identification", "joint"):
+        with pytest.raises(MlSuperbError, match="language of mls/de: folders of languages are called by ISO 639-3"):
+            read_track(root, task, duration="10min")
+    assert read_track(root, "multilingual", duration="10min").parts["train"][1].text == "GUT"
 
 
 def test_folders_that_are_not_the_benchmark(tmp_path, small):
