@@ -76,14 +76,19 @@ def read_challenge(root: Path, *, judged_on: Development = "dev") -> Track:
     return Track(f"challenge {judged_on}", "joint", "1h", parts, left_out, tokens, symbols, "character")
 
 
-def _read(root: Path, name: str, *, limited: bool) -> Split:
-    folder, split = root / "data" / name, Split([], [])
+def _folder(root: Path, name: str) -> Path:
+    folder = root / "data" / name
     for file in ("text", "wav.scp"):
         if not (folder / file).is_file():
             raise MlSuperbError(
                 f"{folder / file} is missing: {root} is not laid out as ESPnet's egs2/ml_superb2/asr1 is after its "
                 "local/download.py; `python -m data_pipelines challenge DATASET --out DIR` writes such a folder"
             )
+    return folder
+
+
+def _read(root: Path, name: str, *, limited: bool) -> Split:
+    folder, split = _folder(root, name), Split([], [])
     recordings = dict(line.split(maxsplit=1) for _, line in lines_of(folder / "wav.scp") if len(line.split()) > 1)
     seen: set[str] = set()
     for number, line in lines_of(folder / "text"):
@@ -109,6 +114,20 @@ def _read(root: Path, name: str, *, limited: bool) -> Split:
         words = " ".join(text.split())
         split.utterances.append(Utterance(id, source, language, language, path, seconds, words))
     return split
+
+
+def untold_recordings(root: Path, *, judged_on: Development = "dev") -> list[Path]:
+    """Recordings of the track's wav.scp files that have no line in the text beside it: audio without text.
+
+    Raises MlSuperbError: a file is missing or not UTF-8.
+    """
+    found = []
+    for name in ("train", "dev") if judged_on == "dev" else ("train", "dev", judged_on):
+        folder = _folder(Path(root), name)
+        told = {line.split(maxsplit=1)[0] for _, line in lines_of(folder / "text")}
+        recordings = (line.split(maxsplit=1) for _, line in lines_of(folder / "wav.scp"))
+        found += [Path(root) / row[1].strip() for row in recordings if len(row) > 1 and row[0] not in told]
+    return found
 
 
 class Unpacked(NamedTuple):

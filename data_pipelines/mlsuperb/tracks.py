@@ -110,17 +110,17 @@ def read_track(root: Path, task: Task, *, duration: Duration, monolingual: str |
         raise MlSuperbError(f"the monolingual track, and only that, has sets: {', '.join(MONOLINGUAL_SETS)}")
     if monolingual is not None and monolingual not in MONOLINGUAL_SETS:
         raise MlSuperbError(f"no monolingual set {monolingual!r}; there are {', '.join(MONOLINGUAL_SETS)}")
+    if task in ("identification", "joint") and (unsayable := unsayable_languages(root)):
+        raise MlSuperbError(
+            f"{root}: no hypothesis can name the language of {', '.join(unsayable)}: folders of languages are named by "
+            "ISO 639-3, in small letters; rename or remove them"
+        )
     name = task if monolingual is None else f"{task} {monolingual}"
     splits = {part: _split(Path(root), part, task, duration=duration, monolingual=monolingual) for part in PARTS}
     for part, split in splits.items():
         if not split.utterances:
             reasons = ", ".join(f"{count} {reason}" for reason, count in split.reasons().most_common())
             raise MlSuperbError(f"{root}: track {name} has no {part} utterance{f': {reasons}' if reasons else ''}")
-    if task in ("identification", "joint") and (unsayable := unsayable_languages(root)):
-        raise MlSuperbError(
-            f"{root}: no hypothesis can name the language of {', '.join(unsayable)}: folders of languages are called by "
-            "ISO 639-3, in small letters; rename them, or move them away"
-        )
     write = _writer(task, monolingual)
     texts = {part: [(each, *write(each)) for each in split.utterances] for part, split in splits.items()}
     symbols = sorted({language_symbol(each.language) for each in splits["train"].utterances})

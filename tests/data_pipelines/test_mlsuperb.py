@@ -181,7 +181,7 @@ def test_folders_that_are_not_read_and_languages_that_cannot_be_said_are_named(s
     (root / "license.txt").touch()
     assert ignored_folders(root) == ["voxlingua"] and unsayable_languages(root) == ["mls/de"]
     for task in ("identification", "joint"):
-        with pytest.raises(MlSuperbError, match="language of mls/de: folders of languages are called by ISO 639-3"):
+        with pytest.raises(MlSuperbError, match="language of mls/de: folders of languages are named by ISO 639-3"):
             read_track(root, task, duration="10min")
     assert read_track(root, "multilingual", duration="10min").parts["train"][1].text == "GUT"
 
