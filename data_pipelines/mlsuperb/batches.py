@@ -10,16 +10,14 @@ Rows are padded to one of a few static lengths. Nothing depends on how far (`wav
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import grain
 import numpy as np
-import soundfile
 
 from data_pipelines.ahead import Batches
-from data_pipelines.audio import AudioError, checked, mono
 from data_pipelines.batch import NO_UNIT, NO_UTTERANCE, RECEPTIVE_FIELD, SAMPLE_RATE, Batch, check_batch, num_frames
 from data_pipelines.mlsuperb.layout import MlSuperbError, Part
+from data_pipelines.mlsuperb.recordings import read_recording
 from data_pipelines.mlsuperb.tracks import Example, Track
 from data_pipelines.permutations import hash64, permute
 
@@ -139,18 +137,3 @@ def track_batches(
     load = LoadTrackBatch(track, part, cfg, training=training)
     dataset = grain.MapDataset.range(1 << 62 if training else len(load)).map(load)[start:]
     return Batches(dataset, threads=cfg.threads, prefetch=cfg.prefetch, first=start)
-
-
-def read_recording(path: Path) -> np.ndarray:
-    """float32 [samples] at 16 kHz, channels averaged. Silence is heard as it is: the benchmark does not leave it out.
-
-    Raises AudioError naming the file.
-    """
-    try:
-        sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
-        raise AudioError(str(path), f"cannot be read ({error})") from error
-    waveform = mono(sound)
-    if rate == SAMPLE_RATE or not len(waveform):
-        return waveform
-    return checked(waveform, rate=rate, channels=sound.shape[1], floats=False, name=str(path)).waveform

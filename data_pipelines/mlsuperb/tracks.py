@@ -24,6 +24,7 @@ from data_pipelines.mlsuperb.layout import (
     Split,
     Utterance,
     read_split,
+    unsayable_languages,
 )
 from data_pipelines.mlsuperb.phones import phonemizer_for
 from data_pipelines.mlsuperb.texts import characters, language_symbol, reference
@@ -102,14 +103,20 @@ class Track(NamedTuple):
 def read_track(root: Path, task: Task, *, duration: Duration, monolingual: str | None = None) -> Track:
     """The track of `task` on the set of `duration`, from the benchmark's folder; `monolingual` names one of the 13.
 
-    Raises MlSuperbError: no such set, or a part without any utterance, which nothing can be trained on or judged by.
+    Raises MlSuperbError: no such set; a part without any utterance, which nothing can be trained on or judged by; in
+    tracks that name languages, a folder of one that no hypothesis can name.
     """
     if (task == "monolingual") != (monolingual is not None):
         raise MlSuperbError(f"the monolingual track, and only that, has sets: {', '.join(MONOLINGUAL_SETS)}")
     if monolingual is not None and monolingual not in MONOLINGUAL_SETS:
         raise MlSuperbError(f"no monolingual set {monolingual!r}; there are {', '.join(MONOLINGUAL_SETS)}")
+    if task in ("identification", "joint") and (unsayable := unsayable_languages(root)):
+        raise MlSuperbError(
+            f"{root}: no hypothesis can name the language of {', '.join(unsayable)}: folders of languages are named by "
+            "ISO 639-3, in small letters; rename or remove them"
+        )
     name = task if monolingual is None else f"{task} {monolingual}"
-    splits = {part: _split(Path(root), part, duration=duration, monolingual=monolingual) for part in PARTS}
+    splits = {part: _split(Path(root), part, task, duration=duration, monolingual=monolingual) for part in PARTS}
     for part, split in splits.items():
         if not split.utterances:
             reasons = ", ".join(f"{count} {reason}" for reason, count in split.reasons().most_common())
@@ -129,9 +136,9 @@ def read_track(root: Path, task: Task, *, duration: Duration, monolingual: str |
     return Track(name, task, duration, parts, left_out, [BLANK, UNKNOWN, *known, END], symbols, kind)
 
 
-def _split(root: Path, part: Part, *, duration: Duration, monolingual: str | None) -> Split:
+def _split(root: Path, part: Part, task: Task, *, duration: Duration, monolingual: str | None) -> Split:
     if monolingual is None:
-        return read_split(root, part, duration=duration)
+        return read_split(root, part, duration=duration, text_needed=task == "multilingual")
     language, source = MONOLINGUAL_SETS[monolingual]
     sources = None if part == "test" else (source,)
     return read_split(
