@@ -10,9 +10,10 @@ from tqdm import tqdm
 from data_pipelines.mlsuperb.layout import Duration
 from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, Task, read_track
 from experiments.mlsuperb.encoders import FrozenEncoder
+from experiments.mlsuperb.faults import read_folder
 from experiments.mlsuperb.judging import decode, write_hypotheses
 from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError
-from experiments.mlsuperb.results import read_folder, read_result, write_results
+from experiments.mlsuperb.results import read_result, write_results
 from experiments.mlsuperb.scoring import judge
 from experiments.mlsuperb.training import Run, TrackFiles, check_unchanged, train_track
 from wavlab_jax.downstream import DownstreamConfig
@@ -91,11 +92,13 @@ def summary(results: dict) -> str:
         lines.append(f"  {name}: {'; '.join(said)}; {row['utterances']:,} utterances")
     data = results["data"]
     for part, reasons in results["left_out"].items():
-        lines += [f"  left out of {part}: {count:,}, {reason}" for reason, count in reasons.items()]
+        for reason, count in reasons.items():
+            lines.append(f"  left out of {part}: {count:,}, {reason} ({data['left_out_places'][part][reason][0]})")
     for what, found in (
         ("recordings without text", data["recordings_without_text"]),
         *((f"of {part} with more tokens than frames", found) for part, found in data["infeasible"].items()),
         ("empty references in test", data["empty_references"]),
+        ("folders that are not read", data.get("ignored_folders", {"count": 0})),
     ):
         if found["count"]:
             more = ", ..." if found["count"] > 3 else ""
@@ -103,7 +106,9 @@ def summary(results: dict) -> str:
     unseen = results["unseen_tokens"]
     if unseen:
         times, first = sum(unseen.values()), ", ".join(list(unseen)[:10])
-        lines.append(f"  of test never seen in training: {len(unseen):,} tokens, {times:,} times: {first}")
+        where = data.get("unseen_tokens_in", {}).get("test", {}).get("first", [])[:1]
+        said = "".join(f"; first in {id}" for id in where)
+        lines.append(f"  of test never seen in training: {len(unseen):,} tokens, {times:,} times: {first}{said}")
     lines += [f"  NOT THE PUBLISHED PROTOCOL: {each}" for each in results["protocol"]["deviations"]]
     return "\n".join(lines)
 

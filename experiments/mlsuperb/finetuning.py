@@ -19,10 +19,11 @@ from data_pipelines.batch import Batch, num_frames
 from data_pipelines.mlsuperb.tracks import Track
 from experiments.commands import Unsaid
 from experiments.mlsuperb.encoders import LOG_MEL, RANDOM, FrozenEncoder
+from experiments.mlsuperb.faults import challenge_folder, faults_of, read_folder
 from experiments.mlsuperb.judging import decode, write_hypotheses
 from experiments.mlsuperb.protocol import ProtocolError, Schedule
 from experiments.mlsuperb.recipe import RecipeConfig
-from experiments.mlsuperb.results import Folder, Followed, data_facts, read_folder, results_of, write
+from experiments.mlsuperb.results import Followed, data_facts, results_of, write
 from experiments.mlsuperb.scoring import Judged, ScoringError, challenge_scores, judge
 from experiments.mlsuperb.training import (
     Steps,
@@ -168,8 +169,12 @@ def _averages(judged: list[Judged]) -> dict:
 
 def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, root: Path, seconds: float) -> dict:
     """results.json and left_out.tsv, as `results` has them; a token is spelled in a frame of the encoder."""
-    folder = read_folder(root, duration=run.track.duration) if judged_set(run.track) is None else Folder(root)
-    facts = data_facts(run.track, folder=folder, frames_of=num_frames)
+    if (judged_on := judged_set(run.track)) is None:
+        folder = read_folder(root, duration=run.track.duration)
+    else:
+        folder = challenge_folder(root, judged_on=judged_on)
+    faults = faults_of(run.track, folder, frames_of=num_frames)
+    facts = data_facts(run.track, folder, faults)
     miniature = ["a miniature in the benchmark's layout, not its data"] if folder.miniature else []
     optimizer = run.cfg.optimizer
     followed = Followed(
@@ -182,4 +187,4 @@ def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, r
     results = results_of(run, trained, judged, followed, data=facts, layer_weights=[], seconds=seconds)
     if run.track.task == "joint":
         results["challenge"] = _averages(judged)
-    return write(run, results)
+    return write(run, results, faults)

@@ -1,12 +1,12 @@
 """results.json of one model on one track: every figure, and all that it takes to judge it.
 
-Beside it lie hypotheses.tsv (each utterance), left_out.tsv (each row that is not used, with its reason) and
+Beside it lie hypotheses.tsv (each utterance), left_out.tsv (each fault in the data, with its place) and
 metrics.jsonl (training). docs/mlsuperb.md has the keys.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,19 +14,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data_pipelines.atomic import whole_file
-from data_pipelines.mlsuperb.layout import (
-    PARTS,
-    Duration,
-    is_miniature,
-    missing_few_shot,
-    missing_sources,
-    untold_recordings,
-)
+from data_pipelines.mlsuperb.layout import PARTS, Part
 from data_pipelines.mlsuperb.tracks import Track
 from experiments.machine import describe_machine, git_commit
-from experiments.mlsuperb.judging import infeasible
-from experiments.mlsuperb.protocol import ACCUMULATE, DIFFERENCES, ProtocolError, deviations, incomplete
+from experiments.mlsuperb.faults import EMPTY, INFEASIBLE, UNSEEN, Fault, Folder, faults_of, write_faults
+from experiments.mlsuperb.protocol import ACCUMULATE, DIFFERENCES, ProtocolError, deviations
 from experiments.mlsuperb.scoring import Judged, chance, figures
 from experiments.mlsuperb.training import Run, Trained, judged_set
 from experiments.run import write_json
@@ -48,42 +40,17 @@ class Followed(NamedTuple):
     learning_rate: float
 
 
-class Folder(NamedTuple):
-    """What there is to say of the benchmark's folder, whatever the track.
-
-    Attributes:
-        root: where it is.
-        miniature: whether it is one.
-        untold: recordings that no transcript names.
-        missing_sources, missing_few_shot: corpora, and utterances to be trained on, that are not there.
-    """
-
-    root: Path
-    miniature: bool = False
-    untold: Sequence[Path] = ()
-    missing_sources: Sequence[str] = ()
-    missing_few_shot: Sequence[str] = ()
-
-    def lacks(self, track: Track) -> list[str]:
-        """What a track lacks of the benchmark as released."""
-        return incomplete(track, sources=self.missing_sources, few_shot=self.missing_few_shot)
-
-
-def read_folder(root: Path, *, duration: Duration) -> Folder:
-    """Raises MlSuperbError: the folder is not the benchmark's."""
-    few_shot = missing_few_shot(root, duration=duration)
-    return Folder(root, is_miniature(root), list(untold_recordings(root)), missing_sources(root), few_shot)
-
-
 def write_results(run: Run, trained: Trained, judged: Sequence[Judged], *, folder: Folder, seconds: float) -> dict:
     """Writes results.json and left_out.tsv of `superb`; returns the first."""
     lacks = folder.lacks(run.track)
     deviates = deviations(run.cfg, run.schedule, miniature=folder.miniature, incomplete=lacks)
     followed = Followed(not deviates, deviates, list(DIFFERENCES), ACCUMULATE, run.cfg.learning_rate)
     config = run.encoder.config
-    facts = data_facts(run.track, folder=folder, frames_of=partial(frames_for, log_mel=config is None))
+    faults = faults_of(run.track, folder, frames_of=partial(frames_for, log_mel=config is None))
+    facts = data_facts(run.track, folder, faults)
     weights = layer_weights(trained) if config else []
-    return write(run, results_of(run, trained, judged, followed, data=facts, layer_weights=weights, seconds=seconds))
+    results = results_of(run, trained, judged, followed, data=facts, layer_weights=weights, seconds=seconds)
+    return write(run, results, faults)
 
 
 def results_of(
@@ -135,26 +102,23 @@ def results_of(
     }
 
 
-def write(run: Any, results: dict) -> dict:
+def write(run: Any, results: dict, faults: Sequence[Fault]) -> dict:
     """Writes left_out.tsv, then results.json; returns the latter."""
-    left_out = run.track.left_out
-    rows = [("part", "place", "reason"), *((part, *each) for part in PARTS for each in left_out[part])]
-    with whole_file(run.files.left_out) as temporary:
-        temporary.write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")
+    write_faults(run.files.left_out, faults)
     write_json(run.files.results, results)
     return results
 
 
-def data_facts(track: Track, *, folder: Folder, frames_of: Callable[[int], int]) -> dict:
-    """What was trained on and judged by, and every fault: named (the first few) and counted.
+def data_facts(track: Track, folder: Folder, faults: Sequence[Fault]) -> dict:
+    """What was trained on and judged by, and every fault: counted, and the first few named."""
 
-    `frames_of`: samples -> frames in which tokens are spelled.
-    """
+    def named(some: Sequence[Any]) -> dict:
+        return {"count": len(some), "first": [str(each) for each in some[:NAMED]]}
 
-    def named(some: Sequence[str]) -> dict:
-        return {"count": len(some), "first": list(some[:NAMED])}
+    def places(kind: str, part: Part) -> dict:
+        return named([each.place for each in faults if (each.kind, each.part) == (kind, part)])
 
-    parts, impossible = {}, {}
+    parts = {}
     for part in PARTS:
         utterances = [each.utterance for each in track.parts[part]]
         parts[part] = {
@@ -162,12 +126,12 @@ def data_facts(track: Track, *, folder: Folder, frames_of: Callable[[int], int])
             "hours": sum(each.seconds for each in utterances) / 3600,
             "languages": len({each.language for each in utterances}),
         }
-        impossible[part] = named(infeasible(track.parts[part], frames_of))
     return {
         "root": str(folder.root),
         "miniature": folder.miniature,
         "missing_sources": list(folder.missing_sources),
         "missing_few_shot": named(folder.missing_few_shot),
+        "ignored_folders": named(folder.ignored),
         "parts": parts,
         "left_out_places": {
             part: {
@@ -176,10 +140,11 @@ def data_facts(track: Track, *, folder: Folder, frames_of: Callable[[int], int])
             }
             for part in PARTS
         },
-        "recordings_without_text": named([str(path) for path in folder.untold]),
-        "infeasible": impossible,
+        "recordings_without_text": named(folder.untold),
+        "infeasible": {part: places(INFEASIBLE, part) for part in PARTS},
         "unseen_tokens_dev": dict(track.unseen("dev").most_common()),
-        "empty_references": named([each.utterance.id for each in track.parts["test"] if not each.text]),
+        "unseen_tokens_in": {part: places(UNSEEN, part) for part in ("dev", "test")},
+        "empty_references": places(EMPTY, "test"),
     }
 
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -62,13 +63,22 @@ def test_results_have_every_figure_and_name_every_fault(whole, root):
     assert data["infeasible"]["train"] == {"count": 1, "first": ["mls_eng_900001"]}
     assert data["parts"]["train"]["utterances"] == 16 and not data["miniature"]
     with open(folder / "left_out.tsv", encoding="utf-8") as file:
-        assert [row[0] for row in csv.reader(file, delimiter="\t")] == ["part", "train", "train"]
+        faults = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert Counter(row["fault"] for row in faults) == {
+        "left out": 2, "recording without text": 1, "corpus not there": 12, "more tokens than frames": 1,
+        "tokens that training never saw": 1,
+    }  # fmt: skip
+    assert [tuple(row.values()) for row in faults if row["fault"].startswith(("more", "tokens"))] == [
+        ("train", "more tokens than frames", "mls_eng_900001", ""),
+        ("test", "tokens that training never saw", "mls_eng_900001", "Q"),
+    ]
     with open(folder / "hypotheses.tsv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     assert len(rows) == 16 and sum(int(row["tokens"]) for row in rows) == results["all"]["tokens"]
     assert rows[-1]["reference"].startswith("[eng] ") or rows[0]["reference"].startswith("[deu] ")
     said = summary(results)
-    for part in ("left out of train: 1, no text", "more tokens than frames: 1 (mls_eng_900001)", "1 times: Q",
+    for part in (f"1, no text ({root}/mls/eng/transcript_10min_train.txt:8)",
+                 "more tokens than frames: 1 (mls_eng_900001)", "1 times: Q; first in mls_eng_900001",
                  "NOT THE PUBLISHED PROTOCOL: scale", "PROTOCOL: 12 of the benchmark's 14 corpora are not there: ALFFA",
                  "PROTOCOL: of train 1 left out: recording missing"):  # fmt: skip
         assert part in said, said
@@ -194,15 +204,15 @@ def test_what_is_wrong_with_the_last_track_is_said_before_the_first_is_trained(w
 
 def test_a_folder_that_is_not_whole_is_not_the_published_protocol():
     """What the protocol leaves out itself is no deviation; few-shot utterances are none of the monolingual sets'."""
-    usual = [LeftOut("a:1", "not between 0.1 and 20 s"), LeftOut("a:2", "listed as without sound")]
+    usual = [LeftOut("a:1", "not between 0.1 and 20 s"), LeftOut("a:2", "no text but punctuation")]
     whole = Track("joint", "joint", "10min", {}, {"train": usual, "test": []}, [], [], "character")
     lacks = {"sources": ["NST", "mls"], "few_shot": ["cv_tur_000095"]}
     assert incomplete(whole, sources=[], few_shot=[]) == []
     assert incomplete(whole._replace(task="monolingual"), sources=[], few_shot=["cv_tur_000095"]) == []
-    broken = [LeftOut("b:1", "recording missing"), LeftOut("b:2", "recording cannot be read")]
+    broken = [LeftOut("b:1", "recording missing"), LeftOut("b:2", "recording truncated")]
     said = incomplete(whole._replace(left_out={"train": usual, "test": broken}), **lacks)
     wanted = ("2 of the benchmark's 14 corpora are not there: NST, mls", "1 of the utterances.*cv_tur_000095",
-              "of test 1 left out: recording missing", "of test 1 left out: recording cannot be read")  # fmt: skip
+              "of test 1 left out: recording missing", "of test 1 left out: recording truncated")  # fmt: skip
     assert len(said) == len(wanted) and all(map(re.match, wanted, said)), said
     schedule = schedule_of(ProtocolConfig(), "joint", "10min")
     assert deviations(ProtocolConfig(), schedule, miniature=False, incomplete=said) == said
