@@ -14,7 +14,7 @@ import pytest
 from data_pipelines.mlsuperb.batches import TrackBatchesConfig
 from data_pipelines.mlsuperb.layout import LeftOut, MlSuperbError
 from data_pipelines.mlsuperb.tracks import Track
-from experiments.mlsuperb import benchmark, training
+from experiments.mlsuperb import benchmark, training, verbs
 from experiments.mlsuperb.benchmark import run_benchmark, summary, tracks_of
 from experiments.mlsuperb.encoders import LOG_MEL, read_encoder
 from experiments.mlsuperb.gathered import write_leaderboard
@@ -95,6 +95,23 @@ def test_readers_find_the_keys_of_the_example(whole):
     assert results["examples"][0].keys() == example["examples"][0].keys()
     head = (EXAMPLE / "hypotheses.tsv").read_text().splitlines()[0]
     assert tuple(head.split("\t")) == COLUMNS
+
+
+def test_the_verbs_from_folder_to_table(root, tmp_path, capsys):
+    """As they are typed, with the published downstream model: four batches of log-mel features, one update."""
+    command = f"log-mel --mlsuperb {root} --workdir {tmp_path} --track lid --scale 1e-5 --seed 3 --name mel"
+    command += " --batches.size 2 --batches.step 0.6 --batches.fillers True --batches.threads 0"
+    verbs.superb(command.split())
+    said = capsys.readouterr().out
+    results = json.loads((tmp_path / "mlsuperb" / "mel" / "10min" / "identification" / "results.json").read_text())
+    assert "[1/1] mel, identification, 10min: 4 batches, 6 tokens" in said and "results: " in said
+    assert results["model"]["kind"] == "log-mel" and results["all"]["utterances"] == 16
+    assert (results["protocol"]["iterations"], results["protocol"]["batch"], results["protocol"]["seed"]) == (4, 2, 3)
+    assert results["model"]["downstream_parameters"] == 4_599_303
+    verbs.superb(command.split())
+    assert "done already" in capsys.readouterr().out
+    verbs.leaderboard(["--workdir", str(tmp_path)])
+    assert "| **mel** |" in capsys.readouterr().out and (tmp_path / "mlsuperb" / "leaderboard.html").exists()
 
 
 def test_languages_that_sound_different_are_told_apart(root, tmp_path):
