@@ -12,6 +12,7 @@ Tokens are those of the training texts, ordered by how often they occur, between
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -117,13 +118,17 @@ def read_track(root: Path, task: Task, *, duration: Duration, monolingual: str |
         )
     name = task if monolingual is None else f"{task} {monolingual}"
     splits = {part: _split(Path(root), part, task, duration=duration, monolingual=monolingual) for part in PARTS}
-    for part, split in splits.items():
-        if not split.utterances:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in split.reasons().most_common())
-            raise MlSuperbError(f"{root}: track {name} has no {part} utterance{f': {reasons}' if reasons else ''}")
     write = _writer(task, monolingual)
     texts = {part: [(each, *write(each)) for each in split.utterances] for part, split in splits.items()}
-    symbols = sorted({language_symbol(each.language) for each in splits["train"].utterances})
+    for part in ("train", "dev"):  # ESPnet `asr.sh`, "Remove empty text": of phones, once they are made
+        silent = [each for each, _, tokens in texts[part] if not tokens]
+        splits[part].left_out.extend(LeftOut(str(each.path), "no phones") for each in silent)
+        texts[part] = [row for row in texts[part] if row[2]]
+    for part, split in splits.items():
+        if not texts[part]:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in split.reasons().most_common())
+            raise MlSuperbError(f"{root}: track {name} has no {part} utterance{f': {reasons}' if reasons else ''}")
+    symbols = sorted({language_symbol(each.language) for each, *_ in texts["train"]})
     if task in ("monolingual", "multilingual"):
         symbols = []
     parts = {part: [Example(*each) for each in rows] for part, rows in texts.items()}
@@ -164,8 +169,10 @@ def _writer(task: Task, monolingual: str | None) -> Callable[[Utterance], tuple[
     if language not in PHONE_LANGUAGES:
         return lambda each: _spelled(reference(each.text, brackets=False))
 
+    made_by = cache(phonemizer_for)  # asked for by the first text that is not phones already
+
     def phones(each: Utterance) -> tuple[str, list[str]]:
-        said = each.text.split() if each.phones else phonemizer_for(language)(reference(each.text, brackets=False))
+        said = each.text.split() if each.phones else made_by(language)(reference(each.text, brackets=False))
         return " ".join(said), said
 
     return phones

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.mlsuperb import phones, texts
+from data_pipelines.mlsuperb import texts
 from data_pipelines.mlsuperb.layout import (
     FEW_SHOT,
     SOURCES,
@@ -23,7 +23,6 @@ from data_pipelines.mlsuperb.layout import (
     untold_recordings,
 )
 from data_pipelines.mlsuperb.miniature import write_miniature
-from data_pipelines.mlsuperb.phones import phonemizer_for
 from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, monolingual_score, read_track
 
 DEMO = Path(__file__).resolve().parents[2] / "demo_corpus"
@@ -253,9 +252,3 @@ def test_monolingual_score_averages_sets_and_then_languages():
     assert monolingual_score(rates) == pytest.approx((20 + 8 * 40) / 9)
     with pytest.raises(MlSuperbError, match="none of xty"):
         monolingual_score({name: 1.0 for name in MONOLINGUAL_SETS if name != "xty"})
-
-
-def test_a_missing_phone_package_is_named(monkeypatch):
-    monkeypatch.setattr(phones, "find_spec", lambda package: None)
-    with pytest.raises(MlSuperbError, match="pip install pypinyin"):
-        phonemizer_for("cmn")
