@@ -27,6 +27,7 @@ OVERDRIVEN_PEAK = 4.0
 OVERDRIVEN_SHARE = 1e-3
 MAX_SECONDS = 3600.0  # longer files need segmenting first; also bounds the memory that a hostile header can ask for
 _UNKNOWN_SIZE = 0xFFFFFFFF  # what streaming writers put into a RIFF header
+_SOX_UNKNOWN = range(0x7FFFF000 - 64, 0x7FFFF000 + 1)  # SoX's wav.c, into a pipe: this, less what is no whole sample
 _INT16 = 32768.0
 _UNDECODED = ((4, b"ftyp", "MP4 or M4A"), (0, b"\x1aE\xdf\xa3", "WebM or Matroska"))  # first bytes of each
 _REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -119,7 +120,7 @@ def checked(source: np.ndarray, *, rate: int, channels: int, floats: bool, name:
         raise AudioError(name, "zero length")
     if not np.isfinite(source).all():
         raise AudioError(name, "not finite: has NaN or infinite samples", round(frames * SAMPLE_RATE / rate))
-    waveform = source if rate == SAMPLE_RATE else soxr.resample(source, rate, SAMPLE_RATE, quality="HQ")
+    waveform = at_16_khz(source, rate=rate)
     if not len(waveform):
         raise AudioError(name, "zero length at 16 kHz")
     if float(np.abs(source - source.mean(dtype=np.float64)).max()) < SILENCE:
@@ -130,6 +131,11 @@ def checked(source: np.ndarray, *, rate: int, channels: int, floats: bool, name:
         if peak > OVERDRIVEN_PEAK or beyond.mean() > OVERDRIVEN_SHARE:
             raise AudioError(name, f"overdriven: peak {peak:.3g}, floats must lie in [-1, 1]", len(waveform))
     return Decoded(np.ascontiguousarray(waveform, np.float32), rate, frames, channels)
+
+
+def at_16_khz(source: np.ndarray, *, rate: int) -> np.ndarray:
+    """float32 [samples]: `source` [frames] at `rate` Hz, resampled with soxr's HQ setting; 16 kHz as they are."""
+    return source if rate == SAMPLE_RATE else soxr.resample(source, rate, SAMPLE_RATE, quality="HQ")
 
 
 def encode_flac(waveform: np.ndarray) -> bytes:
@@ -207,6 +213,20 @@ def check_whole(data: bytes | mmap.mmap, name: str) -> None:
         raise AudioError(name, f"truncated: {len(data)} of {announced} bytes")
 
 
+def check_file(path: Path, name: str) -> None:
+    """`check_whole` of a file that is mapped, not read. Raises AudioError for no file and an empty one too."""
+    try:
+        if not path.is_file():
+            raise AudioError(name, "is not a file" if path.exists() else "does not exist")
+        with open(path, "rb") as file:
+            if path.stat().st_size == 0:
+                raise AudioError(name, "empty file")
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                check_whole(data, name)
+    except OSError as error:
+        raise AudioError(name, f"cannot be read ({error.strerror})") from error
+
+
 def _sphere_bytes(data: bytes | mmap.mmap, name: str) -> int | None:
     """The length by a NIST SPHERE header: its size in bytes on line 2, then "name -type value" lines up to end_head.
 
@@ -244,7 +264,7 @@ def _check_wav(data: bytes | mmap.mmap, name: str) -> None:
         if kind == b"ds64" and position + 24 <= len(data):
             wide_size = struct.unpack("<Q", data[position + 16 : position + 24])[0]
         if kind == b"data":
-            if size == _UNKNOWN_SIZE and wide_size is None:
+            if size in _SOX_UNKNOWN or (size == _UNKNOWN_SIZE and wide_size is None):
                 return  # written to a pipe: the length was never known
             size = wide_size if size == _UNKNOWN_SIZE else size
             left = len(data) - position - 8

@@ -4,7 +4,6 @@ Nothing is kept between blocks. Who needs the waveform twice reads the file twic
 than listening.
 """
 
-import mmap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from data_pipelines.audio import AudioError, ForwardSoundFile, check_whole, mono, words_of
+from data_pipelines.audio import AudioError, ForwardSoundFile, check_file, mono, words_of
 from data_pipelines.batch import SAMPLE_RATE
 
 _VALUES = 1 << 18  # decoded at once, all channels together: 16 s of 16 kHz mono
@@ -29,7 +28,7 @@ def read_blocks(path: Path, *, name: str | None = None) -> Iterator[np.ndarray]:
     """
     path = Path(path)
     name = str(path) if name is None else name
-    _check_file(path, name)
+    check_file(path, name)
     frames, resample = 0, None
     try:
         with ForwardSoundFile(path) as sound:
@@ -64,17 +63,3 @@ def announced_seconds(path: Path) -> float:
     except (soundfile.SoundFileError, RuntimeError, OSError):
         return 0.0
     return header.frames / header.samplerate if header.frames < _UNKNOWN_FRAMES else 0.0
-
-
-def _check_file(path: Path, name: str) -> None:
-    """`check_whole` of a file that is mapped, not read."""
-    try:
-        if not path.is_file():
-            raise AudioError(name, "is not a file" if path.exists() else "does not exist")
-        with open(path, "rb") as file:
-            if path.stat().st_size == 0:
-                raise AudioError(name, "empty file")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                check_whole(data, name)
-    except OSError as error:
-        raise AudioError(name, f"cannot be read ({error.strerror})") from error

@@ -41,11 +41,12 @@ class Collector:
         text: str = "",
         samples: int | None = None,
         span: Span | None = None,
+        corpus: str = "",
     ) -> None:
         """Adds the clip at `path` (in `folder`), or rejects it: no such file, not a UTF-8 name, listed before.
 
         `language` is an ISO 639-3 code (see `language_of`). `samples` as in `Clip`. With a `span`, one file
-        may give several clips.
+        may give several clips. `corpus` where it is not that of the whole collection.
         """
         name = self._name(path)
         piece = 0
@@ -58,6 +59,7 @@ class Collector:
             id=f"{name}#{piece}" if piece else name,
             row=len(self._lister) + 1,
             language=language,
+            corpus=corpus,
             speaker=speaker,
             split=split,
             text=one_line(text),

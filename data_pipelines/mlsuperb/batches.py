@@ -10,16 +10,14 @@ Rows are padded to one of a few static lengths. Nothing depends on how far (`wav
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import grain
 import numpy as np
-import soundfile
 
 from data_pipelines.ahead import Batches
-from data_pipelines.audio import AudioError, checked, mono
 from data_pipelines.batch import NO_UNIT, NO_UTTERANCE, RECEPTIVE_FIELD, SAMPLE_RATE, Batch, check_batch, num_frames
 from data_pipelines.mlsuperb.layout import MlSuperbError, Part
+from data_pipelines.mlsuperb.recordings import read_recording
 from data_pipelines.mlsuperb.tracks import Example, Track
 from data_pipelines.permutations import hash64, permute
 
@@ -63,10 +61,10 @@ def sorted_batches(seconds: Sequence[float], *, size: int) -> list[np.ndarray]:
 class LoadTrackBatch(grain.transforms.Map):
     """Batch number k to Batch k of a part of a track: rows padded to one static length.
 
-    `Batch.units` [rows, frames, 1] holds a row's tokens from its first frame on, `NO_UNIT` after them; of more tokens
-    than frames as many as there are frames, which cannot be recognised any more than all of them. `utterance` is the
-    index of the example in the part, `language` that of its language among `languages`. Rows that a batch lacks to the
-    widest one are fillers without a frame, if they are asked for.
+    `Batch.units` [rows, frames, 1] holds a row's tokens from its first frame on, `NO_UNIT` after them. Of more tokens
+    than these frames, the first one fills all of them: no head can spell that either, so that such a row has no loss.
+    `utterance` is the index of the example in the part, `language` that of its language among `languages`. Rows that a
+    batch lacks to the widest one are fillers without a frame, if they are asked for.
     """
 
     def __init__(self, track: Track, part: Part, cfg: TrackBatchesConfig, *, training: bool):
@@ -108,7 +106,9 @@ class LoadTrackBatch(grain.transforms.Map):
             seed=np.zeros(rows, np.uint32),
         )
         for row, (index, waveform) in enumerate(zip(chosen, waveforms, strict=True)):
-            labels = self.labels[index][:frames]
+            labels = self.labels[index]
+            if len(labels) > frames:  # cut, they could be spelled; one token over and over takes a blank between
+                labels = np.full(frames, labels[0])
             batch.waveform[row, : len(waveform)] = waveform
             batch.samples[row] = len(waveform)
             batch.valid[row, : num_frames(len(waveform))] = True
@@ -137,18 +137,3 @@ def track_batches(
     load = LoadTrackBatch(track, part, cfg, training=training)
     dataset = grain.MapDataset.range(1 << 62 if training else len(load)).map(load)[start:]
     return Batches(dataset, threads=cfg.threads, prefetch=cfg.prefetch, first=start)
-
-
-def read_recording(path: Path) -> np.ndarray:
-    """float32 [samples] at 16 kHz, channels averaged. Silence is heard as it is: the benchmark does not leave it out.
-
-    Raises AudioError naming the file.
-    """
-    try:
-        sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, RuntimeError) as error:
-        raise AudioError(str(path), f"cannot be read ({error})") from error
-    waveform = mono(sound)
-    if rate == SAMPLE_RATE or not len(waveform):
-        return waveform
-    return checked(waveform, rate=rate, channels=sound.shape[1], floats=False, name=str(path)).waveform

@@ -33,7 +33,9 @@ from data_pipelines.mlsuperb.layout import (
     Part,
     Split,
     Utterance,
+    lines_of,
 )
+from data_pipelines.mlsuperb.recordings import examine
 from data_pipelines.mlsuperb.texts import characters
 from data_pipelines.mlsuperb.tracks import BLANK, END, UNKNOWN, Example, Track
 
@@ -74,21 +76,22 @@ def read_challenge(root: Path, *, judged_on: Development = "dev") -> Track:
     return Track(f"challenge {judged_on}", "joint", "1h", parts, left_out, tokens, symbols, "character")
 
 
-def _read(root: Path, name: str, *, limited: bool) -> Split:
-    folder, split = root / "data" / name, Split([], [])
+def _folder(root: Path, name: str) -> Path:
+    folder = root / "data" / name
     for file in ("text", "wav.scp"):
         if not (folder / file).is_file():
             raise MlSuperbError(
                 f"{folder / file} is missing: {root} is not laid out as ESPnet's egs2/ml_superb2/asr1 is after its "
                 "local/download.py; `python -m data_pipelines challenge DATASET --out DIR` writes such a folder"
             )
-    recordings = dict(
-        line.split(maxsplit=1) for line in (folder / "wav.scp").read_text("utf-8").split("\n") if len(line.split()) > 1
-    )
+    return folder
+
+
+def _read(root: Path, name: str, *, limited: bool) -> Split:
+    folder, split = _folder(root, name), Split([], [])
+    recordings = dict(line.split(maxsplit=1) for _, line in lines_of(folder / "wav.scp") if len(line.split()) > 1)
     seen: set[str] = set()
-    for number, line in enumerate((folder / "text").read_text("utf-8").split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in lines_of(folder / "text"):
         id, _, text = line.strip().partition(" ")
         found, seconds, path = _SYMBOL.match(text.strip()), 0.0, root / recordings.get(id, "").strip()
         if found is None:
@@ -100,7 +103,7 @@ def _read(root: Path, name: str, *, limited: bool) -> Split:
         elif id not in recordings:
             reason = "not in wav.scp"
         else:
-            seconds, reason = _length(path)
+            seconds, reason = examine(path)
             if reason is None and limited and not SHORTEST_SECONDS < seconds < LONGEST_SECONDS:
                 reason = f"not between {SHORTEST_SECONDS:g} and {LONGEST_SECONDS:g} s"
         if reason is not None:
@@ -113,12 +116,18 @@ def _read(root: Path, name: str, *, limited: bool) -> Split:
     return split
 
 
-def _length(path: Path) -> tuple[float, str | None]:
-    """Seconds of a recording; or why there is none."""
-    try:
-        return soundfile.info(path).duration, None
-    except (soundfile.LibsndfileError, OSError):
-        return 0.0, "recording cannot be read" if path.exists() else "recording missing"
+def untold_recordings(root: Path, *, judged_on: Development = "dev") -> list[Path]:
+    """Recordings of the track's wav.scp files that have no line in the text beside it: audio without text.
+
+    Raises MlSuperbError: a file is missing or not UTF-8.
+    """
+    found = []
+    for name in ("train", "dev") if judged_on == "dev" else ("train", "dev", judged_on):
+        folder = _folder(Path(root), name)
+        told = {line.split(maxsplit=1)[0] for _, line in lines_of(folder / "text")}
+        recordings = (line.split(maxsplit=1) for _, line in lines_of(folder / "wav.scp"))
+        found += [Path(root) / row[1].strip() for row in recordings if len(row) > 1 and row[0] not in told]
+    return found
 
 
 class Unpacked(NamedTuple):

@@ -17,9 +17,8 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import soundfile
-
-from data_pipelines.mlsuperb.texts import without_brackets, written
+from data_pipelines.mlsuperb.recordings import examine_all
+from data_pipelines.mlsuperb.texts import can_be_said, without_brackets, written
 
 Duration = Literal["10min", "1h"]
 Part = Literal["train", "dev", "test"]
@@ -97,6 +96,7 @@ def read_split(
     sources: Collection[str] | None = None,
     few_shot_rule: bool = True,
     brackets: bool = True,
+    text_needed: bool = True,
 ) -> Split:
     """The utterances of `part` of the set of `duration`, of some languages and sources or of all.
 
@@ -106,69 +106,143 @@ def read_split(
         languages, sources: folder names; None for all that are there.
         few_shot_rule: train few-shot languages on the five named utterances only (the multilingual tracks do).
         brackets: bracketed remarks are taken out of the text before it counts as empty (the multilingual tracks do).
+        text_needed: leave out train and dev lines whose text is then empty (ESPnet `asr.sh`, "Remove empty text").
+            Where a reference begins with its language, none is empty, and such a line counts as its language alone.
 
     Raises:
-        MlSuperbError: the folder has no corpus of the benchmark, or a language lacks its transcript.
+        MlSuperbError: the folder has no corpus of the benchmark; a language lacks its transcript, or it is not UTF-8.
     """
-    root = Path(root)
+    limited = part != "test"
+
+    def unusable(row: _Row) -> str | None:
+        if row.reason is not None or not (limited and text_needed):
+            return row.reason
+        return None if written(without_brackets(row.text) if brackets else row.text) else "no text but punctuation"
+
+    rows = _rows(Path(root), part, duration, languages, sources, few_shot_rule)
+    rows = [row._replace(reason=unusable(row)) for row in rows]
+    recordings = iter(examine_all([row.path for row in rows if row.reason is None], title=f"looking at {part}"))
     split = Split([], [])
-    skipped, few_shot = _listed("silent.txt"), few_shot_utterances()
-    for folder in _language_folders(root, languages, sources):
-        name = f"transcript_{duration if part == 'train' else '10min'}_{part}.txt"
-        transcript = folder / name
-        if not transcript.is_file():
-            raise MlSuperbError(f"{transcript} is missing: is {root} the whole benchmark, as unpacked?")
-        heard: dict[str, int] = {}
-        for number, line in enumerate(transcript.read_text("utf-8").split("\n"), 1):
-            place, fields = f"{transcript}:{number}", line.split(maxsplit=2)
-            if not fields:
-                continue
-            if fields[0] in skipped:
-                split.left_out.append(LeftOut(place, "listed as without sound"))
-            elif fields[0] in heard:
-                split.left_out.append(LeftOut(place, f"id stands on line {heard[fields[0]]} already"))
-            elif part == "train" and few_shot_rule and folder.name in FEW_SHOT and fields[0] not in few_shot:
-                continue  # by the rules of the benchmark, nothing to report
-            else:
-                heard[fields[0]] = number
-                _take(split, folder, fields, place, part=part, brackets=brackets)
+    heard: dict[str, Path] = {}  # id -> folder: over all of the part, which is judged by ids
+    for row in rows:
+        seconds, reason, first = 0.0, row.reason, heard.get(row.id)
+        if reason is None:
+            seconds, reason = next(recordings)
+        if first is not None:
+            where = "on an earlier line" if first == row.folder else f"in {first.parent.name}/{first.name}"
+            reason = f"id stands {where} already"
+        elif reason is None and limited and not SHORTEST_SECONDS < seconds < LONGEST_SECONDS:
+            reason = f"not between {SHORTEST_SECONDS:g} and {LONGEST_SECONDS:g} s"
+        if reason is not None:
+            split.left_out.append(LeftOut(row.place, reason))
+            continue
+        heard[row.id] = row.folder
+        split.utterances.append(row.utterance(seconds))
     return split
 
 
-def _take(split: Split, folder: Path, fields: list[str], place: str, *, part: Part, brackets: bool) -> None:
-    """Adds a transcript's line to the split, or to what is left out."""
-    path = folder / "wav" / f"{fields[0]}.wav"
-    reason = None
-    if len(fields) < 3:
-        reason = "no text"
-    elif len(fields[0].split("_")) < 3:
-        reason = "id does not end in _LANGUAGE_NUMBER"
-    elif part != "test" and not written(without_brackets(fields[2]) if brackets else fields[2]):
-        reason = "no text but punctuation"
-    if reason is None:
+class _Row(NamedTuple):
+    """A transcript's line that counts, of the language's `folder`; `reason`: why it is not used, as far as it tells."""
+
+    place: str
+    folder: Path
+    id: str
+    text: str
+    reason: str | None
+
+    @property
+    def path(self) -> Path:
+        return self.folder / "wav" / f"{self.id}.wav"
+
+    def utterance(self, seconds: float) -> Utterance:
+        group, phones = self.id.split("_")[-2], (self.folder / PHONES_MARK).exists()
+        source, language = self.folder.parent.name, self.folder.name
+        return Utterance(self.id, source, language, group, self.path, seconds, self.text, phones)
+
+
+def _rows(
+    root: Path,
+    part: Part,
+    duration: Duration,
+    languages: Collection[str] | None,
+    sources: Collection[str] | None,
+    few_shot_rule: bool,
+) -> Iterator[_Row]:
+    """All lines that the rules do not take away, in order."""
+    skipped, few_shot = _listed("silent.txt"), few_shot_utterances()
+    for folder in _language_folders(root, languages, sources):
+        transcript = folder / f"transcript_{duration if part == 'train' else '10min'}_{part}.txt"
+        if not transcript.is_file():
+            raise MlSuperbError(f"{transcript} is missing: is {root} the whole benchmark, as unpacked?")
+        for number, line in lines_of(transcript):
+            id, *rest = line.split(maxsplit=2)
+            reason = None
+            if id in skipped:
+                reason = "listed as without sound"
+            elif part == "train" and few_shot_rule and folder.name in FEW_SHOT and id not in few_shot:
+                continue  # by the rules of the benchmark, nothing to report
+            elif len(rest) < 2:
+                reason = "no text"
+            elif len(id.split("_")) < 3:
+                reason = "id does not end in _LANGUAGE_NUMBER"
+            yield _Row(f"{transcript}:{number}", folder, id, rest[1].rstrip() if len(rest) > 1 else "", reason)
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a table with their numbers, from 1; empty ones are left out. Raises MlSuperbError: it is not UTF-8."""
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         try:
-            seconds = soundfile.info(path).duration
-        except (soundfile.LibsndfileError, OSError):
-            reason = "recording missing" if not path.exists() else "recording cannot be read"
-        else:
-            if part != "test" and not SHORTEST_SECONDS < seconds < LONGEST_SECONDS:
-                reason = f"not between {SHORTEST_SECONDS:g} and {LONGEST_SECONDS:g} s"
-    if reason is not None:
-        split.left_out.append(LeftOut(place, reason))
-        return
-    group = fields[0].split("_")[-2]
-    split.utterances.append(
-        Utterance(
-            fields[0],
-            folder.parent.name,
-            folder.name,
-            group,
-            path,
-            seconds,
-            fields[2].rstrip(),
-            (folder / PHONES_MARK).exists(),
-        )
-    )
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise MlSuperbError(
+                f"{path}, line {number} is not UTF-8 (byte {line[error.start]:#04x}): unpack it anew, or convert it"
+            ) from error
+        if text.strip():
+            yield number, text
+
+
+def missing_sources(root: Path) -> list[str]:
+    """Those of the benchmark's corpora (`SOURCES`) of which the folder has no language: without them it is not whole.
+
+    Raises MlSuperbError: it has none at all.
+    """
+    there = {folder.parent.name for folder in _language_folders(Path(root), None, None)}
+    return [source for source in SOURCES if source not in there]
+
+
+def ignored_folders(root: Path) -> list[str]:
+    """Visible folders of `root` that are none of the benchmark's corpora: nothing in them is read.
+
+    Raises MlSuperbError: the folder has no corpus of the benchmark.
+    """
+    _language_folders(Path(root), None, None)
+    names = sorted(path.name for path in Path(root).iterdir() if path.is_dir())
+    return [name for name in names if name not in SOURCES and not name.startswith(".")]
+
+
+def unsayable_languages(root: Path) -> list[str]:
+    """SOURCE/LANGUAGE of the folders whose language no hypothesis can name: neither xxx nor xxx_xxx (`said_language`).
+
+    Raises MlSuperbError: the folder has no corpus of the benchmark.
+    """
+    folders = _language_folders(Path(root), None, None)
+    return [f"{folder.parent.name}/{folder.name}" for folder in folders if not can_be_said(folder.name)]
+
+
+def missing_few_shot(root: Path, *, duration: Duration) -> list[str]:
+    """Utterances that few-shot languages are to be trained on (`few_shot_utterances`) and that no transcript names.
+
+    Of the languages that the folder has, in the order of their names. One that a transcript names, but that cannot be
+    used, is in `Split.left_out`. Raises MlSuperbError: the folder has no corpus of the benchmark.
+    """
+    folders = _language_folders(Path(root), FEW_SHOT, None)
+    there = {folder.name for folder in folders}
+    told: set[str] = set()
+    for folder in folders:
+        transcript = folder / f"transcript_{duration}_train.txt"
+        if transcript.is_file():
+            told.update(line.split(maxsplit=1)[0] for _, line in lines_of(transcript))
+    return sorted(id for id in few_shot_utterances() - told if id.split("_")[-2] in there)
 
 
 def untold_recordings(root: Path) -> Iterator[Path]:
@@ -177,8 +251,7 @@ def untold_recordings(root: Path) -> Iterator[Path]:
         told = {
             line.split(maxsplit=1)[0]
             for transcript in folder.glob("transcript_*.txt")
-            for line in transcript.read_text("utf-8").split("\n")
-            if line.strip()
+            for _, line in lines_of(transcript)
         }
         yield from (path for path in sorted((folder / "wav").glob("*.wav")) if path.stem not in told)
 

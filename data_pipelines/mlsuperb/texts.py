@@ -64,6 +64,11 @@ def said_language(text: str) -> str:
     return found.group() if found else UNKNOWN_LANGUAGE
 
 
+def can_be_said(language: str) -> bool:
+    """Whether `said_language` can find a language that is called so."""
+    return said_language(language_symbol(language)) == language_symbol(language)
+
+
 def scored_characters(text: str, *, symbols: Iterable[str] = ()) -> list[str]:
     """Tokens that the character error rate counts: symbols gone, a space is a character.
 

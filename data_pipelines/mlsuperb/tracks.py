@@ -12,6 +12,7 @@ Tokens are those of the training texts, ordered by how often they occur, between
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,6 +25,7 @@ from data_pipelines.mlsuperb.layout import (
     Split,
     Utterance,
     read_split,
+    unsayable_languages,
 )
 from data_pipelines.mlsuperb.phones import phonemizer_for
 from data_pipelines.mlsuperb.texts import characters, language_symbol, reference
@@ -102,21 +104,31 @@ class Track(NamedTuple):
 def read_track(root: Path, task: Task, *, duration: Duration, monolingual: str | None = None) -> Track:
     """The track of `task` on the set of `duration`, from the benchmark's folder; `monolingual` names one of the 13.
 
-    Raises MlSuperbError: no such set, or a part without any utterance, which nothing can be trained on or judged by.
+    Raises MlSuperbError: no such set; a part without any utterance, which nothing can be trained on or judged by; in
+    tracks that name languages, a folder of one that no hypothesis can name.
     """
     if (task == "monolingual") != (monolingual is not None):
         raise MlSuperbError(f"the monolingual track, and only that, has sets: {', '.join(MONOLINGUAL_SETS)}")
     if monolingual is not None and monolingual not in MONOLINGUAL_SETS:
         raise MlSuperbError(f"no monolingual set {monolingual!r}; there are {', '.join(MONOLINGUAL_SETS)}")
+    if task in ("identification", "joint") and (unsayable := unsayable_languages(root)):
+        raise MlSuperbError(
+            f"{root}: no hypothesis can name the language of {', '.join(unsayable)}: folders of languages are named by "
+            "ISO 639-3, in small letters; rename or remove them"
+        )
     name = task if monolingual is None else f"{task} {monolingual}"
-    splits = {part: _split(Path(root), part, duration=duration, monolingual=monolingual) for part in PARTS}
-    for part, split in splits.items():
-        if not split.utterances:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in split.reasons().most_common())
-            raise MlSuperbError(f"{root}: track {name} has no {part} utterance{f': {reasons}' if reasons else ''}")
+    splits = {part: _split(Path(root), part, task, duration=duration, monolingual=monolingual) for part in PARTS}
     write = _writer(task, monolingual)
     texts = {part: [(each, *write(each)) for each in split.utterances] for part, split in splits.items()}
-    symbols = sorted({language_symbol(each.language) for each in splits["train"].utterances})
+    for part in ("train", "dev"):  # ESPnet `asr.sh`, "Remove empty text": of phones, once they are made
+        silent = [each for each, _, tokens in texts[part] if not tokens]
+        splits[part].left_out.extend(LeftOut(str(each.path), "no phones") for each in silent)
+        texts[part] = [row for row in texts[part] if row[2]]
+    for part, split in splits.items():
+        if not texts[part]:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in split.reasons().most_common())
+            raise MlSuperbError(f"{root}: track {name} has no {part} utterance{f': {reasons}' if reasons else ''}")
+    symbols = sorted({language_symbol(each.language) for each, *_ in texts["train"]})
     if task in ("monolingual", "multilingual"):
         symbols = []
     parts = {part: [Example(*each) for each in rows] for part, rows in texts.items()}
@@ -129,9 +141,9 @@ def read_track(root: Path, task: Task, *, duration: Duration, monolingual: str |
     return Track(name, task, duration, parts, left_out, [BLANK, UNKNOWN, *known, END], symbols, kind)
 
 
-def _split(root: Path, part: Part, *, duration: Duration, monolingual: str | None) -> Split:
+def _split(root: Path, part: Part, task: Task, *, duration: Duration, monolingual: str | None) -> Split:
     if monolingual is None:
-        return read_split(root, part, duration=duration)
+        return read_split(root, part, duration=duration, text_needed=task == "multilingual")
     language, source = MONOLINGUAL_SETS[monolingual]
     sources = None if part == "test" else (source,)
     return read_split(
@@ -157,8 +169,10 @@ def _writer(task: Task, monolingual: str | None) -> Callable[[Utterance], tuple[
     if language not in PHONE_LANGUAGES:
         return lambda each: _spelled(reference(each.text, brackets=False))
 
+    made_by = cache(phonemizer_for)  # asked for by the first text that is not phones already
+
     def phones(each: Utterance) -> tuple[str, list[str]]:
-        said = each.text.split() if each.phones else phonemizer_for(language)(reference(each.text, brackets=False))
+        said = each.text.split() if each.phones else made_by(language)(reference(each.text, brackets=False))
         return " ".join(said), said
 
     return phones

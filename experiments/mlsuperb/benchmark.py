@@ -1,6 +1,5 @@
 """The benchmark for one model: every track that was asked for, trained, decoded, judged, written down."""
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,23 +7,29 @@ from pathlib import Path
 from jax.sharding import Mesh
 from tqdm import tqdm
 
-from data_pipelines.mlsuperb.layout import Duration, untold_recordings
+from data_pipelines.mlsuperb.layout import Duration
 from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, Task, read_track
 from experiments.mlsuperb.encoders import FrozenEncoder
+from experiments.mlsuperb.faults import read_folder
 from experiments.mlsuperb.judging import decode, write_hypotheses
 from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError
-from experiments.mlsuperb.results import write_results
+from experiments.mlsuperb.results import read_result, write_results
 from experiments.mlsuperb.scoring import judge
 from experiments.mlsuperb.training import Run, TrackFiles, check_unchanged, train_track
 from wavlab_jax.downstream import DownstreamConfig
 
 
 def tracks_of(tasks: Sequence[Task], sets: Sequence[str]) -> list[tuple[Task, str | None]]:
-    """Tasks, and of the monolingual one the sets (all 13 by default). Raises ProtocolError: no such set, or no task."""
+    """Tasks, and of the monolingual one the sets (all 13 by default).
+
+    Raises ProtocolError: no such set, no task, or sets without the monolingual one.
+    """
     unknown = [name for name in sets if name not in MONOLINGUAL_SETS]
     if unknown or not tasks:
         said = f"no monolingual set {unknown[0]!r}; there are" if unknown else "no track was named; of monolingual ones"
         raise ProtocolError(f"{said} {', '.join(MONOLINGUAL_SETS)}")
+    if sets and "monolingual" not in tasks:
+        raise ProtocolError(f"--sets {' '.join(sets)} is of the monolingual track: add it to --track, or leave it out")
     found: list[tuple[Task, str | None]] = []
     for task in dict.fromkeys(tasks):
         found += [(task, name) for name in sets or MONOLINGUAL_SETS] if task == "monolingual" else [(task, None)]
@@ -44,17 +49,20 @@ def run_benchmark(
 ) -> list[dict]:
     """Results of each track; those that are there already are read. Killed at any point, it goes on when run again.
 
-    Raises MlSuperbError (the folder is not the benchmark's), and what `train_track` raises.
+    All tracks are read, and their texts held, before the first is trained: what is wrong with the last one is said at
+    once. Raises MlSuperbError (the folder is not the benchmark's, a transcript is missing, or a
+    package that makes phones), and what `train_track` raises.
     """
-    results = []
-    untold = list(untold_recordings(root))
-    for number, (task, name) in enumerate(tracks, 1):
+    folder, results, runs = read_folder(root, duration=duration), [], []
+    for task, name in tracks:
         track = read_track(root, task, duration=duration, monolingual=name)
-        run = Run(track, encoder, cfg, mesh, TrackFiles(workdir, encoder.name, track), downstream)
-        title = f"[{number}/{len(tracks)}] {encoder.name}, {track.name}, {duration}"
+        runs.append(Run(track, encoder, cfg, mesh, TrackFiles(workdir, encoder.name, track), downstream))
+        check_unchanged(runs[-1], begins=False)
+    for number, run in enumerate(runs, 1):
+        track, title = run.track, f"[{number}/{len(runs)}] {encoder.name}, {run.track.name}, {duration}"
         check_unchanged(run)
         if run.files.results.exists():
-            results.append(json.loads(run.files.results.read_text("utf-8")))
+            results.append(read_result(run.files.results))
             tqdm.write(f"{title}: done already\n{summary(results[-1])}")
             continue
         schedule = run.schedule
@@ -64,7 +72,7 @@ def run_benchmark(
         judged = judge(track, decode(run, trained))
         write_hypotheses(run.files.hypotheses, judged)
         seconds = time.monotonic() - began
-        results.append(write_results(run, trained, judged, root=root, untold=untold, seconds=seconds))
+        results.append(write_results(run, trained, judged, folder=folder, seconds=seconds))
         tqdm.write(summary(results[-1]))
     return results
 
@@ -84,11 +92,13 @@ def summary(results: dict) -> str:
         lines.append(f"  {name}: {'; '.join(said)}; {row['utterances']:,} utterances")
     data = results["data"]
     for part, reasons in results["left_out"].items():
-        lines += [f"  left out of {part}: {count:,}, {reason}" for reason, count in reasons.items()]
+        for reason, count in reasons.items():
+            lines.append(f"  left out of {part}: {count:,}, {reason} ({data['left_out_places'][part][reason][0]})")
     for what, found in (
         ("recordings without text", data["recordings_without_text"]),
         *((f"of {part} with more tokens than frames", found) for part, found in data["infeasible"].items()),
         ("empty references in test", data["empty_references"]),
+        ("folders that are not read", data.get("ignored_folders", {"count": 0})),
     ):
         if found["count"]:
             more = ", ..." if found["count"] > 3 else ""
@@ -96,7 +106,9 @@ def summary(results: dict) -> str:
     unseen = results["unseen_tokens"]
     if unseen:
         times, first = sum(unseen.values()), ", ".join(list(unseen)[:10])
-        lines.append(f"  of test never seen in training: {len(unseen):,} tokens, {times:,} times: {first}")
+        where = data.get("unseen_tokens_in", {}).get("test", {}).get("first", [])[:1]
+        said = "".join(f"; first in {id}" for id in where)
+        lines.append(f"  of test never seen in training: {len(unseen):,} tokens, {times:,} times: {first}{said}")
     lines += [f"  NOT THE PUBLISHED PROTOCOL: {each}" for each in results["protocol"]["deviations"]]
     return "\n".join(lines)
 

@@ -18,16 +18,21 @@ from experiments.report import charts, matrix, trends
 from experiments.report.page import Chart, Figure, Look, Note, Table, swatch
 from experiments.report.results import count, duration, number, percent
 
-TITLES = {  # of each task
+TITLES = {  # of each track, the monolingual sets together
     "monolingual": "monolingual recognition",
     "multilingual": "multilingual recognition",
     "identification": "language identification",
     "joint": "language and recognition jointly",
-    "challenge": "the challenge of ML-SUPERB 2.0",
+    "challenge dev": "the challenge of ML-SUPERB 2.0",
+    "challenge dev_dialect": "the challenge of ML-SUPERB 2.0, dialects",
 }
 MANY = 36  # languages; above, charts are cut in two, and of the confusions only the languages with most are drawn
 FREQUENT = 30  # confusions that are listed
 FEW = 10  # utterances; figures of a language with fewer are drawn hollow
+
+
+def _anchor(task: str) -> str:
+    return task.replace(" ", "-")
 
 
 def figure_text(value: float) -> str:
@@ -67,7 +72,8 @@ def layer_blocks(own: dict[Duration, list[Standing]], looks: dict[str, Look]) ->
                              f"{middle:.1f}", percent(1 / len(weights))])  # fmt: skip
             if drawn:
                 svg = trends.trends(
-                    [(charts.Panel("share", charts.as_percent, zero=True), drawn)], name=f"layers-{length}-{task}",
+                    [(charts.Panel("share", charts.as_percent, zero=True), drawn)],
+                    name=f"layers-{length}-{_anchor(task)}",
                     x_title="layer (0: the first layer's input)", width=340, spread=0.0,
                     alt=f"Share of each layer, {TITLES[task]}, {SETS[length]}.",
                 )  # fmt: skip
@@ -105,7 +111,9 @@ def language_blocks(own: dict[Duration, list[Standing]], looks: dict[str, Look])
             for name, said in (("error_rate", "error rate"), ("accuracy", "languages right")):
                 order = ordered(figures, name)
                 if order:
-                    pictures += bars(figures, order, name, f"{title}, {said}", f"bars-{length}-{task}-{name}", looks)
+                    pictures += bars(
+                        figures, order, name, f"{title}, {said}", f"bars-{length}-{_anchor(task)}-{name}", looks
+                    )
                     tables.append(language_table(figures, order, name, f"{title}, {said}, {SETS[length]}"))
         if pictures:
             models = [each.model for each in standing]
@@ -203,7 +211,8 @@ def confusion_blocks(own: dict[Duration, list[Standing]]) -> list:
             part = (
                 "" if len(shown) == len(wrong) else f" The {len(shown)} of {len(wrong)} languages with most mistakes."
             )
-            pictures = [Chart(model, confusion_matrix(table, shown, f"confusions-{length}-{task}-{place}", model), True)
+            name = f"confusions-{length}-{_anchor(task)}"
+            pictures = [Chart(model, confusion_matrix(table, shown, f"{name}-{place}", model), True)
                         for place, (model, table) in enumerate(tables.items())]  # fmt: skip
             blocks.append(
                 Figure(

@@ -28,7 +28,7 @@ class FrozenEncoder(NamedTuple):
     name: of its folder and its row in the table.
     kind: where it came from.
     identity: a digest of how it came about, or of its tensors.
-    config: without layerdrop, as s3prl has it; None of log-mel.
+    config: without layerdrop, as s3prl has it, and in float32; None of log-mel.
     params: nested dict on the mesh; None of log-mel.
     notes: what had to be assumed when it was read.
     """
@@ -116,7 +116,8 @@ def draws_noise(config: EncoderConfig | None) -> bool:
 
 
 def _quiet(config: EncoderConfig) -> EncoderConfig:
-    return replace(config, layerdrop=0.0)
+    """As it is judged: every layer, in float32, whatever a stage was trained in (ESPnet judges in float32)."""
+    return replace(config, layerdrop=0.0, compute_dtype="float32")
 
 
 def _stem(model: str) -> str:

@@ -1,6 +1,7 @@
 """Fine-tuning on a track: an encoder and a linear layer of its last hidden state, by CTC.
 
     finetune MODEL --mlsuperb DIR ─▶ WORKDIR/mlsuperb/NAME/HOURS/TRACK: results.json, hypotheses.tsv, ...
+                                       │   (of the challenge in a folder of that, by the set that is judged)
                                        └ export THAT_FOLDER ─▶ HubertForCTC or WavLMForCTC, with its processor
 
 Loop and step are those of pre-training; batches, validation, decoding and figures those of `superb`
@@ -15,16 +16,24 @@ from jax.sharding import Mesh
 
 from data_pipelines.atomic import whole_file
 from data_pipelines.batch import Batch, num_frames
-from data_pipelines.mlsuperb.layout import untold_recordings
 from data_pipelines.mlsuperb.tracks import Track
 from experiments.commands import Unsaid
 from experiments.mlsuperb.encoders import LOG_MEL, RANDOM, FrozenEncoder
+from experiments.mlsuperb.faults import challenge_folder, faults_of, read_folder
 from experiments.mlsuperb.judging import decode, write_hypotheses
 from experiments.mlsuperb.protocol import ProtocolError, Schedule
 from experiments.mlsuperb.recipe import RecipeConfig
 from experiments.mlsuperb.results import Followed, data_facts, results_of, write
 from experiments.mlsuperb.scoring import Judged, ScoringError, challenge_scores, judge
-from experiments.mlsuperb.training import Steps, TrackFiles, Trained, check_unchanged, programs, train_track
+from experiments.mlsuperb.training import (
+    Steps,
+    TrackFiles,
+    Trained,
+    check_unchanged,
+    judged_set,
+    programs,
+    train_track,
+)
 from experiments.run import say, write_json
 from experiments.stage import as_text
 from experiments.stage_card import flat_config
@@ -160,14 +169,22 @@ def _averages(judged: list[Judged]) -> dict:
 
 def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, root: Path, seconds: float) -> dict:
     """results.json and left_out.tsv, as `results` has them; a token is spelled in a frame of the encoder."""
-    untold = [] if run.track.name.startswith("challenge") else list(untold_recordings(root))
-    facts = data_facts(run.track, root=root, untold=untold, frames_of=num_frames)
-    miniature = ["a miniature in the benchmark's layout, not its data"] if facts["miniature"] else []
+    if (judged_on := judged_set(run.track)) is None:
+        folder = read_folder(root, duration=run.track.duration)
+    else:
+        folder = challenge_folder(root, judged_on=judged_on)
+    faults = faults_of(run.track, folder, frames_of=num_frames)
+    facts = data_facts(run.track, folder, faults)
+    miniature = ["a miniature in the benchmark's layout, not its data"] if folder.miniature else []
     optimizer = run.cfg.optimizer
     followed = Followed(
-        False, [*miniature, *run.cfg.deviations()], [], optimizer.accumulate, optimizer.peak_learning_rate
+        False,
+        [*miniature, *run.cfg.deviations(), *folder.lacks(run.track)],
+        [],
+        optimizer.accumulate,
+        optimizer.peak_learning_rate,
     )
     results = results_of(run, trained, judged, followed, data=facts, layer_weights=[], seconds=seconds)
     if run.track.task == "joint":
         results["challenge"] = _averages(judged)
-    return write(run, results)
+    return write(run, results, faults)

@@ -19,7 +19,7 @@ from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, monolingual_score
 from experiments.mlsuperb.leaderboard import COLUMNS, MISSING, SETS, Entry, leaderboard, scores_of
 from experiments.mlsuperb.protocol import LEARNING_RATE, ProtocolError
 from experiments.mlsuperb.results import read_results
-from experiments.mlsuperb.scoring import FEW_SHOT, NORMAL
+from experiments.mlsuperb.scoring import FEW_SHOT, NORMAL, ChallengeScores
 from wavlab_jax.evaluation.intervals import LEVEL, RESAMPLES, of_pooled
 
 # Of the seven columns, all but the first: the task, the group, the figure.
@@ -34,12 +34,21 @@ FIGURES = (
 
 
 class Standing(NamedTuple):
-    """One model's results on one set: of the monolingual track by set, of the others by task."""
+    """One model's results on one set: of the monolingual track by set, of the others by track ("challenge dev")."""
 
     model: str
     duration: Duration
     sets: dict[str, dict]
     tasks: dict[str, dict]
+
+    @property
+    def follows(self) -> bool:
+        """Whether all that the seven figures are of, if there is any, follows the published protocol.
+
+        Models of which this holds stand among the published rows of this set. The challenge has no figure there.
+        """
+        found = [each for each in self.every if each["task"] != "challenge"]
+        return bool(found) and all(each["protocol"]["published"] for each in found)
 
     @property
     def every(self) -> list[dict]:
@@ -73,7 +82,7 @@ def standings(workdir: Path) -> list[Standing]:
         if results["task"] == "monolingual":
             own.sets[results["track"].split()[1]] = results
         else:
-            own.tasks[results["task"]] = results
+            own.tasks[results["track"]] = results
     if not found:
         raise ProtocolError(
             f"{Path(workdir) / 'mlsuperb'} holds no results: `python -m experiments superb MODEL --workdir {workdir}` "
@@ -85,17 +94,7 @@ def standings(workdir: Path) -> list[Standing]:
 def write_leaderboard(workdir: Path, path: Path, *, pool: str = "2024") -> str:
     """Writes the Markdown of all results in `workdir` to `path`, and returns it."""
     every = standings(workdir)
-    models = list(dict.fromkeys(each.model for each in every))
-    published, others = [], []
-    for model in models:
-        own = [each for each in every if each.model == model]
-        entry = Entry(
-            model,
-            "; ".join(dict.fromkeys(filter(None, (each.notes() for each in own)))),
-            {each.duration: scores_of(each.figures()) for each in own},
-        )
-        follows = all(found["protocol"]["published"] for each in own for found in each.every)
-        (published if follows else others).append(entry)
+    published, others = (_entries([each for each in every if each.follows is follows]) for follows in (True, False))
     parts = []
     if published:
         parts.append(leaderboard(published, pool=pool))
@@ -105,12 +104,23 @@ def write_leaderboard(workdir: Path, path: Path, *, pool: str = "2024") -> str:
     for duration in DURATIONS:
         own = [each for each in every if each.duration == duration]
         if own:
-            parts += [_intervals(own, duration), _by_set(own, duration), _data(own, duration)]
+            parts += [_intervals(own, duration), _by_set(own, duration), _challenge(own, duration)]
+            parts.append(_data(own, duration))
     text = "\n".join(filter(None, parts))
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary:
         temporary.write_text(text, "utf-8")
     return text
+
+
+def _entries(standing: Sequence[Standing]) -> list[Entry]:
+    """A row a model, of the sets that it has here."""
+    entries = []
+    for model in dict.fromkeys(each.model for each in standing):
+        own = [each for each in standing if each.model == model]
+        notes = "; ".join(dict.fromkeys(filter(None, (each.notes() for each in own))))
+        entries.append(Entry(model, notes, {each.duration: scores_of(each.figures()) for each in own}))
+    return entries
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -234,6 +244,44 @@ def _by_set(own: Sequence[Standing], duration: Duration) -> str:
     counts = [_counted(own, lambda each, n=name: each.sets[n]["all"]["utterances"]) for name in names]
     rows.append(["*test utterances*", *counts])
     return f"\n## Monolingual sets, {SETS[duration]}\n\n{_table(['model', *names], rows)}"
+
+
+class Averages(NamedTuple):
+    """ML-SUPERB 2.0's four figures (`scoring.ChallengeScores`) of one model on one track; NaN where there are none."""
+
+    model: str
+    track: str
+    figures: list[float]
+    utterances: int
+
+
+AVERAGES = ("languages right", "CER", "its deviation over languages", "CER of the 15 worst")
+
+
+def averages_of(standing: Sequence[Standing]) -> list[Averages]:
+    """Of every result that has them: the challenge's tracks, and fine-tuned joint ones."""
+    return [
+        Averages(
+            each.model,
+            found["track"],
+            [found["challenge"].get(name, math.nan) for name in ChallengeScores._fields],
+            found["all"]["utterances"],
+        )
+        for each in standing
+        for found in each.every
+        if "challenge" in found
+    ]
+
+
+def _challenge(own: Sequence[Standing], duration: Duration) -> str:
+    """ML-SUPERB 2.0's averages over languages."""
+    rows = [
+        [each.model, each.track, *(MISSING if math.isnan(figure) else f"{figure:.1f}" for figure in each.figures),
+         f"{each.utterances:,}"] for each in averages_of(own)]  # fmt: skip
+    if not rows:
+        return ""
+    table = _table(["model", "track", *AVERAGES, "test utterances"], rows)
+    return f"\n## ML-SUPERB 2.0's means over languages, {SETS[duration]}\n\n{table}"
 
 
 def _data(own: Sequence[Standing], duration: Duration) -> str:

@@ -60,6 +60,7 @@ def infeasible(examples: Sequence[Example], frames_of: Callable[[int], int]) -> 
 
 def write_hypotheses(path: Path, judged: Sequence[Judged]) -> None:
     """A tab-separated line an utterance: `COLUMNS`; counts and `said` are empty where they were not asked for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.write("\t".join(COLUMNS) + "\n")
         for each in judged:

@@ -23,7 +23,7 @@ from experiments.mlsuperb.drawn import (
     text_blocks,
     training_blocks,
 )
-from experiments.mlsuperb.gathered import FIGURES, Standing, monolingual_interval, standings
+from experiments.mlsuperb.gathered import AVERAGES, FIGURES, Standing, averages_of, monolingual_interval, standings
 from experiments.mlsuperb.leaderboard import COLUMNS, MISSING, SETS, points_of, scores_of
 from experiments.report import charts
 from experiments.report.page import Chart, Figure, Finding, Look, Note, Section, Table, render, swatch
@@ -60,6 +60,7 @@ def write_page(workdir: Path, path: Path, *, pool: str = "2024") -> Path:
     return path
 
 
+SPOKEN = ("identification", "joint", "challenge dev", "challenge dev_dialect")  # tracks that name languages
 LEADS = {
     "leaderboard": "The benchmark's seven figures, in percent: error rates are better low, accuracies high.",
     "figures": "The same, each with its 95 % interval over test utterances, beside what knows nothing of speech.",
@@ -83,17 +84,12 @@ def facts(every: Sequence[Standing]) -> list[str]:
     return parts + ([f"commit {commits}"] if commits else [])
 
 
-def follows(each: Standing) -> bool:
-    """Whether all results of a model and set follow the published protocol."""
-    return all(found["protocol"]["published"] for found in each.every)
-
-
 def findings(own: dict[Duration, list[Standing]], pool: str) -> list[Finding]:
     """Of each set, the points of those that can be compared with published ones, or that none can; then chance."""
     found = []
     for length, standing in own.items():
         points = {}
-        for each in filter(follows, standing):
+        for each in (each for each in standing if each.follows):
             points[each.model] = points_of(scores_of(each.figures()), pool=pool, duration=length)
         points = {model: value for model, value in points.items() if not math.isnan(value)}
         if points:
@@ -106,9 +102,7 @@ def findings(own: dict[Duration, list[Standing]], pool: str) -> list[Finding]:
                 "no model has all seven figures by the published protocol, so that none stands beside published ones."
             )
             found.append(Finding("no points", f"{SETS[length][:1].upper()}{SETS[length][1:]}: {words}", "unclear"))
-        found += [
-            finding for task in ("identification", "joint", "challenge") if (finding := chance_finding(standing, task))
-        ]
+        found += [finding for task in SPOKEN if (finding := chance_finding(standing, task))]
     return found
 
 
@@ -134,7 +128,7 @@ def leaderboard_blocks(own: dict[Duration, list[Standing]], pool: str, looks: di
     columns = ["model", *(f">{column}" for column in COLUMNS)]
     for length, standing in own.items():
         rows = []
-        for each in filter(follows, standing):
+        for each in (each for each in standing if each.follows):
             scores = scores_of(each.figures())
             rows.append((points_of(scores, pool=pool, duration=length), mark(each.model, looks), scores))
         if rows:
@@ -144,7 +138,7 @@ def leaderboard_blocks(own: dict[Duration, list[Standing]], pool: str, looks: di
             table = [[model, *map(figure_text, scores), figure_text(points)] for points, model, scores in rows]
             caption = f"{SETS[length]}: judged here, with a mark, and published"
             blocks.append(Table([*columns, ">SUPERB points"], table, caption))
-        others = [each for each in standing if not follows(each)]
+        others = [each for each in standing if not each.follows]
         if others:
             table = [[mark(each.model, looks), *map(figure_text, scores_of(each.figures()))] for each in others]
             blocks.append(Table(columns, table, f"{SETS[length]}: not by the published protocol"))
@@ -217,14 +211,12 @@ def figure_blocks(standing: Sequence[Standing], length: Duration, looks: dict[st
 
 def challenge_blocks(standing: Sequence[Standing], looks: dict[str, Look]) -> list:
     """The four figures of ML-SUPERB 2.0's challenge, of the models that have them."""
-    found = [(each.model, each.tasks["challenge"]) for each in standing if "challenge" in each.tasks]
-    names = ("accuracy", "error_rate", "deviation", "worst_15")
-    rows = []
-    for model, result in found:
-        figures = [figure_text(number(result["challenge"].get(name))) for name in names]
-        rows.append([mark(model, looks), result["track"], *figures, count(result["all"]["utterances"])])
-    columns = ["model", "set", ">languages right", ">CER", ">its deviation over languages", ">CER of the 15 worst"]
-    return [Table([*columns, ">utterances"], rows, "ML-SUPERB 2.0, means over languages")] if rows else []
+    rows = [
+        [mark(each.model, looks), each.track, *map(figure_text, each.figures), count(each.utterances)]
+        for each in averages_of(standing)
+    ]
+    columns = ["model", "track", *(f">{name}" for name in AVERAGES), ">utterances"]
+    return [Table(columns, rows, "ML-SUPERB 2.0, means over languages")] if rows else []
 
 
 def deviation_blocks(every: Sequence[Standing]) -> list:

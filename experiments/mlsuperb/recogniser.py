@@ -15,6 +15,7 @@ from experiments.commands import Unsaid
 from experiments.mlsuperb.encoders import read_encoder
 from experiments.mlsuperb.protocol import ProtocolError
 from experiments.mlsuperb.recipe import RecipeConfig
+from experiments.mlsuperb.results import read_result
 from experiments.stage import as_started
 from wavlab_jax.adapters import BottleneckConfig, LoraConfig, adapted
 from wavlab_jax.checkpoint import restore_parameters
@@ -103,13 +104,16 @@ def _sections(folder: Path, about: dict) -> dict[str, str]:
         "",
         f"Languages: {languages}.",
     ]
-    if not (folder / "results.json").exists():
-        return {"Fine-tuning": "\n".join(told)}
-    results = json.loads((folder / "results.json").read_text())
+    found = [read_result(path) for path in (*folder.glob("results.json"), *sorted(folder.glob("*/results.json")))]
+    return {"Fine-tuning": "\n".join(told)} | ({"Results": "\n\n".join(map(_results, found))} if found else {})
+
+
+def _results(results: dict) -> str:
+    """How well it recognised a track, or a judged set of it."""
     rows = ["| test utterances | group | error rate, % | language right, % |", "|---:|---|---:|---:|"]
     for group, row in results["groups"].items():
         rate, right = (f"{row[key]:.1f}" if key in row else "" for key in ("error_rate", "accuracy"))
         rows.append(f"| {row['utterances']:,} | {group} | {rate} | {right} |")
     said = [f"Track: {results['track']}, {results['set']}; errors of {results['token']}s.", "", *rows, ""]
     said += [f"- {each}" for each in results["protocol"]["deviations"]]
-    return {"Fine-tuning": "\n".join(told), "Results": "\n".join(said)}
+    return "\n".join(said)

@@ -1,12 +1,12 @@
 """results.json of one model on one track: every figure, and all that it takes to judge it.
 
-Beside it lie hypotheses.tsv (each utterance), left_out.tsv (each row that is not used, with its reason) and
+Beside it lie hypotheses.tsv (each utterance), left_out.tsv (each fault in the data, with its place) and
 metrics.jsonl (training). docs/mlsuperb.md has the keys.
 """
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from data_pipelines.atomic import whole_file
-from data_pipelines.mlsuperb.layout import PARTS, is_miniature
+from data_pipelines.mlsuperb.layout import PARTS, Part
 from data_pipelines.mlsuperb.tracks import Track
 from experiments.machine import describe_machine, git_commit
-from experiments.mlsuperb.judging import infeasible
+from experiments.mlsuperb.faults import EMPTY, INFEASIBLE, UNSEEN, Fault, Folder, faults_of, write_faults
 from experiments.mlsuperb.protocol import ACCUMULATE, DIFFERENCES, ProtocolError, deviations
 from experiments.mlsuperb.scoring import Judged, chance, figures
-from experiments.mlsuperb.training import Run, Trained
+from experiments.mlsuperb.training import Run, Trained, judged_set
 from experiments.run import write_json
 from wavlab_jax.model import count
 from wavlab_jax.objectives.recognition import frames_for
@@ -41,16 +40,17 @@ class Followed(NamedTuple):
     learning_rate: float
 
 
-def write_results(
-    run: Run, trained: Trained, judged: Sequence[Judged], *, root: Path, untold: Sequence[Path], seconds: float
-) -> dict:
-    """Writes results.json and left_out.tsv of `superb`; returns the first. `untold`: recordings without a text."""
-    deviates = deviations(run.cfg, run.schedule, miniature=is_miniature(root))
+def write_results(run: Run, trained: Trained, judged: Sequence[Judged], *, folder: Folder, seconds: float) -> dict:
+    """Writes results.json and left_out.tsv of `superb`; returns the first."""
+    lacks = folder.lacks(run.track)
+    deviates = deviations(run.cfg, run.schedule, miniature=folder.miniature, incomplete=lacks)
     followed = Followed(not deviates, deviates, list(DIFFERENCES), ACCUMULATE, run.cfg.learning_rate)
     config = run.encoder.config
-    facts = data_facts(run.track, root=root, untold=untold, frames_of=partial(frames_for, log_mel=config is None))
+    faults = faults_of(run.track, folder, frames_of=partial(frames_for, log_mel=config is None))
+    facts = data_facts(run.track, folder, faults)
     weights = layer_weights(trained) if config else []
-    return write(run, results_of(run, trained, judged, followed, data=facts, layer_weights=weights, seconds=seconds))
+    results = results_of(run, trained, judged, followed, data=facts, layer_weights=weights, seconds=seconds)
+    return write(run, results, faults)
 
 
 def results_of(
@@ -88,7 +88,7 @@ def results_of(
         },
         "data": data,
         **figures(track, judged),
-        "task": "challenge" if track.name.startswith("challenge") else track.task,
+        "task": track.task if judged_set(track) is None else "challenge",
         "chance": chance(track, judged),
         "layer_weights": layer_weights,
         "examples": [example_of(each) for each in spread(judged, EXAMPLES)],
@@ -102,26 +102,23 @@ def results_of(
     }
 
 
-def write(run: Any, results: dict) -> dict:
+def write(run: Any, results: dict, faults: Sequence[Fault]) -> dict:
     """Writes left_out.tsv, then results.json; returns the latter."""
-    left_out = run.track.left_out
-    rows = [("part", "place", "reason"), *((part, *each) for part in PARTS for each in left_out[part])]
-    with whole_file(run.files.left_out) as temporary:
-        temporary.write_text("".join("\t".join(row) + "\n" for row in rows), "utf-8")
+    write_faults(run.files.left_out, faults)
     write_json(run.files.results, results)
     return results
 
 
-def data_facts(track: Track, *, root: Path, untold: Sequence[Path], frames_of: Callable[[int], int]) -> dict:
-    """What was trained on and judged by, and every fault: named (the first few) and counted.
+def data_facts(track: Track, folder: Folder, faults: Sequence[Fault]) -> dict:
+    """What was trained on and judged by, and every fault: counted, and the first few named."""
 
-    `frames_of`: samples -> frames in which tokens are spelled.
-    """
+    def named(some: Sequence[Any]) -> dict:
+        return {"count": len(some), "first": [str(each) for each in some[:NAMED]]}
 
-    def named(some: Sequence[str]) -> dict:
-        return {"count": len(some), "first": list(some[:NAMED])}
+    def places(kind: str, part: Part) -> dict:
+        return named([each.place for each in faults if (each.kind, each.part) == (kind, part)])
 
-    parts, impossible = {}, {}
+    parts = {}
     for part in PARTS:
         utterances = [each.utterance for each in track.parts[part]]
         parts[part] = {
@@ -129,10 +126,12 @@ def data_facts(track: Track, *, root: Path, untold: Sequence[Path], frames_of: C
             "hours": sum(each.seconds for each in utterances) / 3600,
             "languages": len({each.language for each in utterances}),
         }
-        impossible[part] = named(infeasible(track.parts[part], frames_of))
     return {
-        "root": str(root),
-        "miniature": is_miniature(root),
+        "root": str(folder.root),
+        "miniature": folder.miniature,
+        "missing_sources": list(folder.missing_sources),
+        "missing_few_shot": named(folder.missing_few_shot),
+        "ignored_folders": named(folder.ignored),
         "parts": parts,
         "left_out_places": {
             part: {
@@ -141,10 +140,11 @@ def data_facts(track: Track, *, root: Path, untold: Sequence[Path], frames_of: C
             }
             for part in PARTS
         },
-        "recordings_without_text": named([str(path) for path in untold]),
-        "infeasible": impossible,
+        "recordings_without_text": named(folder.untold),
+        "infeasible": {part: places(INFEASIBLE, part) for part in PARTS},
         "unseen_tokens_dev": dict(track.unseen("dev").most_common()),
-        "empty_references": named([each.utterance.id for each in track.parts["test"] if not each.text]),
+        "unseen_tokens_in": {part: places(UNSEEN, part) for part in ("dev", "test")},
+        "empty_references": places(EMPTY, "test"),
     }
 
 
@@ -177,10 +177,20 @@ def example_of(each: Judged) -> dict:
 def read_results(workdir: Path) -> Iterator[dict[str, Any]]:
     """Each results.json below a workdir, in order of model, set and track, with its "path".
 
-    Raises ProtocolError if one is of another format.
+    Raises what `read_result` raises.
     """
-    for path in sorted((Path(workdir) / "mlsuperb").glob("*/*/*/results.json")):
+    folder = Path(workdir) / "mlsuperb"
+    for path in sorted([*folder.glob("*/*/*/results.json"), *folder.glob("*/*/challenge/*/results.json")]):
+        yield read_result(path) | {"path": str(path)}
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """One results.json. Raises ProtocolError if it is none, or of another format."""
+    try:
         found = json.loads(path.read_text("utf-8"))
-        if found.get("format") != FORMAT:
-            raise ProtocolError(f"{path} is of format {found.get('format')}, this code reads {FORMAT}: judge it again")
-        yield found | {"path": str(path)}
+    except ValueError as error:
+        raise ProtocolError(f"{path} is not JSON ({error}): delete it and give the same command again") from error
+    if not isinstance(found, dict) or found.get("format") != FORMAT:
+        said = found.get("format") if isinstance(found, dict) else None
+        raise ProtocolError(f"{path} is of format {said}, this code reads {FORMAT}: judge it again")
+    return found

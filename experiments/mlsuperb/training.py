@@ -49,19 +49,29 @@ from wavlab_jax.step import (
 from wavlab_jax.train import train
 
 
+def judged_set(track: Track) -> str | None:
+    """Of the challenge's track the development set that is judged, which changes nothing of training; else None."""
+    return track.name.split()[1] if track.name.startswith("challenge ") else None
+
+
 class TrackFiles:
-    """Where one model's training on one track keeps what; none need exist."""
+    """Where one model's training on one track keeps what; none need exist.
+
+    One training on the challenge is judged on two sets: of each, results lie in a folder of that of the training.
+    """
 
     def __init__(self, workdir: Path, model: str, track: Track):
-        name = track.name.replace(" ", "-")
+        judged = judged_set(track)
+        name = track.name.replace(" ", "-") if judged is None else "challenge"
         self.folder = Path(workdir) / "mlsuperb" / model / track.duration / name
+        self.judged = self.folder if judged is None else self.folder / judged
         self.inputs = self.folder / "inputs.json"
         self.checkpoints = self.folder / "checkpoints"
         self.average = self.folder / "average"
         self.finished = self.folder / "finished.json"
-        self.hypotheses = self.folder / "hypotheses.tsv"
-        self.left_out = self.folder / "left_out.tsv"
-        self.results = self.folder / "results.json"
+        self.hypotheses = self.judged / "hypotheses.tsv"
+        self.left_out = self.judged / "left_out.tsv"
+        self.results = self.judged / "results.json"
 
 
 class Trained(NamedTuple):
@@ -245,16 +255,19 @@ def _validation(run: Run) -> Callable[[Parameters], float]:
 
 
 def track_digest(track: Track) -> str:
-    """What the batches of a track depend on: utterances, lengths, texts and tokens of all parts."""
+    """What the batches of a track depend on: utterances, lengths, texts and tokens of all parts.
+
+    Of the challenge, without the part that is judged: one training has two of these.
+    """
     digest = hashlib.sha256(json.dumps(track.tokens).encode())
-    for part in PARTS:
+    for part in PARTS if judged_set(track) is None else ("train", "dev"):
         for each in track.parts[part]:
             digest.update(f"{part}\t{each.utterance.id}\t{each.utterance.seconds}\t{each.text}\n".encode())
     return digest.hexdigest()[:16]
 
 
-def check_unchanged(run: Run) -> None:
-    """Writes what this run is, or raises ProtocolError naming in what the folder's run is another."""
+def check_unchanged(run: Run, *, begins: bool = True) -> None:
+    """Raises ProtocolError naming in what the folder's run is another; of none, writes what this is if it `begins`."""
     loads = ("threads", "prefetch", "step", "doubling", "fillers")  # how batches are made, not what is in them
     now = {
         "model": run.encoder.identity,
@@ -263,7 +276,7 @@ def check_unchanged(run: Run) -> None:
         **{f"protocol.{name}": value for name, value in flatten(run.cfg).items() if name.split(".")[-1] not in loads},
     }
     if not run.files.inputs.exists():
-        return write_json(run.files.inputs, now)
+        return write_json(run.files.inputs, now) if begins else None
     then = json.loads(run.files.inputs.read_text())
     changed = [f"  {name}: {then.get(name)} then, {now.get(name)} now" for name in {**then, **now}
                if then.get(name) != now.get(name)]  # fmt: skip

@@ -15,7 +15,7 @@ with interrupts_end_at_once():
     from data_pipelines.mlsuperb.batches import TrackBatchesConfig
     from data_pipelines.mlsuperb.challenge import Development, read_challenge
     from data_pipelines.mlsuperb.layout import Duration
-    from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, Task, read_track
+    from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, Task, Track, read_track
     from experiments.commands import WORKDIR, Unsaid
     from experiments.mlsuperb.benchmark import run_benchmark, summary, tracks_of
     from experiments.mlsuperb.encoders import FrozenEncoder, read_encoder, shape_of
@@ -28,8 +28,8 @@ with interrupts_end_at_once():
     from wavlab_jax.chips import chip_named
     from wavlab_jax.sharding import MeshConfig, make_mesh
 
-Track = Literal["monolingual", "multilingual", "lid", "joint"]
-TASKS: dict[Track, Task] = {
+TrackName = Literal["monolingual", "multilingual", "lid", "joint"]
+TASKS: dict[TrackName, Task] = {
     "monolingual": "monolingual",
     "multilingual": "multilingual",
     "lid": "identification",
@@ -54,7 +54,7 @@ class SuperbCommand:
     formula. MODEL may also be an architecture of `list`; without --mlsuperb, rows are by the published sizes."""
     utilisation: float = DEFAULT_UTILISATION
     """Of a plan: the share of the chip's bfloat16 peak that is assumed to be reached."""
-    track: tuple[Track, ...] = tuple(TASKS)
+    track: tuple[TrackName, ...] = tuple(TASKS)
     """One or more; by default all."""
     hours: Duration = "10min"
     """The training set: so much of each language."""
@@ -89,14 +89,14 @@ class FineTuneCommand:
     mlsuperb: Path
     """The benchmark's folder, as unpacked, or a miniature of it; for the challenge, what `data_pipelines challenge`
     writes, or ESPnet's egs2/ml_superb2/asr1."""
-    track: Track | Literal["challenge"] = "multilingual"
+    track: TrackName | Literal["challenge"] = "multilingual"
     """Of the benchmark; or ML-SUPERB 2.0's challenge."""
-    hours: Duration = "10min"
-    """The training set: so much of each language."""
+    hours: Duration | None = None
+    """Of the benchmark's tracks, the training set: so much of each language; by default 10min."""
     language: str | None = None
     """Of the monolingual track, one of its sets: eng1, ..., cmn."""
-    judged_on: Development = "dev"
-    """Of the challenge, the development set that is judged."""
+    judged_on: Development | None = None
+    """Of the challenge, the development set that is judged; by default dev."""
     name: str | None = None
     """Of the folder, and in the table; by default that of MODEL and what is tuned."""
     recipe: Annotated[RecipeConfig, tyro.conf.arg(name="")] = field(default_factory=RecipeConfig)
@@ -174,13 +174,7 @@ def finetune(arguments: Sequence[str]) -> None:
     """Fine-tunes a model to recognise a track, and judges it."""
     config = (tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff)
     command = tyro.cli(FineTuneCommand, args=arguments, prog="python -m experiments finetune", config=config)
-    if command.track == "challenge":
-        track = read_challenge(command.mlsuperb, judged_on=command.judged_on)
-    else:
-        name = command.language
-        if command.track == "monolingual" and name is None:
-            raise ProtocolError(f"--track monolingual has sets: give --language {', '.join(MONOLINGUAL_SETS)}")
-        track = read_track(command.mlsuperb, TASKS[command.track], duration=command.hours, monolingual=name)
+    track = _track(command)
     mesh, encoder = _encoder(command)
     if command.name is None:
         tuned = "finetuned" if command.recipe.adapter == "none" else command.recipe.adapter
@@ -195,6 +189,21 @@ def finetune(arguments: Sequence[str]) -> None:
         )
         print(f"  by ML-SUPERB 2.0's averages over languages: {', '.join(said)}")
     print(f"results: {files.folder}\nfor transformers: python -m experiments export {files.folder} --out FOLDER")
+
+
+def _track(command: FineTuneCommand) -> Track:
+    """What is trained on. Raises ProtocolError (an option of another track), and what the readers raise."""
+    of_others = {"judged_on": ["challenge"], "language": ["monolingual"], "hours": list(TASKS)}
+    for option, tracks in of_others.items():
+        if getattr(command, option) is not None and command.track not in tracks:
+            said = f"--{option.replace('_', '-')} is of --track {', '.join(tracks)}"
+            raise ProtocolError(f"{said}, and not of {command.track}: leave it out, or give another track")
+    if command.track == "challenge":
+        return read_challenge(command.mlsuperb, judged_on=command.judged_on or "dev")
+    name = command.language
+    if command.track == "monolingual" and name is None:
+        raise ProtocolError(f"--track monolingual has sets: give --language {', '.join(MONOLINGUAL_SETS)}")
+    return read_track(command.mlsuperb, TASKS[command.track], duration=command.hours or "10min", monolingual=name)
 
 
 def leaderboard(arguments: Sequence[str]) -> None:

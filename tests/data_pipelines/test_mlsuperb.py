@@ -9,10 +9,20 @@ import numpy as np
 import pytest
 import soundfile
 
-from data_pipelines.mlsuperb import phones, texts
-from data_pipelines.mlsuperb.layout import FEW_SHOT, MlSuperbError, few_shot_utterances, read_split, untold_recordings
+from data_pipelines.mlsuperb import texts
+from data_pipelines.mlsuperb.layout import (
+    FEW_SHOT,
+    SOURCES,
+    MlSuperbError,
+    few_shot_utterances,
+    ignored_folders,
+    missing_few_shot,
+    missing_sources,
+    read_split,
+    unsayable_languages,
+    untold_recordings,
+)
 from data_pipelines.mlsuperb.miniature import write_miniature
-from data_pipelines.mlsuperb.phones import phonemizer_for
 from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, monolingual_score, read_track
 
 DEMO = Path(__file__).resolve().parents[2] / "demo_corpus"
@@ -106,7 +116,7 @@ def test_what_is_left_out_is_named_and_counted(small):
         "no text but punctuation": 1,
         "not between 0.1 and 20 s": 2,
         "recording missing": 1,
-        "id stands on line 1 already": 1,
+        "id stands on an earlier line already": 1,
         "id does not end in _LANGUAGE_NUMBER": 1,
     }
     assert train.left_out[0].place.endswith("eng/transcript_10min_train.txt:2")
@@ -115,6 +125,32 @@ def test_what_is_left_out_is_named_and_counted(small):
     assert [each.id[-1] for each in test.utterances] == ["1", "3", "4", "5"]
     soundfile.write(root / "mls" / "eng" / "wav" / "mls_eng_000099.wav", np.zeros(16_000), 16_000)
     assert [path.name for path in untold_recordings(root)] == ["mls_eng_000099.wav"]
+
+
+def test_an_id_is_used_once_whatever_the_folder(small):
+    """Hypotheses are matched with references by id."""
+    lines = ["fleurs_eng_000001 x one", "fleurs_eng_000002 x two"]
+    small(lines, source="fleurs")
+    split = read_split(small(lines[1:], source="mls"), "test", duration="10min")
+    assert [(each.source, each.id[-1]) for each in split.utterances] == [("fleurs", "1"), ("fleurs", "2")]
+    assert split.reasons() == {"id stands in fleurs/eng already": 1}
+
+
+def test_lines_of_punctuation_alone_are_left_out_where_nothing_would_be_left_of_them(small):
+    """asr.sh drops lines of one field; `ID [eng]` has two."""
+    root = small(["mls_eng_000001 x hello", "mls_eng_000002 x ...", "mls_eng_000003 x [laughs]"])
+    monolingual = {"task": "monolingual", "monolingual": "eng1"}
+    for asked, train, empty in (
+        ({"task": "identification"}, ["[eng]"] * 3, []),
+        ({"task": "joint"}, ["[eng] HELLO", "[eng]", "[eng]"], []),
+        ({"task": "multilingual"}, ["HELLO"], ["...:2", "...:3"]),
+        (monolingual, ["HELLO", "LAUGHS"], ["...:2"]),
+    ):
+        track = read_track(root, duration="10min", **asked)
+        for part in ("train", "dev"):
+            assert [each.text for each in track.parts[part]] == train
+            assert ["..." + each.place[-2:] for each in track.left_out[part]] == empty
+        assert len(track.parts["test"]) == 3
 
 
 def test_listed_recordings_without_sound_are_left_out(small):
@@ -129,6 +165,26 @@ def test_few_shot_languages_train_on_five_named_utterances():
     assert set(by_language) == FEW_SHOT and set(by_language.values()) == {5}
 
 
+def test_sources_and_few_shot_utterances_that_are_not_there_are_named(small):
+    five = sorted(id for id in few_shot_utterances() if "_lit_" in id)
+    root = small([f"{id} x labas" for id in five[1:]], language="lit", source="commonvoice")
+    assert missing_few_shot(root, duration="10min") == missing_few_shot(root, duration="1h") == five[:1]
+    (root / "mls").mkdir()  # without a language
+    assert missing_sources(root) == [source for source in SOURCES if source != "commonvoice"]
+
+
+def test_folders_that_are_not_read_and_languages_that_cannot_be_said_are_named(small):
+    small(["cv_org_jpn_000001 x hai"], language="org_jpn", source="commonvoice")
+    root = small(["mls_de_000001 x gut"], language="de")
+    (root / "voxlingua" / "deu").mkdir(parents=True)
+    (root / "license.txt").touch()
+    assert ignored_folders(root) == ["voxlingua"] and unsayable_languages(root) == ["mls/de"]
+    for task in ("identification", "joint"):
+        with pytest.raises(MlSuperbError, match="language of mls/de: folders of languages are named by ISO 639-3"):
+            read_track(root, task, duration="10min")
+    assert read_track(root, "multilingual", duration="10min").parts["train"][1].text == "GUT"
+
+
 def test_folders_that_are_not_the_benchmark(tmp_path, small):
     with pytest.raises(MlSuperbError, match="is no folder"):
         read_split(tmp_path / "nowhere", "train", duration="10min")
@@ -139,6 +195,15 @@ def test_folders_that_are_not_the_benchmark(tmp_path, small):
     (root / "mls" / "eng" / "transcript_10min_dev.txt").unlink()
     with pytest.raises(MlSuperbError, match=r"transcript_10min_dev\.txt is missing"):
         read_track(root, "multilingual", duration="10min")
+
+
+def test_a_transcript_that_is_not_utf_8_is_named_with_its_line(small):
+    root = small(["mls_deu_000001 x gut", "mls_deu_000002 x schön"], language="deu")
+    path = root / "mls" / "deu" / "transcript_10min_train.txt"
+    path.write_bytes(path.read_text("utf-8").encode("latin-1"))
+    for read in (lambda: read_split(root, "train", duration="10min"), lambda: list(untold_recordings(root))):
+        with pytest.raises(MlSuperbError, match=r"transcript_10min_train\.txt, line 2 is not UTF-8 \(byte 0xf6\)"):
+            read()
 
 
 def test_multilingual_tracks_of_the_miniature(benchmark_folder):
@@ -187,9 +252,3 @@ def test_monolingual_score_averages_sets_and_then_languages():
     assert monolingual_score(rates) == pytest.approx((20 + 8 * 40) / 9)
     with pytest.raises(MlSuperbError, match="none of xty"):
         monolingual_score({name: 1.0 for name in MONOLINGUAL_SETS if name != "xty"})
-
-
-def test_a_missing_phone_package_is_named(monkeypatch):
-    monkeypatch.setattr(phones, "find_spec", lambda package: None)
-    with pytest.raises(MlSuperbError, match="pip install pypinyin"):
-        phonemizer_for("cmn")

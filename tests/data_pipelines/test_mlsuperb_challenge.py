@@ -10,7 +10,14 @@ import pytest
 import soundfile
 
 from data_pipelines.mlsuperb.batches import TrackBatchesConfig, track_batches
-from data_pipelines.mlsuperb.challenge import SPLITS, matches, published_text, read_challenge, unpack
+from data_pipelines.mlsuperb.challenge import (
+    SPLITS,
+    matches,
+    published_text,
+    read_challenge,
+    unpack,
+    untold_recordings,
+)
 from data_pipelines.mlsuperb.layout import MlSuperbError
 
 ROWS = {
@@ -95,6 +102,18 @@ def test_lines_without_a_recording_are_named(dataset, tmp_path):
     (tmp_path / "data" / "raw_audio" / "cv_deu_000011.wav").write_bytes(b"no sound")
     with pytest.raises(MlSuperbError, match="data/dev has no utterance: 1 recording missing, 1 recording cannot be"):
         read_challenge(tmp_path)
+
+
+def test_recordings_without_a_text_are_listed(dataset, tmp_path):
+    unpack(dataset, tmp_path)
+    assert untold_recordings(tmp_path, judged_on="dev_dialect") == []
+    for name in ("train", "dev_dialect"):
+        text = tmp_path / "data" / name / "text"
+        text.write_text(text.read_text("utf-8").split("\n", 1)[1], "utf-8")
+    sound = tmp_path / "data" / "raw_audio"
+    assert untold_recordings(tmp_path) == [sound / "cv_eng_000001.wav"]
+    both = [sound / "cv_eng_000001.wav", sound / "ms_speech_guj_000020.wav"]
+    assert untold_recordings(tmp_path, judged_on="dev_dialect") == both
 
 
 def test_folders_that_are_neither(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from data_pipelines.mlsuperb.batches import TrackBatchesConfig
+from data_pipelines.mlsuperb.challenge import read_challenge
 from data_pipelines.mlsuperb.tracks import read_track
 from experiments.export import check, export_model
 from experiments.mlsuperb import training
@@ -18,6 +19,7 @@ from experiments.mlsuperb.gathered import write_leaderboard
 from experiments.mlsuperb.protocol import ProtocolError
 from experiments.mlsuperb.recipe import RecipeConfig, RegularisationConfig
 from experiments.mlsuperb.recogniser import read_recogniser
+from experiments.mlsuperb.results import read_results
 from tests.wavlab_jax import tiny
 from wavlab_jax.adapters import LoraConfig
 from wavlab_jax.convert import ConvertError, from_encoder
@@ -128,6 +130,38 @@ def test_a_killed_run_goes_on_to_the_same_model(whole, root, model, tmp_path, mo
     jax.tree.map(np.testing.assert_array_equal, *models)
     with pytest.raises(ProtocolError, match="seed: 0 then, 1 now"):
         fine_tune(tuning(root, model, tmp_path, seed=1), root=root, workdir=tmp_path)
+
+
+def test_one_training_on_the_challenge_is_judged_on_both_sets(root, model, tmp_path, monkeypatch):
+    """In whichever order; results of both stand in the table and on the card."""
+    challenge, workdir = tmp_path / "challenge", tmp_path / "work"
+    for split, words in (("train", TEXTS), ("dev", TEXTS), ("dev_dialect", {"deu": TEXTS["deu"]})):
+        (challenge / "data" / split).mkdir(parents=True)
+        texts, places = [], []
+        for language, (text, other, *_) in words.items():
+            for number, said in enumerate((text, other)):
+                path = sorted(root.glob(f"*/{language}/wav/*.wav"))[number]
+                texts.append(f"{path.stem}_{split} [{language}] {said}\n")
+                places.append(f"{path.stem}_{split} {path}\n")
+        (challenge / "data" / split / "text").write_text("".join(texts), "utf-8")
+        (challenge / "data" / split / "wav.scp").write_text("".join(places))
+
+    def judged(judged_on):
+        track = read_challenge(challenge, judged_on=judged_on)
+        files = RecogniserFiles(workdir, "tuned", track)
+        run = dataclasses.replace(tuning(root, model, workdir, updates=1, validations=1), track=track, files=files)
+        return files, fine_tune(run, root=challenge, workdir=workdir)
+
+    _, dialects = judged("dev_dialect")
+    monkeypatch.setattr(training, "train", None)  # nothing is trained again
+    files, dev = judged("dev")
+    assert dialects["all"]["utterances"] == 2 and dev["all"]["utterances"] == 4
+    assert dialects["training"] == dev["training"]
+    assert [each["track"] for each in read_results(workdir)] == ["challenge dev", "challenge dev_dialect"]
+    text = write_leaderboard(workdir, tmp_path / "table.md")
+    assert "| tuned | challenge dev | " in text and "| tuned | challenge dev_dialect | " in text
+    card = read_recogniser(files.folder).sections["Results"]
+    assert "Track: challenge dev, 1h" in card and "Track: challenge dev_dialect, 1h" in card
 
 
 @pytest.mark.soak

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -10,13 +12,15 @@ import numpy as np
 import pytest
 
 from data_pipelines.mlsuperb.batches import TrackBatchesConfig
-from experiments.mlsuperb import benchmark, training
+from data_pipelines.mlsuperb.layout import LeftOut, MlSuperbError
+from data_pipelines.mlsuperb.tracks import Track
+from experiments.mlsuperb import benchmark, training, verbs
 from experiments.mlsuperb.benchmark import run_benchmark, summary, tracks_of
 from experiments.mlsuperb.encoders import LOG_MEL, read_encoder
 from experiments.mlsuperb.gathered import write_leaderboard
 from experiments.mlsuperb.judging import COLUMNS, text_of
-from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError, deviations, schedule_of
-from tests.experiments.small_mlsuperb import DOWNSTREAM, run, write_folder
+from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError, deviations, incomplete, schedule_of
+from tests.experiments.small_mlsuperb import CFG, DOWNSTREAM, encoder, run, write_folder
 from wavlab_jax.downstream import SpecAugmentConfig
 from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.train import Interrupted
@@ -59,15 +63,26 @@ def test_results_have_every_figure_and_name_every_fault(whole, root):
     assert data["infeasible"]["train"] == {"count": 1, "first": ["mls_eng_900001"]}
     assert data["parts"]["train"]["utterances"] == 16 and not data["miniature"]
     with open(folder / "left_out.tsv", encoding="utf-8") as file:
-        assert [row[0] for row in csv.reader(file, delimiter="\t")] == ["part", "train", "train"]
+        faults = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    assert Counter(row["fault"] for row in faults) == {
+        "left out": 2, "recording without text": 1, "corpus not there": 12, "more tokens than frames": 1,
+        "tokens that training never saw": 1,
+    }  # fmt: skip
+    assert [tuple(row.values()) for row in faults if row["fault"].startswith(("more", "tokens"))] == [
+        ("train", "more tokens than frames", "mls_eng_900001", ""),
+        ("test", "tokens that training never saw", "mls_eng_900001", "Q"),
+    ]
     with open(folder / "hypotheses.tsv", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     assert len(rows) == 16 and sum(int(row["tokens"]) for row in rows) == results["all"]["tokens"]
     assert rows[-1]["reference"].startswith("[eng] ") or rows[0]["reference"].startswith("[deu] ")
     said = summary(results)
-    for part in ("left out of train: 1, no text", "more tokens than frames: 1 (mls_eng_900001)", "1 times: Q",
-                 "NOT THE PUBLISHED PROTOCOL: scale"):  # fmt: skip
+    for part in (f"1, no text ({root}/mls/eng/transcript_10min_train.txt:8)",
+                 "more tokens than frames: 1 (mls_eng_900001)", "1 times: Q; first in mls_eng_900001",
+                 "NOT THE PUBLISHED PROTOCOL: scale", "PROTOCOL: 12 of the benchmark's 14 corpora are not there: ALFFA",
+                 "PROTOCOL: of train 1 left out: recording missing"):  # fmt: skip
         assert part in said, said
+    assert len(data["missing_sources"]) == 12 and data["missing_few_shot"]["count"] == 0
 
 
 def test_readers_find_the_keys_of_the_example(whole):
@@ -80,6 +95,23 @@ def test_readers_find_the_keys_of_the_example(whole):
     assert results["examples"][0].keys() == example["examples"][0].keys()
     head = (EXAMPLE / "hypotheses.tsv").read_text().splitlines()[0]
     assert tuple(head.split("\t")) == COLUMNS
+
+
+def test_the_verbs_from_folder_to_table(root, tmp_path, capsys):
+    """As they are typed, with the published downstream model: four batches of log-mel features, one update."""
+    command = f"log-mel --mlsuperb {root} --workdir {tmp_path} --track lid --scale 1e-5 --seed 3 --name mel"
+    command += " --batches.size 2 --batches.step 0.6 --batches.fillers True --batches.threads 0"
+    verbs.superb(command.split())
+    said = capsys.readouterr().out
+    results = json.loads((tmp_path / "mlsuperb" / "mel" / "10min" / "identification" / "results.json").read_text())
+    assert "[1/1] mel, identification, 10min: 4 batches, 6 tokens" in said and "results: " in said
+    assert results["model"]["kind"] == "log-mel" and results["all"]["utterances"] == 16
+    assert (results["protocol"]["iterations"], results["protocol"]["batch"], results["protocol"]["seed"]) == (4, 2, 3)
+    assert results["model"]["downstream_parameters"] == 4_599_303
+    verbs.superb(command.split())
+    assert "done already" in capsys.readouterr().out
+    verbs.leaderboard(["--workdir", str(tmp_path)])
+    assert "| **mel** |" in capsys.readouterr().out and (tmp_path / "mlsuperb" / "leaderboard.html").exists()
 
 
 def test_languages_that_sound_different_are_told_apart(root, tmp_path):
@@ -170,6 +202,39 @@ def test_the_published_schedule_is_the_default():
             ProtocolConfig(scale=scale)
 
 
+def test_what_is_wrong_with_the_last_track_is_said_before_the_first_is_trained(whole, root, tmp_path):
+    """A corpus that is not there, and a folder that holds another run."""
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    arguments = dict(root=root, duration="10min", cfg=CFG, mesh=mesh, downstream=DOWNSTREAM)
+    with pytest.raises(MlSuperbError, match="monolingual jpn has no train utterance"):
+        run_benchmark(encoder(mesh), workdir=tmp_path, tracks=[("joint", None), ("monolingual", "jpn")], **arguments)
+    workdir, _ = whole
+    other = [("multilingual", None), ("joint", None)]
+    with pytest.raises(ProtocolError, match="holds another run"):
+        run_benchmark(
+            encoder(mesh), workdir=workdir, tracks=other, **arguments | {"cfg": dataclasses.replace(CFG, seed=1)}
+        )
+    assert list(tmp_path.iterdir()) == [] and [
+        each.name for each in (workdir / "mlsuperb" / "tiny" / "10min").iterdir()
+    ] == ["joint"]
+
+
+def test_a_folder_that_is_not_whole_is_not_the_published_protocol():
+    """What the protocol leaves out itself is no deviation; few-shot utterances are none of the monolingual sets'."""
+    usual = [LeftOut("a:1", "not between 0.1 and 20 s"), LeftOut("a:2", "no text but punctuation")]
+    whole = Track("joint", "joint", "10min", {}, {"train": usual, "test": []}, [], [], "character")
+    lacks = {"sources": ["NST", "mls"], "few_shot": ["cv_tur_000095"]}
+    assert incomplete(whole, sources=[], few_shot=[]) == []
+    assert incomplete(whole._replace(task="monolingual"), sources=[], few_shot=["cv_tur_000095"]) == []
+    broken = [LeftOut("b:1", "recording missing"), LeftOut("b:2", "recording truncated")]
+    said = incomplete(whole._replace(left_out={"train": usual, "test": broken}), **lacks)
+    wanted = ("2 of the benchmark's 14 corpora are not there: NST, mls", "1 of the utterances.*cv_tur_000095",
+              "of test 1 left out: recording missing", "of test 1 left out: recording truncated")  # fmt: skip
+    assert len(said) == len(wanted) and all(map(re.match, wanted, said)), said
+    schedule = schedule_of(ProtocolConfig(), "joint", "10min")
+    assert deviations(ProtocolConfig(), schedule, miniature=False, incomplete=said) == said
+
+
 def test_tracks_and_models_by_name(tmp_path):
     assert tracks_of(["monolingual", "joint"], ["eng1", "xty"]) == [
         ("monolingual", "eng1"), ("monolingual", "xty"), ("joint", None)]  # fmt: skip
@@ -182,8 +247,6 @@ def test_tracks_and_models_by_name(tmp_path):
 
 
 def test_text_of_tokens():
-    from data_pipelines.mlsuperb.tracks import Track
-
     made = Track(
         "t", "joint", "10min", {}, {}, ["<blank>", "<unk>", "[eng]", "<space>", "A", "<sos/eos>"], [], "character"
     )

@@ -9,11 +9,13 @@ from experiments.mlsuperb import verbs
 from experiments.mlsuperb.encoders import read_encoder, shape_of
 from experiments.mlsuperb.estimate import estimate, summed
 from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError
+from experiments.stage_files import StageFiles
 from tests.wavlab_jax import tiny
 from wavlab_jax.compiled_program import read_program
 from wavlab_jax.downstream import Downstream, DownstreamConfig, logits_of
 from wavlab_jax.encoder.architectures import architecture
 from wavlab_jax.flops import downstream_flops, row_flops
+from wavlab_jax.model import write_description
 from wavlab_jax.sharding import MeshConfig, make_mesh
 
 
@@ -54,11 +56,27 @@ def test_the_thirteen_sets_are_one_row():
     assert wide.encoder == 2 * both[0].encoder
 
 
+def test_encoders_are_judged_in_float32_with_all_layers(tmp_path):
+    """Of the paper's size stages are trained in bfloat16; one with a description alone stands for them."""
+    trained = tiny.encoder(compute_dtype="bfloat16", layerdrop=0.5)
+    description = StageFiles(tmp_path, "stage").model
+    description.parent.mkdir(parents=True)
+    write_description(description, trained, tiny.learner().head)
+    found = read_encoder("random:stage", workdir=tmp_path, mesh=make_mesh(MeshConfig(), devices=jax.devices()[:1]))
+    assert shape_of("stage", workdir=tmp_path) == trained
+    assert (found.config.compute_dtype, found.config.layerdrop) == ("float32", 0.0)
+
+
 def test_what_cannot_be_planned(tmp_path):
     with pytest.raises(ProtocolError, match="nor is it an architecture"):
         shape_of("hubert_bass", workdir=tmp_path)
     with pytest.raises(ProtocolError, match="share of the peak"):
         verbs.superb("hubert_base --plan h100 --utilisation 40".split())
+    with pytest.raises(ProtocolError, match="--sets eng1 is of the monolingual track"):
+        verbs.superb("hubert_base --plan h100 --track joint --sets eng1".split())
+    for track, option in (("joint", "--judged-on dev"), ("challenge", "--hours 1h"), ("challenge", "--language eng1")):
+        with pytest.raises(ProtocolError, match=f"{option.split()[0]} is of --track .*, and not of {track}"):
+            verbs.finetune(f"hubert --mlsuperb {tmp_path} --track {track} {option}".split())
     with pytest.raises(ProtocolError, match="give --mlsuperb DIR"):
         verbs.superb(["hubert_base", "--workdir", str(tmp_path)])
     with pytest.raises(ProtocolError, match="no encoder that could be random"):

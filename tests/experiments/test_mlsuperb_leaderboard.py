@@ -6,6 +6,8 @@ import re
 import pytest
 
 from experiments.mlsuperb.leaderboard import Entry, leaderboard, points_of, scores_of
+from experiments.mlsuperb.protocol import ProtocolError
+from experiments.mlsuperb.results import read_results
 from wavlab_jax.evaluation.superb_score import PUBLISHED, Scores
 
 XLS_R = next(row for row in PUBLISHED["2024"]["10min"] if row.model == "XLS-R-300M")
@@ -31,6 +33,15 @@ def test_what_is_not_measured_is_a_dash_and_gives_no_points():
 def test_a_miniature_stands_beside_no_published_row():
     table = leaderboard([Entry("ours", "1 % of the iterations", {"10min": XLS_R.scores})], comparable=False)
     assert "MMS-1B" not in table and "points" not in table and "**ours**: 1 % of the iterations." in table
+
+
+@pytest.mark.parametrize(("written", "said"), [('{"format": 1', "not JSON"), ("[]", "format None")])
+def test_results_that_cannot_be_read_are_named(tmp_path, written, said):
+    path = tmp_path / "mlsuperb" / "model" / "1h" / "challenge" / "dev" / "results.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(written)
+    with pytest.raises(ProtocolError, match=f"{path} is .*{said}"):
+        list(read_results(tmp_path))
 
 
 def test_scores_are_read_from_the_tracks_figures():

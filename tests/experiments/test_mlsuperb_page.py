@@ -10,8 +10,10 @@ import pytest
 
 from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS
 from experiments.mlsuperb.drawn import confusion_matrix, differing
+from experiments.mlsuperb.gathered import write_leaderboard
 from experiments.mlsuperb.page import write_page
 from experiments.mlsuperb.protocol import ProtocolError
+from experiments.mlsuperb.scoring import ChallengeScores
 from tests.experiments.read_page import Page
 from wavlab_jax.evaluation.superb_score import Scores, published_points
 
@@ -29,8 +31,9 @@ def row(utterances=60, **figures):
 
 
 def write(
-    workdir, model, *, published, scores=SCORES, languages=("swa", "deu", "fra"), layers=3, sets=MONOLINGUAL_SETS
-):
+    workdir, model, *, published, scores=SCORES, languages=("swa", "deu", "fra"), layers=3, sets=MONOLINGUAL_SETS,
+    duration="10min", challenge=(),
+):  # fmt: skip
     """Results of all tracks of a model, as `superb` leaves them."""
     mono, normal, few, lid, joint_lid, joint_normal, joint_few = scores
     tracks = {f"monolingual {name}": ("monolingual", {"normal": row(error_rate=mono)}) for name in sets}
@@ -40,19 +43,20 @@ def write(
         "joint": ("joint", {"normal": row(error_rate=joint_normal, accuracy=joint_lid),
                             "few-shot": row(5, error_rate=joint_few, accuracy=10.0)}),
     }  # fmt: skip
+    tracks |= {name: ("challenge", {"normal": row(error_rate=30.0, accuracy=70.0)}) for name in challenge}
     for track, (task, groups) in tracks.items():
         figure = {
             key: value for key, value in groups["normal"].items() if "interval" not in key and key != "utterances"
         }
-        named = task in ("identification", "joint")
+        named = task in ("identification", "joint", "challenge")
         least = {"uniform": 20.0, "language": "deu", "majority": {"all": 35.0, "normal": 35.0}}
         results = {
             "format": 1,
-            "track": track, "task": task, "set": "10min", "token": "character",
+            "track": track, "task": task, "set": duration, "token": "character",
             "model": {"name": model, "kind": "stage", "identity": HOSTILE, "encoder_parameters": 95_000_000,
                       "downstream_parameters": 5_000_000, "layers": layers, "width": 768, "notes": [HOSTILE]},
             "protocol": {"published": published, "deviations": [] if published else ["scale 0.01: 3 of 300"],
-                         "differences": ["always this"], "iterations": 300},
+                         "differences": ["always this"], "iterations": 300, "learning_rate": 1e-4},
             "data": {"parts": {part: {"utterances": 7, "hours": 1.5, "languages": 3} for part in PARTS},
                      "infeasible": {part: {"count": 0, "first": []} for part in PARTS},
                      "recordings_without_text": {"count": 2, "first": []}},
@@ -69,7 +73,10 @@ def write(
         }  # fmt: skip
         if named:
             results["confusions"] = {f"[{name}]": {f"[{name}]": 5, "[deu]": 3, HOSTILE: 2} for name in languages}
-        folder = workdir / "mlsuperb" / model / "10min" / track.replace(" ", "-")
+        if task == "challenge":
+            four = (81.25, 21.25, 11.25, 61.25) if track == "challenge dev" else (82.25, 22.25, 12.25, 62.25)
+            results["challenge"] = dict(zip(ChallengeScores._fields, four, strict=True))
+        folder = workdir / "mlsuperb" / model / duration / track.replace(" ", "-")
         folder.mkdir(parents=True)
         (folder / "results.json").write_text(json.dumps(results))
         (folder / "hypotheses.tsv").write_text(
@@ -146,6 +153,38 @@ def test_every_part_shows_its_figures(page):
     assert confused[1] == ["fra French", "deu German", "3", "30.0%"] and HOSTILE in [line[1] for line in confused]
     assert "Q" not in found.text("training") and "4 (1)" in found.text("training")
     assert "Recordings without text: 2" in found.text("training")
+
+
+@pytest.fixture(scope="module")
+def two_sets(tmp_path_factory):
+    """A model by the published protocol at ten minutes, of which the hour was shortened; and the challenge's tracks."""
+    workdir = tmp_path_factory.mktemp("sets")
+    write(workdir, "ours", published=True)
+    write(
+        workdir, "ours", published=False, duration="1h", sets=(), challenge=("challenge dev", "challenge dev_dialect")
+    )
+    return write_leaderboard(workdir, workdir / "table.md"), Page(write_page(workdir, workdir / "page.html"))
+
+
+def test_table_and_page_agree_on_what_follows_the_protocol_set_by_set(two_sets):
+    text, found = two_sets
+    published, others = text.split("# Not by the published protocol")
+    points = f"{published_points(Scores(*SCORES), pool='2024', duration='10min'):.1f}"
+    (mine,) = (line for line in published.splitlines() if line.startswith("| **ours**"))
+    assert mine.endswith(f"| {points} |") and "1 hour" not in published and "scale" not in published
+    (shortened,) = (line for line in others.splitlines() if line.startswith("| **ours**"))
+    assert others.index("1 hour a language") < others.index(shortened) and "– | 30.0" in shortened
+    among = [table for table in found.tables if "SUPERB points" in table[0] and "ours" in [line[0] for line in table]]
+    assert len(among) == 1 and dict((line[0], line[-1]) for line in among[0])["ours"] == points
+    assert f"{points} SUPERB points of ours" in found.text("summary")
+
+
+def test_both_sets_of_the_challenge_have_their_four_figures(two_sets):
+    text, found = two_sets
+    table = next(table for table in found.tables if "CER of the 15 worst" in table[0])
+    for track, figures in (("challenge dev", "81.2 21.2 11.2 61.2"), ("challenge dev_dialect", "82.2 22.2 12.2 62.2")):
+        assert f"| ours | {track} | {' | '.join(figures.split())} | 60 |" in text
+        assert ["ours", track, *figures.split(), "60"] in table
 
 
 def test_what_differs_is_underlined():

@@ -14,9 +14,9 @@ CASES = [
 
 @pytest.mark.parametrize(("row", "pool", "duration"), CASES)
 def test_published_points(row, pool, duration):
-    """To 0.1 in 2024's table, whose rows are confirmed; to 0.2 in 2023's, whose pool lacks rows."""
+    """To 0.1; to 0.23 on the hour of 2023, whose pool lacks four rows."""
     points = published_points(row.scores, pool=pool, duration=duration)
-    assert points == pytest.approx(row.points, abs=0.1 if pool == "2024" else 0.25)
+    assert points == pytest.approx(row.points, abs=0.23 if (pool, duration) == ("2023", "1h") else 0.1)
 
 
 def test_fourteen_numbers_of_2024():
