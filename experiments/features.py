@@ -87,7 +87,7 @@ def load_model(
     """
     name = str(model)
     # a mean of checkpoints has an @; a run may have a name of its own
-    begun = "@" in name or StageFiles(workdir, name).folder.exists()
+    begun = "@" in name or StageFiles(workdir, name).config.exists()
     if name in STAGES or (begun and imported_model(workdir, name) is None):
         if architecture is not None or normalize_waveform is not None:
             raise FeaturesError(f"{model} is a stage, which knows its architecture; write ./{model} for a folder")
