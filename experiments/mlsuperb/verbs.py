@@ -188,7 +188,7 @@ def finetune(arguments: Sequence[str]) -> None:
             value if name == "note" else f"{name.replace('_', ' ')} {value:.1f}" for name, value in averages.items()
         )
         print(f"  by ML-SUPERB 2.0's averages over languages: {', '.join(said)}")
-    print(f"results: {files.folder}\nfor transformers: python -m experiments export {files.folder} --out FOLDER")
+    print(f"results: {files.judged}\nfor transformers: python -m experiments export {files.folder} --out FOLDER")
 
 
 def _track(command: FineTuneCommand) -> Track:
