@@ -24,7 +24,7 @@ from experiments.mlsuperb.judging import decode, write_hypotheses
 from experiments.mlsuperb.protocol import ProtocolError, Schedule
 from experiments.mlsuperb.recipe import RecipeConfig
 from experiments.mlsuperb.results import Followed, data_facts, results_of, write
-from experiments.mlsuperb.scoring import Judged, ScoringError, challenge_scores, judge
+from experiments.mlsuperb.scoring import Judged, averages, judge
 from experiments.mlsuperb.training import (
     Steps,
     TrackFiles,
@@ -163,14 +163,6 @@ def _describe(run: FineTuning, workdir: Path) -> None:
     write_json(run.files.recogniser, about)
 
 
-def _averages(judged: list[Judged]) -> dict:
-    """ML-SUPERB 2.0's averages over languages; or why there are none."""
-    try:
-        return challenge_scores(judged)._asdict()
-    except ScoringError as error:
-        return {"note": str(error)}
-
-
 def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, folder: Folder, seconds: float) -> dict:
     """results.json and left_out.tsv, as `results` has them; a token is spelled in a frame of the encoder."""
     faults = faults_of(run.track, folder, frames_of=num_frames)
@@ -186,5 +178,5 @@ def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, f
     )
     results = results_of(run, trained, judged, followed, data=facts, layer_weights=[], seconds=seconds)
     if run.track.task == "joint":
-        results["challenge"] = _averages(judged)
+        results["challenge"] = averages(judged)
     return write(run, results, faults)
