@@ -35,7 +35,7 @@ from data_pipelines.mlsuperb.layout import (
     Utterance,
     lines_of,
 )
-from data_pipelines.mlsuperb.recordings import examine
+from data_pipelines.mlsuperb.recordings import examine, examine_all
 from data_pipelines.mlsuperb.texts import characters
 from data_pipelines.mlsuperb.tracks import BLANK, END, UNKNOWN, Example, Track
 
@@ -90,6 +90,7 @@ def _folder(root: Path, name: str) -> Path:
 def _read(root: Path, name: str, *, limited: bool) -> Split:
     folder, split = _folder(root, name), Split([], [])
     recordings = dict(line.split(maxsplit=1) for _, line in lines_of(folder / "wav.scp") if len(line.split()) > 1)
+    examine_all([root / place.strip() for place in recordings.values()], title=f"looking at {name}")  # remembered
     seen: set[str] = set()
     for number, line in lines_of(folder / "text"):
         id, _, text = line.strip().partition(" ")
