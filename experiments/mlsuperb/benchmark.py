@@ -3,14 +3,16 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from data_pipelines.mlsuperb.challenge import read_challenge
 from data_pipelines.mlsuperb.layout import Duration
 from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS, Task, read_track
 from experiments.mlsuperb.encoders import FrozenEncoder
-from experiments.mlsuperb.faults import read_folder
+from experiments.mlsuperb.faults import challenge_folder, read_folder
 from experiments.mlsuperb.judging import decode, write_hypotheses
 from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError
 from experiments.mlsuperb.results import read_result, write_results
@@ -41,7 +43,7 @@ def run_benchmark(
     *,
     root: Path,
     workdir: Path,
-    tracks: Sequence[tuple[Task, str | None]],
+    tracks: Sequence[tuple[Task | Literal["challenge"], str | None]],
     duration: Duration,
     cfg: ProtocolConfig,
     mesh: Mesh,
@@ -49,17 +51,24 @@ def run_benchmark(
 ) -> list[dict]:
     """Results of each track; those that are there already are read. Killed at any point, it goes on when run again.
 
+    A track is a task, and of the monolingual one a set; or, in a `root` of its own, "challenge" and the judged set.
+
     All tracks are read, and their texts held, before the first is trained: what is wrong with the last one is said at
     once. Raises MlSuperbError (the folder is not the benchmark's, a transcript is missing, or a
     package that makes phones), and what `train_track` raises.
     """
-    folder, results, runs = read_folder(root, duration=duration), [], []
+    results, runs = [], []
     for task, name in tracks:
-        track = read_track(root, task, duration=duration, monolingual=name)
-        runs.append(Run(track, encoder, cfg, mesh, TrackFiles(workdir, encoder.name, track), downstream))
-        check_unchanged(runs[-1], begins=False)
-    for number, run in enumerate(runs, 1):
-        track, title = run.track, f"[{number}/{len(runs)}] {encoder.name}, {run.track.name}, {duration}"
+        if task == "challenge":
+            folder, track = challenge_folder(root, judged_on=name), read_challenge(root, judged_on=name)
+        else:
+            folder = runs[0][0] if runs else read_folder(root, duration=duration)
+            track = read_track(root, task, duration=duration, monolingual=name)
+        run = Run(track, encoder, cfg, mesh, TrackFiles(workdir, encoder.name, track), downstream)
+        check_unchanged(run, begins=False)
+        runs.append((folder, run))
+    for number, (folder, run) in enumerate(runs, 1):
+        track, title = run.track, f"[{number}/{len(runs)}] {encoder.name}, {run.track.name}, {run.track.duration}"
         check_unchanged(run)
         if run.files.results.exists():
             results.append(read_result(run.files.results))
@@ -109,6 +118,9 @@ def summary(results: dict) -> str:
         where = data.get("unseen_tokens_in", {}).get("test", {}).get("first", [])[:1]
         said = "".join(f"; first in {id}" for id in where)
         lines.append(f"  of test never seen in training: {len(unseen):,} tokens, {times:,} times: {first}{said}")
+    if found := results.get("challenge"):
+        said = (value if name == "note" else f"{name.replace('_', ' ')} {value:.1f}" for name, value in found.items())
+        lines.append(f"  by ML-SUPERB 2.0's averages over languages: {', '.join(said)}")
     lines += [f"  NOT THE PUBLISHED PROTOCOL: {each}" for each in results["protocol"]["deviations"]]
     return "\n".join(lines)
 

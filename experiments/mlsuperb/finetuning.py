@@ -19,12 +19,12 @@ from data_pipelines.batch import Batch, num_frames
 from data_pipelines.mlsuperb.tracks import Track
 from experiments.commands import Unsaid
 from experiments.mlsuperb.encoders import LOG_MEL, RANDOM, FrozenEncoder
-from experiments.mlsuperb.faults import challenge_folder, faults_of, read_folder
+from experiments.mlsuperb.faults import Folder, challenge_folder, faults_of, read_folder
 from experiments.mlsuperb.judging import decode, write_hypotheses
 from experiments.mlsuperb.protocol import ProtocolError, Schedule
 from experiments.mlsuperb.recipe import RecipeConfig
 from experiments.mlsuperb.results import Followed, data_facts, results_of, write
-from experiments.mlsuperb.scoring import Judged, ScoringError, challenge_scores, judge
+from experiments.mlsuperb.scoring import Judged, averages, judge
 from experiments.mlsuperb.training import (
     Steps,
     TrackFiles,
@@ -110,8 +110,8 @@ class FineTuning:
 def fine_tune(run: FineTuning, *, root: Path, workdir: Path) -> dict:
     """Trains, or goes on, or takes what was trained; judges it, and returns its results.json.
 
-    Raises ProtocolError (no encoder, a layer that it has not, another run in the folder), NonFinite, Interrupted,
-    AudioError, CheckpointError.
+    Raises ProtocolError (no encoder, a layer that it has not, another run in the folder), MlSuperbError, NonFinite,
+    Interrupted, AudioError, CheckpointError.
     """
     config = run.encoder.config
     if config is None:
@@ -120,6 +120,10 @@ def fine_tune(run: FineTuning, *, root: Path, workdir: Path) -> dict:
     if layers and max(layers) > config.layers:
         raise ProtocolError(f"optimizer.layers names layer {max(layers)}, but {run.model} has {config.layers}")
     check_unchanged(run)
+    if (judged_on := judged_set(run.track)) is None:
+        folder = read_folder(root, duration=run.track.duration)
+    else:
+        folder = challenge_folder(root, judged_on=judged_on)
     _describe(run, workdir)
     every, trained_parameters = run.cfg.optimizer.accumulate, count(abstract_state(run.learner, run.mesh).params)
     say(
@@ -131,7 +135,7 @@ def fine_tune(run: FineTuning, *, root: Path, workdir: Path) -> dict:
     trained = train_track(run)
     judged = judge(run.track, decode(run, trained))
     write_hypotheses(run.files.hypotheses, judged)
-    return _write_results(run, trained, judged, root=root, seconds=time.monotonic() - began)
+    return _write_results(run, trained, judged, folder=folder, seconds=time.monotonic() - began)
 
 
 def _describe(run: FineTuning, workdir: Path) -> None:
@@ -159,20 +163,8 @@ def _describe(run: FineTuning, workdir: Path) -> None:
     write_json(run.files.recogniser, about)
 
 
-def _averages(judged: list[Judged]) -> dict:
-    """ML-SUPERB 2.0's averages over languages; or why there are none."""
-    try:
-        return challenge_scores(judged)._asdict()
-    except ScoringError as error:
-        return {"note": str(error)}
-
-
-def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, root: Path, seconds: float) -> dict:
+def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, folder: Folder, seconds: float) -> dict:
     """results.json and left_out.tsv, as `results` has them; a token is spelled in a frame of the encoder."""
-    if (judged_on := judged_set(run.track)) is None:
-        folder = read_folder(root, duration=run.track.duration)
-    else:
-        folder = challenge_folder(root, judged_on=judged_on)
     faults = faults_of(run.track, folder, frames_of=num_frames)
     facts = data_facts(run.track, folder, faults)
     miniature = ["a miniature in the benchmark's layout, not its data"] if folder.miniature else []
@@ -186,5 +178,5 @@ def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, r
     )
     results = results_of(run, trained, judged, followed, data=facts, layer_weights=[], seconds=seconds)
     if run.track.task == "joint":
-        results["challenge"] = _averages(judged)
+        results["challenge"] = averages(judged)
     return write(run, results, faults)

@@ -65,7 +65,8 @@ class Standing(NamedTuple):
     def notes(self) -> str:
         """In what any of them deviates, each once; what was chosen, and which sets are missing."""
         said = list(dict.fromkeys(each for found in self.every for each in found["protocol"]["deviations"]))
-        rates = {found["protocol"]["learning_rate"] for found in self.every} - {LEARNING_RATE}
+        open_ones = [found for found in self.every if found["task"] != "challenge"]
+        rates = {found["protocol"]["learning_rate"] for found in open_ones} - {LEARNING_RATE}
         if rates:
             said.append(f"learning rate {', '.join(f'{rate:g}' for rate in sorted(rates))}, which is open to choice")
         if 0 < len(self.sets) < len(MONOLINGUAL_SETS):

@@ -8,6 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from data_pipelines.mlsuperb.batches import TrackBatchesConfig
 from data_pipelines.mlsuperb.layout import PARTS, SOURCES, Duration
@@ -26,6 +27,9 @@ AVERAGED = 5  # of the best checkpoints by that loss
 ACCUMULATE = 4  # batches an update
 BATCH = 8  # utterances, at least
 LEARNING_RATE = 1e-4
+# Of the baseline of ML-SUPERB 2.0's challenge, whose downstream model, batches and updates are the same (ESPnet
+# `egs2/ml_superb2/asr1/conf/tuning/train_mms_ctc_baseline.yaml`).
+CHALLENGE_ITERATIONS, CHALLENGE_VALIDATIONS, CHALLENGE_AVERAGED, CHALLENGE_LEARNING_RATE = 400_000, 20, 2, 2e-4
 
 # Of this code, always: what docs/mlsuperb.md explains.
 DIFFERENCES = (
@@ -35,6 +39,7 @@ DIFFERENCES = (
     "the encoder leaves padding out altogether, and a row's last frame is repeated where s3prl hands on what the "
     "encoder makes of padding",
 )
+CHALLENGE_DIFFERENCES = (*DIFFERENCES, "products are of float32, where ESPnet's baseline has them of 16 bits (use_amp)")
 
 
 # Reasons, by their beginnings, why rows are left out that ESPnet's script (`local/data_prep.py`) stops at or hears: the
@@ -88,16 +93,19 @@ class Schedule:
         return self.iterations // self.validate_every
 
 
-def schedule_of(cfg: ProtocolConfig, task: Task, duration: Duration) -> Schedule:
-    """The published one at scale 1; below, a validation for every 25 iterations, but 1 to 30 of them.
+def schedule_of(cfg: ProtocolConfig, task: Task | Literal["challenge"], duration: Duration) -> Schedule:
+    """The published one at scale 1; below, a validation for every 25 iterations, but 1 to 30 (20) of them.
 
     Validations lie at whole updates, and the last one at the end.
     """
-    published = ITERATIONS[task == "monolingual", duration]
+    if task == "challenge":
+        published, most, averaged = CHALLENGE_ITERATIONS, CHALLENGE_VALIDATIONS, CHALLENGE_AVERAGED
+    else:
+        published, most, averaged = ITERATIONS[task == "monolingual", duration], VALIDATIONS, AVERAGED
     wanted = published * cfg.scale
-    validations = VALIDATIONS if cfg.scale == 1 else min(max(int(wanted // 25), 1), VALIDATIONS)
+    validations = most if cfg.scale == 1 else min(max(int(wanted // 25), 1), most)
     every = max(round(wanted / validations / ACCUMULATE), 1) * ACCUMULATE
-    return Schedule(published, every * validations, every, min(AVERAGED, validations))
+    return Schedule(published, every * validations, every, min(averaged, validations))
 
 
 def optimizer_of(cfg: ProtocolConfig) -> OptimizerConfig:
@@ -153,18 +161,30 @@ def _broken(reason: str) -> bool:
 
 
 def deviations(
-    cfg: ProtocolConfig, schedule: Schedule, *, miniature: bool, incomplete: Sequence[str] = ()
+    cfg: ProtocolConfig,
+    schedule: Schedule,
+    *,
+    miniature: bool,
+    incomplete: Sequence[str] = (),
+    challenge: bool = False,
 ) -> list[str]:
-    """In what this run is not the published protocol; none by default. The learning rate may be any."""
-    found = []
+    """In what this run is not the published protocol, or not the `challenge`'s baseline; none by default.
+
+    The learning rate may be any, but for the baseline.
+    """
+    found, most, averaged = [], VALIDATIONS, AVERAGED
+    if challenge:
+        most, averaged = CHALLENGE_VALIDATIONS, CHALLENGE_AVERAGED
+        if cfg.learning_rate != CHALLENGE_LEARNING_RATE:
+            found.append(f"learning rate {cfg.learning_rate:g}, not {CHALLENGE_LEARNING_RATE:g}")
     if miniature:
         found.append("a miniature in the benchmark's layout, not its data")
     found += incomplete
     if cfg.scale != 1:
         found.append(
             f"scale {cfg.scale:g}: {schedule.iterations:,} of {schedule.published:,} iterations, "
-            f"{schedule.validations} of {VALIDATIONS} validations, the best {schedule.averaged} of them averaged, "
-            f"not {AVERAGED}"
+            f"{schedule.validations} of {most} validations, the best {schedule.averaged} of them averaged, "
+            f"not {averaged}"
         )
     if cfg.batches.size != BATCH:
         found.append(f"batches of {cfg.batches.size}, not {BATCH}")

@@ -18,8 +18,8 @@ from data_pipelines.mlsuperb.layout import PARTS, Part
 from data_pipelines.mlsuperb.tracks import Track
 from experiments.machine import describe_machine, git_commit
 from experiments.mlsuperb.faults import EMPTY, INFEASIBLE, UNSEEN, Fault, Folder, faults_of, write_faults
-from experiments.mlsuperb.protocol import ACCUMULATE, DIFFERENCES, ProtocolError, deviations
-from experiments.mlsuperb.scoring import Judged, chance, figures
+from experiments.mlsuperb.protocol import ACCUMULATE, CHALLENGE_DIFFERENCES, DIFFERENCES, ProtocolError, deviations
+from experiments.mlsuperb.scoring import Judged, averages, chance, figures
 from experiments.mlsuperb.training import Run, Trained, judged_set
 from experiments.run import write_json
 from wavlab_jax.model import count
@@ -42,14 +42,17 @@ class Followed(NamedTuple):
 
 def write_results(run: Run, trained: Trained, judged: Sequence[Judged], *, folder: Folder, seconds: float) -> dict:
     """Writes results.json and left_out.tsv of `superb`; returns the first."""
-    lacks = folder.lacks(run.track)
-    deviates = deviations(run.cfg, run.schedule, miniature=folder.miniature, incomplete=lacks)
-    followed = Followed(not deviates, deviates, list(DIFFERENCES), ACCUMULATE, run.cfg.learning_rate)
+    challenge, lacks = judged_set(run.track) is not None, folder.lacks(run.track)
+    deviates = deviations(run.cfg, run.schedule, miniature=folder.miniature, incomplete=lacks, challenge=challenge)
+    differences = list(CHALLENGE_DIFFERENCES if challenge else DIFFERENCES)
+    followed = Followed(not deviates, deviates, differences, ACCUMULATE, run.cfg.learning_rate)
     config = run.encoder.config
     faults = faults_of(run.track, folder, frames_of=partial(frames_for, log_mel=config is None))
     facts = data_facts(run.track, folder, faults)
     weights = layer_weights(trained) if config else []
     results = results_of(run, trained, judged, followed, data=facts, layer_weights=weights, seconds=seconds)
+    if challenge:
+        results["challenge"] = averages(judged)
     return write(run, results, faults)
 
 

@@ -200,6 +200,14 @@ def challenge_scores(judged: Sequence[Judged]) -> ChallengeScores:
     return ChallengeScores(sum(accuracies) / len(accuracies), mean, spread, sum(sorted(rates, reverse=True)[:15]) / 15)
 
 
+def averages(judged: Sequence[Judged]) -> dict:
+    """`challenge_scores` as JSON; or a note that says why there are none."""
+    try:
+        return challenge_scores(judged)._asdict()
+    except ScoringError as error:
+        return {"note": str(error)}
+
+
 def edit_distance(reference: str, hypothesis: str) -> int:
     """Levenshtein's: insertions, deletions and substitutions weigh the same."""
     row = list(range(len(hypothesis) + 1))

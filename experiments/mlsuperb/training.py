@@ -109,7 +109,8 @@ class Run:
     @property
     def schedule(self) -> Schedule:
         """Iterations and validations."""
-        return schedule_of(self.cfg, self.track.task, self.track.duration)
+        task = self.track.task if judged_set(self.track) is None else "challenge"
+        return schedule_of(self.cfg, task, self.track.duration)
 
     @property
     def learner(self) -> LearnerConfig:

@@ -22,7 +22,13 @@ with interrupts_end_at_once():
     from experiments.mlsuperb.estimate import DEFAULT_UTILISATION, estimate, table
     from experiments.mlsuperb.finetuning import FineTuning, RecogniserFiles, fine_tune
     from experiments.mlsuperb.gathered import write_leaderboard
-    from experiments.mlsuperb.protocol import BATCH, LEARNING_RATE, ProtocolConfig, ProtocolError
+    from experiments.mlsuperb.protocol import (
+        BATCH,
+        CHALLENGE_LEARNING_RATE,
+        LEARNING_RATE,
+        ProtocolConfig,
+        ProtocolError,
+    )
     from experiments.mlsuperb.recipe import RecipeConfig
     from experiments.run import configure_jax
     from wavlab_jax.chips import chip_named
@@ -54,16 +60,19 @@ class SuperbCommand:
     formula. MODEL may also be an architecture of `list`; without --mlsuperb, rows are by the published sizes."""
     utilisation: float = DEFAULT_UTILISATION
     """Of a plan: the share of the chip's bfloat16 peak that is assumed to be reached."""
-    track: tuple[TrackName, ...] = tuple(TASKS)
-    """One or more; by default all."""
-    hours: Duration = "10min"
-    """The training set: so much of each language."""
+    track: tuple[TrackName | Literal["challenge"], ...] = tuple(TASKS)
+    """One or more; by default all four of the benchmark. Or ML-SUPERB 2.0's challenge, by its baseline's recipe; then
+    --mlsuperb is what `data_pipelines challenge` writes, or ESPnet's egs2/ml_superb2/asr1."""
+    hours: Duration | None = None
+    """Of the benchmark's tracks, the training set: so much of each language; by default 10min."""
+    judged_on: Development | None = None
+    """Of the challenge, the development set that is judged; by default dev. Both are judged of one training."""
     sets: tuple[str, ...] = ()
     """Of the monolingual track, some of its sets (eng1 eng2 ...); by default all 13."""
     scale: float = 1.0
     """Share of the published iterations. Below 1 it is not the published protocol, and every output says so."""
-    learning_rate: float = LEARNING_RATE
-    """The one thing that the benchmark leaves open."""
+    learning_rate: float | None = None
+    """The one thing that the benchmark leaves open; by default 1e-4, and of the challenge 2e-4."""
     name: str | None = None
     """Of the model, in the table and of its folder; by default it follows from MODEL."""
     workdir: Path = WORKDIR
@@ -129,8 +138,10 @@ def superb(arguments: Sequence[str]) -> None:
         prog="python -m experiments superb",
         config=(tyro.conf.AvoidSubcommands, tyro.conf.FlagConversionOff),
     )
-    tracks = tracks_of([TASKS[each] for each in command.track], command.sets)
-    cfg = ProtocolConfig(command.scale, command.learning_rate, command.batches, command.seed)
+    tracks, hours = _tracks(command), command.hours or "10min"
+    rate = CHALLENGE_LEARNING_RATE if "challenge" in command.track else LEARNING_RATE
+    rate = rate if command.learning_rate is None else command.learning_rate
+    cfg = ProtocolConfig(command.scale, rate, command.batches, command.seed)
     if command.plan is not None:
         return print(_planned(command, tracks, cfg))
     if command.mlsuperb is None:
@@ -141,11 +152,29 @@ def superb(arguments: Sequence[str]) -> None:
         root=command.mlsuperb,
         workdir=command.workdir,
         tracks=tracks,
-        duration=command.hours,
+        duration=hours,
         cfg=cfg,
         mesh=mesh,
     )
-    print(f"results: {command.workdir / 'mlsuperb' / encoder.name / command.hours}")
+    print(f"results: {command.workdir / 'mlsuperb' / encoder.name / ('1h' if 'challenge' in command.track else hours)}")
+
+
+def _tracks(command: SuperbCommand) -> list:
+    """What `run_benchmark` takes. Raises ProtocolError: an option of another track, or tracks of two folders."""
+    _check_options(command, command.track, judged_on=["challenge"], hours=list(TASKS))
+    if "challenge" not in command.track:
+        return tracks_of([TASKS[each] for each in command.track], command.sets)
+    if len(set(command.track)) > 1 or command.sets or command.plan:
+        raise ProtocolError("--track challenge is of a folder of its own: give it alone, without --sets and --plan")
+    return [("challenge", command.judged_on or "dev")]
+
+
+def _check_options(command: SuperbCommand | FineTuneCommand, tracks: Sequence[str], **of: list[str]) -> None:
+    """Raises ProtocolError: an option is given, and none of the tracks that it is of."""
+    for option, own in of.items():
+        if getattr(command, option) is not None and not set(own) & set(tracks):
+            said = f"--{option.replace('_', '-')} is of --track {', '.join(own)}, and not of {', '.join(tracks)}"
+            raise ProtocolError(f"{said}: leave it out, or give another track")
 
 
 def _encoder(command: SuperbCommand | FineTuneCommand) -> tuple[Mesh, FrozenEncoder]:
@@ -166,7 +195,7 @@ def _planned(command: SuperbCommand, tracks, cfg: ProtocolConfig) -> str:
         raise ProtocolError(f"utilisation is {command.utilisation:g}; it is a share of the peak, up to 1")
     chip, root = chip_named(command.plan), command.mlsuperb
     encoder = shape_of(command.model, workdir=command.workdir, **command.unsaid.arguments())
-    found = estimate(encoder, tracks, duration=command.hours, cfg=cfg, root=root)
+    found = estimate(encoder, tracks, duration=command.hours or "10min", cfg=cfg, root=root)
     return table(command.model, found, chip=chip, utilisation=command.utilisation, root=root)
 
 
@@ -183,21 +212,12 @@ def finetune(arguments: Sequence[str]) -> None:
     run = FineTuning(track, encoder, command.model, command.recipe, mesh, files, command.unsaid)
     results = fine_tune(run, root=command.mlsuperb, workdir=command.workdir)
     print(summary(results))
-    if averages := results.get("challenge"):
-        said = (
-            value if name == "note" else f"{name.replace('_', ' ')} {value:.1f}" for name, value in averages.items()
-        )
-        print(f"  by ML-SUPERB 2.0's averages over languages: {', '.join(said)}")
-    print(f"results: {files.folder}\nfor transformers: python -m experiments export {files.folder} --out FOLDER")
+    print(f"results: {files.judged}\nfor transformers: python -m experiments export {files.folder} --out FOLDER")
 
 
 def _track(command: FineTuneCommand) -> Track:
     """What is trained on. Raises ProtocolError (an option of another track), and what the readers raise."""
-    of_others = {"judged_on": ["challenge"], "language": ["monolingual"], "hours": list(TASKS)}
-    for option, tracks in of_others.items():
-        if getattr(command, option) is not None and command.track not in tracks:
-            said = f"--{option.replace('_', '-')} is of --track {', '.join(tracks)}"
-            raise ProtocolError(f"{said}, and not of {command.track}: leave it out, or give another track")
+    _check_options(command, [command.track], judged_on=["challenge"], language=["monolingual"], hours=list(TASKS))
     if command.track == "challenge":
         return read_challenge(command.mlsuperb, judged_on=command.judged_on or "dev")
     name = command.language

@@ -66,6 +66,20 @@ def write_folder(root: Path) -> Path:
     return root
 
 
+def write_challenge(out: Path, root: Path) -> Path:
+    """ML-SUPERB 2.0's challenge, of a folder's recordings: two utterances of each of two languages, dialects of one."""
+    for split, languages in (("train", ("eng", "deu")), ("dev", ("eng", "deu")), ("dev_dialect", ("deu",))):
+        folder, texts, places = out / "data" / split, [], []
+        folder.mkdir(parents=True)
+        for language in languages:
+            for path, text in zip(sorted(root.glob(f"*/{language}/wav/*.wav"))[:2], TEXTS[language], strict=False):
+                texts.append(f"{path.stem}_{split} [{language}] {text}\n")
+                places.append(f"{path.stem}_{split} {path}\n")
+        (folder / "text").write_text("".join(texts), "utf-8")
+        (folder / "wav.scp").write_text("".join(places))
+    return out
+
+
 def encoder(mesh, name="tiny"):
     params = {"encoder": parameters(make_encoder(jax.random.key(0), tiny.encoder(layers=1)))}
     placed = jax.device_put(params, parameter_shardings(params, mesh))["encoder"]

@@ -20,6 +20,7 @@ from experiments.mlsuperb.protocol import ProtocolError
 from experiments.mlsuperb.recipe import RecipeConfig, RegularisationConfig
 from experiments.mlsuperb.recogniser import read_recogniser
 from experiments.mlsuperb.results import read_results
+from tests.experiments.small_mlsuperb import write_challenge
 from tests.wavlab_jax import tiny
 from wavlab_jax.adapters import LoraConfig
 from wavlab_jax.convert import ConvertError, from_encoder
@@ -134,17 +135,7 @@ def test_a_killed_run_goes_on_to_the_same_model(whole, root, model, tmp_path, mo
 
 def test_one_training_on_the_challenge_is_judged_on_both_sets(root, model, tmp_path, monkeypatch):
     """In whichever order; results of both stand in the table and on the card."""
-    challenge, workdir = tmp_path / "challenge", tmp_path / "work"
-    for split, words in (("train", TEXTS), ("dev", TEXTS), ("dev_dialect", {"deu": TEXTS["deu"]})):
-        (challenge / "data" / split).mkdir(parents=True)
-        texts, places = [], []
-        for language, (text, other, *_) in words.items():
-            for number, said in enumerate((text, other)):
-                path = sorted(root.glob(f"*/{language}/wav/*.wav"))[number]
-                texts.append(f"{path.stem}_{split} [{language}] {said}\n")
-                places.append(f"{path.stem}_{split} {path}\n")
-        (challenge / "data" / split / "text").write_text("".join(texts), "utf-8")
-        (challenge / "data" / split / "wav.scp").write_text("".join(places))
+    challenge, workdir = write_challenge(tmp_path / "challenge", root), tmp_path / "work"
 
     def judged(judged_on):
         track = read_challenge(challenge, judged_on=judged_on)

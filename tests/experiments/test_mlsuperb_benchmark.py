@@ -20,7 +20,7 @@ from experiments.mlsuperb.encoders import LOG_MEL, read_encoder
 from experiments.mlsuperb.gathered import write_leaderboard
 from experiments.mlsuperb.judging import COLUMNS, text_of
 from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError, deviations, incomplete, schedule_of
-from tests.experiments.small_mlsuperb import CFG, DOWNSTREAM, encoder, run, write_folder
+from tests.experiments.small_mlsuperb import CFG, DOWNSTREAM, encoder, run, write_challenge, write_folder
 from wavlab_jax.downstream import SpecAugmentConfig
 from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.train import Interrupted
@@ -112,6 +112,24 @@ def test_the_verbs_from_folder_to_table(root, tmp_path, capsys):
     assert "done already" in capsys.readouterr().out
     verbs.leaderboard(["--workdir", str(tmp_path)])
     assert "| **mel** |" in capsys.readouterr().out and (tmp_path / "mlsuperb" / "leaderboard.html").exists()
+
+
+def test_the_challenge_is_trained_as_its_baseline_and_judged_on_both_sets(root, tmp_path, monkeypatch):
+    challenge = write_challenge(tmp_path / "challenge", root)
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    cfg = dataclasses.replace(CFG, scale=8 / 400_000, learning_rate=2e-4)
+    arguments = dict(root=challenge, workdir=tmp_path, duration="10min", cfg=cfg, mesh=mesh, downstream=DOWNSTREAM)
+    (dialects,) = run_benchmark(encoder(mesh), tracks=[("challenge", "dev_dialect")], **arguments)
+    monkeypatch.setattr(training, "train", None)  # nothing is trained again
+    (dev,) = run_benchmark(encoder(mesh), tracks=[("challenge", "dev")], **arguments)
+    assert dialects["all"]["utterances"] == 2 and dev["all"]["utterances"] == 4 and dev["set"] == "1h"
+    assert dev["challenge"].keys() == {"accuracy", "error_rate", "deviation", "worst_15"}
+    assert dialects["training"] == dev["training"] and "averages over languages: accuracy" in summary(dev)
+    assert [said.split(":")[0] for said in dev["protocol"]["deviations"]] == ["scale 2e-05", "batches of 3, not 8"]
+    schedule = schedule_of(ProtocolConfig(), "challenge", "1h")
+    assert (schedule.iterations, schedule.validations, schedule.averaged) == (400_000, 20, 2)
+    said = deviations(ProtocolConfig(), schedule, miniature=False, challenge=True)
+    assert said == ["learning rate 0.0001, not 0.0002"]
 
 
 def test_languages_that_sound_different_are_told_apart(root, tmp_path):

@@ -74,6 +74,11 @@ def test_what_cannot_be_planned(tmp_path):
         verbs.superb("hubert_base --plan h100 --utilisation 40".split())
     with pytest.raises(ProtocolError, match="--sets eng1 is of the monolingual track"):
         verbs.superb("hubert_base --plan h100 --track joint --sets eng1".split())
+    for more in ("--track challenge joint", "--track challenge --sets eng1", "--track challenge --plan h100"):
+        with pytest.raises(ProtocolError, match="give it alone"):
+            verbs.superb(f"hubert_base --mlsuperb {tmp_path} {more}".split())
+    with pytest.raises(ProtocolError, match="--hours is of --track .*, and not of challenge"):
+        verbs.superb(f"hubert_base --mlsuperb {tmp_path} --track challenge --hours 1h".split())
     for track, option in (("joint", "--judged-on dev"), ("challenge", "--hours 1h"), ("challenge", "--language eng1")):
         with pytest.raises(ProtocolError, match=f"{option.split()[0]} is of --track .*, and not of {track}"):
             verbs.finetune(f"hubert --mlsuperb {tmp_path} --track {track} {option}".split())
