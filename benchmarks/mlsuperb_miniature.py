@@ -12,13 +12,9 @@ again to go on. `--track` and `--sets` choose some; `--write docs/mlsuperb.md` p
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
-
-# Most of these trainings compile longer than they compute: no optimisation, and the emitters that compile soonest.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 from data_pipelines.mlsuperb.batches import TrackBatchesConfig
 from experiments.mlsuperb.benchmark import run_benchmark, tracks_of

@@ -128,7 +128,7 @@ def their_step(case: Case) -> Callable[[], float]:
     try:
         model = transformers.AutoModel.from_config(config, attn_implementation="sdpa").train()
     except ValueError:  # WavLM has one spelling of attention
-        model = transformers.AutoModel.from_config(config).train()
+        model = transformers.AutoModel.from_config(config, attn_implementation="eager").train()
     model.feature_extractor._requires_grad = False  # else the waveform gets a gradient
     projection = torch.nn.Linear(learner.encoder.width, DIM)
     embeddings = torch.nn.Parameter(torch.rand(UNITS, DIM))
