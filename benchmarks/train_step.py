@@ -28,7 +28,7 @@ import dataclasses
 import importlib.util
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -252,8 +252,13 @@ def alone(side: str, words: list[str], threads: int) -> None:
     first = time.time()
     for _ in range(int(steps) - 1):
         run()
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(json.dumps({"first": first, "peak_bytes": peak_bytes}))
+    print(json.dumps({"first": first, "peak_bytes": peak_resident()}))
+
+
+def peak_resident() -> int:
+    """Largest resident set of this process so far, in bytes. (`getrusage` begins with that of its parent.)"""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)[1]) * 1024
 
 
 def measure_memory(case: Case, *, threads: int) -> dict[str, Any]:
