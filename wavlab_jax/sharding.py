@@ -124,14 +124,14 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
 def _laid_out(devices, data: int, fsdp: int) -> np.ndarray:
     """[data, fsdp] devices."""
     slices = len({getattr(device, "slice_index", 0) for device in devices}) if devices[0].platform == "tpu" else 1
+    if data % slices:
+        raise ShardingError(f"{slices} slices of TPUs: they must divide mesh data={data}")
     try:
         if slices == 1:
             return mesh_utils.create_device_mesh((data, fsdp), devices, allow_split_physical_axes=True)
-        if data % slices:
-            raise ShardingError(f"{slices} slices of TPUs: they must divide mesh data={data}")
         within, across = (data // slices, fsdp), (slices, 1)
         return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
-    except (NotImplementedError, AssertionError) as error:
+    except (NotImplementedError, AssertionError, ValueError) as error:  # slices of several sizes are the last
         raise ShardingError(f"mesh data={data}, fsdp={fsdp} cannot be laid out on these devices: {error}") from error
 
 

@@ -1,7 +1,7 @@
 """Phones of Mandarin and Japanese texts, as ML-SUPERB's two phone tracks are trained and scored.
 
 ESPnet `espnet2/text/phoneme_tokenizer.py`: `pypinyin_g2p_phone` and `pyopenjtalk`. The two packages are needed for
-these two of the thirteen monolingual sets only, and are an extra: pip install pypinyin pyopenjtalk.
+these two of the thirteen monolingual sets only, and are an extra: pip install '.[phones]'.
 """
 
 from collections.abc import Callable
