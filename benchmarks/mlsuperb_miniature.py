@@ -49,16 +49,18 @@ def write_hubert(folder: Path) -> None:
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
 
 
-def write_table(workdir: Path, page: Path, *, scale: float, rate: float) -> None:
+def write_table(workdir: Path, page: Path, *, given: str) -> None:
     """The table of the workdir between the page's two marks, and what it took."""
     seconds = sum(results["seconds"] for results in read_results(workdir))
     table = (workdir / "mlsuperb" / "leaderboard.md").read_text("utf-8").replace("\n## ", "\n#### ")
     table = "###" + table.removeprefix("#")
     machine = next(read_results(workdir))["machine"]
     said = (
-        f"`benchmarks/mlsuperb_miniature.py --scale {scale:g} --learning-rate {rate:g}`: {seconds / 60:.0f} minutes of "
-        f"training and judging on {machine['cores']} shared cores ({machine['processor']}). So few updates teach "
-        "nothing: figures lie at chance, and differences between models mean nothing. It shows that every path runs.\n"
+        f"`benchmarks/mlsuperb_miniature.py {given}`: {seconds / 60:.0f} minutes of training and judging on\n"
+        f"{machine['cores']} shared cores ({machine['processor']}). So few updates teach nothing: figures lie at chance, "
+        "and "
+        "differences between models\nmean nothing. It shows that the paths run. Stage 1 is `wavlab_mk`, stage 2 "
+        "`wavlab_ms`, the control `wavlab_mk_continued`;\n`hubert_tiny_random` is the Hugging Face folder.\n"
     )
     before, rest = page.read_text("utf-8").split(BEGIN)
     _, after = rest.split(END)
@@ -107,7 +109,10 @@ def main() -> None:
     subprocess.run([*command, "superb", str(folder), *given, *track, *lengths], check=True)
     subprocess.run([*command, "leaderboard", "--workdir", str(workdir)], check=True)
     if arguments.write:
-        write_table(workdir, arguments.write, scale=arguments.scale, rate=arguments.learning_rate)
+        some = [] if arguments.track == TASKS else ["--track", *arguments.track]
+        some += ["--sets", *arguments.sets] if arguments.sets else []
+        numbers = f"--scale {arguments.scale:g} --learning-rate {arguments.learning_rate:g}"
+        write_table(workdir, arguments.write, given=" ".join([*some, numbers]))
 
 
 if __name__ == "__main__":
