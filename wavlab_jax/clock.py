@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import resource
 import statistics
 import sys
@@ -23,9 +24,13 @@ TIMES = (
     "mfu",
     "host_memory_gb",
     "device_memory_gb",
+    "first_step_seconds",
     "seconds",
 )
 PROBE_TIMES = ("probe_seconds", "probe_share")  # likewise, of a probe's line
+
+
+_IMPORTED = time.monotonic()
 
 
 class Work(NamedTuple):
@@ -47,11 +52,12 @@ class Clock:
     far as this process saw it."""
 
     def __init__(self, *, seconds: float, audio_seconds: float, probe_seconds: float = 0.0, work: Work | None = None):
-        self._probed, self._last_probe = probe_seconds, 0.0
+        self._probed_before, self._probed_here, self._last_probe = probe_seconds, 0.0, 0.0
         self._before, self._since, self.audio_seconds = seconds, time.monotonic(), audio_seconds
         self._work = work
         self._start_window()
         self._stepped = self._since
+        self._first_step, self._told = None, False
 
     @classmethod
     def restored(cls, record: Mapping, *, work: Work | None = None) -> "Clock":
@@ -80,11 +86,32 @@ class Clock:
         began = time.monotonic()
         yield
         self._last_probe = time.monotonic() - began
-        self._probed += self._last_probe
+        self._probed_here += self._last_probe
 
     def probed(self) -> dict[str, float]:
         """`PROBE_TIMES`: seconds that the last probe took, and the share of the run's time that all of them took."""
-        return {"probe_seconds": self._last_probe, "probe_share": _over(self._probed, self._seconds())}
+        return {"probe_seconds": self._last_probe, "probe_share": _over(self._probed(), self._seconds())}
+
+    def first_step(self, loss: jax.Array) -> str | None:
+        """What to say of the start, once, when the first step of this process has been dispatched: waits for its loss.
+
+        The next line has `first_step_seconds`, from the launch of the process to here.
+        """
+        if self._first_step is not None:
+            return None
+        dispatched = time.monotonic()
+        jax.block_until_ready(loss)
+        now = time.monotonic()
+        self._first_step = since_launch()
+        parts = {
+            "until the loop": self._first_step - (now - self._since),
+            "for the first batch": self._waited,
+            "for a probe": self._probed_here,
+            "to compile or load the step": dispatched - self._since - self._waited - self._probed_here,
+            "to run it": now - dispatched,
+        }
+        said = ", ".join(f"{seconds:.1f} s {what}" for what, seconds in parts.items() if seconds >= 0.05)
+        return f"the first step ended {self._first_step:.1f} s after the launch: {said}"
 
     def stepped(self) -> None:
         """At the end of every turn of the loop."""
@@ -94,7 +121,7 @@ class Clock:
 
     def record(self) -> dict:
         """What a checkpoint remembers."""
-        return {"seconds": self._seconds(), "audio_seconds": self.audio_seconds, "probe_seconds": self._probed}
+        return {"seconds": self._seconds(), "audio_seconds": self.audio_seconds, "probe_seconds": self._probed()}
 
     def line(self) -> dict[str, float]:
         """The numbers of `TIMES` that are known, and `audio_hours`; a new window begins."""
@@ -114,6 +141,9 @@ class Clock:
         on_device = device_memory()
         if on_device is not None:
             values["device_memory_gb"] = on_device / 1e9
+        if self._first_step and not self._told:
+            values["first_step_seconds"] = self._first_step
+            self._told = True
         self._start_window()
         return {**values, "seconds": self._seconds()}
 
@@ -122,8 +152,19 @@ class Clock:
         self._waited, self._flops = 0.0, 0.0
         self._turns: list[float] = []
 
+    def _probed(self) -> float:
+        return self._probed_before + self._probed_here
+
     def _seconds(self) -> float:
         return self._before + time.monotonic() - self._since
+
+
+def since_launch() -> float:
+    """Seconds since the system started this process; since this module was imported where it does not tell."""
+    with contextlib.suppress(OSError, AttributeError, ValueError):
+        started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])  # field 22 of proc(5), ticks
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")
+    return time.monotonic() - _IMPORTED
 
 
 def host_memory() -> int:

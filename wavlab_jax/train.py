@@ -129,6 +129,7 @@ def train(
     probes: Probes | None = None,
     shown: tuple[str, ...] = ("masked_loss", "masked_accuracy"),
     validate: Callable[[Parameters], float] | None = None,
+    say_start: bool = False,
 ) -> TrainState:
     """Runs until `cfg.steps` updates have been made and saved; returns the final state.
 
@@ -145,6 +146,7 @@ def train(
         title: of the progress bar. shown: the sums that it shows beside the speed (an objective's `SHOWN`).
         validate: parameters -> the validation loss, asked for before each save; it is what `keep_best` goes by then,
             and stands in the metrics as `valid_loss`.
+        say_start: whether to tell when, after the launch of this process, its first step ended.
 
     Raises:
         NonFinite: naming the files of the batch; and of those that were skipped before it, where they are named.
@@ -212,6 +214,8 @@ def train(
             with profile.step(done + 1) as awaited:
                 state, result = step(state, place(batch), max(stop, default=0))
                 awaited.append(result.loss)
+            if say_start and (said := clock.first_step(result.loss)) and jax.process_index() == 0:
+                bar.write(said)
             window = read_pending(window)  # of the step before, while this one computes
             done += 1
             pending = (done, result, batch)

@@ -3,7 +3,9 @@
 import gzip
 import json
 import math
+import os
 import re
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -16,7 +18,7 @@ from scipy.stats import entropy
 
 from tests.wavlab_jax import tiny
 from wavlab_jax import clock as clock_module
-from wavlab_jax.clock import Clock, Work
+from wavlab_jax.clock import Clock, Work, since_launch
 from wavlab_jax.encoder import encode, formulation_for
 from wavlab_jax.encoder.encoder import LayerStatistics
 from wavlab_jax.health import combine, observe
@@ -194,6 +196,36 @@ def test_where_the_time_goes(monkeypatch):
     unknown = Clock(seconds=0.0, audio_seconds=0.0, work=work._replace(peak=None))
     now[0] += 1.0
     assert "mfu" not in unknown.line() and "teraflops" in unknown.line()
+
+
+def test_the_start_is_told_once_and_in_parts(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(clock_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(clock_module, "since_launch", lambda: now[0] - 80.0)
+
+    def wait(seconds):
+        now[0] += seconds
+
+    monkeypatch.setattr(clock_module.jax, "block_until_ready", lambda loss: wait(loss))
+    ours = Clock(seconds=0.0, audio_seconds=0.0)
+    with ours.probing():
+        now[0] += 2.0
+    with ours.waiting():
+        now[0] += 3.0
+    now[0] += 7.0
+    said = ours.first_step(1.5)
+    assert said == (
+        "the first step ended 33.5 s after the launch: 20.0 s until the loop, 3.0 s for the first batch, "
+        "2.0 s for a probe, 7.0 s to compile or load the step, 1.5 s to run it"
+    )
+    assert ours.first_step(1.5) is None and now[0] == 113.5
+    assert ours.line()["first_step_seconds"] == 33.5 and "first_step_seconds" not in ours.line()
+
+
+def test_time_since_the_launch():
+    """Beside what the system's own `ps` says of this process."""
+    told = subprocess.run(["ps", "-o", "etimes=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
+    assert abs(since_launch() - int(told.stdout)) < 3
 
 
 def test_a_trace_of_some_steps(tmp_path):
