@@ -143,7 +143,7 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
             work=work_of(cfg, mesh),
             probes=probes,
             shown=objective_of(cfg.learner.objective).SHOWN,
-            say_start=True,
+            say_start=is_first(),
         )
     if is_first():
         write_json(files.finished, {"step": cfg.loop.steps})

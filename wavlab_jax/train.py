@@ -137,23 +137,20 @@ def train(
         state: to start from; batch number `state.step` is the first that `batches` yields.
         step: from `make_train_step`.
         batches: this host's rows of each batch, in order.
-        place: host rows -> global arrays.
-        describe: names of a batch's rows, for messages.
+        place: host rows -> global arrays. describe: names of a batch's rows, for messages.
         checkpoints, writer: opened at `state.step`. folder: for what else the run leaves: skipped.jsonl, profile.
         cfg: lengths and intervals. probes: when and how the parameters are judged; None: never.
         record: what was saved beside `state`: the open window of metrics and the time spent so far.
         languages: names of those that the step tells apart. work: what utilisation is measured with.
         title: of the progress bar. shown: the sums that it shows beside the speed (an objective's `SHOWN`).
         validate: parameters -> the validation loss, asked for before each save; it is what `keep_best` goes by then,
-            and stands in the metrics as `valid_loss`.
-        say_start: whether to tell when, after the launch of this process, its first step ended.
+            and stands in the metrics as `valid_loss`. say_start: whether to say when the first step ended.
 
     Raises:
         NonFinite: naming the files of the batch; and of those that were skipped before it, where they are named.
         Interrupted: after saving.
     """
-    done = int(state.step)
-    window = Window.restored(record.get("window"))
+    done, window = int(state.step), Window.restored(record.get("window"))
     clock = Clock.restored(record, work=work)
     allowed = {"in_row": cfg.skip_in_row, "in_all": cfg.skip_in_all} if cfg.non_finite == "skip" else NONE_SKIPPED
     skips = Skips(folder, record=record, resume_step=done, describe=describe, **allowed)
@@ -180,8 +177,7 @@ def train(
             told = {"learning_rate": float(result.learning_rate), "skipped": skips.total, **clock.line()}
             values = {**window.line(languages), **told}
             writer.write(number, values)
-            said = "".join(f"{name.replace('_', ' ')} {values.get(name, math.nan):.3f}, " for name in shown)
-            bar.set_postfix_str(f"{said}{values['audio_hours_per_hour']:.0f} audio-h/h", refresh=False)
+            bar.set_postfix_str(_beside_bar(values, shown), refresh=False)
             return Window()
         return window
 
@@ -214,7 +210,7 @@ def train(
             with profile.step(done + 1) as awaited:
                 state, result = step(state, place(batch), max(stop, default=0))
                 awaited.append(result.loss)
-            if say_start and (said := clock.first_step(result.loss)) and jax.process_index() == 0:
+            if say_start and (said := clock.first_step(result.loss)):
                 bar.write(said)
             window = read_pending(window)  # of the step before, while this one computes
             done += 1
@@ -235,6 +231,11 @@ def train(
         said = f"stopped after step {done} of {cfg.steps}, saved; the same command continues"
         raise Interrupted(said, number=stopping())
     return state
+
+
+def _beside_bar(values: Mapping[str, Any], shown: Sequence[str]) -> str:
+    said = "".join(f"{name.replace('_', ' ')} {values.get(name, math.nan):.3f}, " for name in shown)
+    return f"{said}{values['audio_hours_per_hour']:.0f} audio-h/h"
 
 
 @contextmanager
