@@ -141,8 +141,8 @@ class Formulation(NamedTuple):
             matrix products; XLA:CPU's grouped convolution is many times slower, its FFT three times.
         attention_by_head: one head of one row after the other where nothing is dropped, so that its logits stay in the
             cache: half the time on CPU.
-        extractor_by_row: the convolutions of one row after the other where no gradient is wanted, so that what lies
-            between them stays in the cache on CPU.
+        extractor_by_row: the convolutions of one row after the other where no gradient is wanted, or a lean one, so
+            that what lies between them stays in the cache on CPU: three quarters of the lean gradient's time.
         lean_gradients: gradients written by hand (`wavlab_jax.encoder.gradients`), which store little and compute it
             again in the cache. Rows are taken one after the other, so it is for a program of one device.
         row_shards: over how many devices the rows of a pass are split, in equal parts one after the other. The gradient

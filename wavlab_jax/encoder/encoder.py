@@ -139,7 +139,7 @@ def encode(
     formulation = formulation or formulation_for(jax.default_backend())
     lean = formulation.lean_gradients
     samples = None if valid is None else jnp.sum(valid, axis=1)
-    if formulation.extractor_by_row and key is None:
+    if formulation.extractor_by_row and (key is None or lean):
         rows = _rows(waveform, samples)
         features = lax.map(lambda row: encoder.frontend.features(row[0], samples=row[1], cfg=cfg, lean=lean), rows)[
             :, 0

@@ -14,7 +14,7 @@ from jax import lax
 
 from wavlab_jax.encoder.gradients import gelu_and_slope, normalized, wide, wide_type
 
-CHUNK_FRAMES = 1000  # of all rows together: 2 MB of 512 channels
+CHUNK_FRAMES = 4000  # of all rows together: 8 MB of 512 channels; shorter ones spend more on adding up gradients
 
 
 class BlockParameters(NamedTuple):
