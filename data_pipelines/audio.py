@@ -19,6 +19,10 @@ import soxr
 from data_pipelines.batch import SAMPLE_RATE
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aif", ".aiff", ".au", ".w64", ".sph"})
+# Of sound too, but not decoded here: a listing says so instead of passing over them.
+UNDECODED_SUFFIXES = frozenset(
+    {".m4a", ".m4b", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".mov", ".wma", ".amr", ".3gp", ".ape", ".ac3"}
+)
 SILENCE = 1e-4  # peak of -80 dB re full scale: three steps of int16
 # Files of floats may go beyond full scale, 1. Filters and limiters overshoot by a few dB now and then: that is clipped.
 # A peak of +12 dB is no overshoot, but another scale (int16 kept as floats has peaks of 1e4); and with more than one

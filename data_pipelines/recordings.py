@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from data_pipelines.audio import AUDIO_SUFFIXES
 from data_pipelines.batch import SAMPLE_RATE
+from data_pipelines.folders import files_below
 from data_pipelines.sources import SourceError
 
 CLIP_SECONDS = 60.0  # what `NoiseFolder.clip` reads of a longer file
@@ -121,7 +122,7 @@ def files_digest(folder: str | Path, *, what: str) -> str:
 def _audio_in(folder: Path, *, what: str) -> list[Path]:
     if not folder.is_dir():
         raise SourceError(f"{what} folder {folder} does not exist")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+    paths = sorted(path for path in files_below(folder) if path.suffix.lower() in AUDIO_SUFFIXES)
     if not paths:
         raise SourceError(f"{what} folder {folder} has no audio files ({', '.join(sorted(AUDIO_SUFFIXES))})")
     return paths

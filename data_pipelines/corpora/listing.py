@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
 from data_pipelines.corpora.clips import ClipWriter
+from data_pipelines.folders import files_below, matches
 from data_pipelines.languages import UnknownLanguage, normalise
 from data_pipelines.manifest import Split
 from data_pipelines.unique import repetitions
@@ -127,8 +128,15 @@ def existing_folder(folder: str | Path) -> Path:
 
 
 def found(folder: Path, pattern: str, *, what: str) -> list[str]:
-    """Paths of the files in `folder` that match the glob pattern, relative to it, sorted. Raises CorpusError: none."""
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern) if path.is_file())
+    """Paths of the files in `folder` that match the glob pattern, relative to it, sorted.
+
+    "**" goes through links to folders, and past hidden ones. Raises CorpusError: none. Raises CannotList.
+    """
+    if "**" in pattern.split("/"):
+        below = (path.relative_to(folder).as_posix() for path in files_below(folder))
+        paths = sorted(path for path in below if matches(path.split("/"), pattern.split("/")))
+    else:
+        paths = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern) if path.is_file())
     if not paths:
         raise CorpusError(f"{folder} has no {what} ({pattern})")
     return paths

@@ -129,6 +129,48 @@ def test_webdataset(spoken, tmp_path):
         containers.decode(clip)
 
 
+def tar_of(members):
+    """Bytes of a tar of (name, bytes)."""
+    with io.BytesIO() as sink:
+        with tarfile.open(fileobj=sink, mode="w") as tar:
+            for name, data in members:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        return sink.getvalue()
+
+
+def test_a_tar_that_does_not_end_as_it_should_is_told(spoken, tmp_path):
+    sounds = {f"{name}.flac": file_bytes(waveform) for name, waveform in spoken.items()}
+    whole, last = tar_of(sounds.items()), tar_of(list(sounds.items())[:2]).rstrip(b"\0")
+    begin = -(-len(last) // 512) * 512  # of the third member
+    damaged = bytearray(whole)
+    damaged[begin : begin + 8] = b"\xff" * 8
+    cases = {
+        "between members": (whole[:begin], 2, f"no end of the archive at byte {begin}"),
+        "in a header": (whole[: begin + 100], 2, f"no end of the archive at byte {begin}"),
+        "bad header": (bytes(damaged), 2, f"no end of the archive at byte {begin}"),
+        "two in a row": (whole + tar_of([("more.flac", sounds["ara-0.flac"])]), 3, "something follows the end"),
+        "as it should": (whole, 3, None),
+    }
+    for name, (content, clips, said) in cases.items():
+        (tmp_path / "a.tar").write_bytes(content)
+        listing = read("webdataset", tmp_path, {"language": "ara"})
+        assert len(listing.clips) == clips, name
+        assert [said in entry.reason for entry in listing.rejected] == ([True] if said else []), name
+
+
+def test_members_of_a_tar_that_cannot_be_used_are_told(spoken, tmp_path):
+    sound = file_bytes(spoken["ara-0"])
+    members = [("a.flac", sound), ("a.flac", sound), ("b.m4a", sound), ("c.flac", sound), ("c.json", b'{"text": "x')]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    listing = read("webdataset", tmp_path, {"language": "ara"})
+    assert [clip.id for clip in listing.clips] == ["a/a"]
+    said = {entry.path: entry.reason for entry in listing.rejected}
+    assert said.keys() == {"a.tar/b", "a.tar/c", "a.tar"} and "a.flac is there twice" in said["a.tar"]
+    assert "not decoded here" in said["a.tar/b"] and ".json is damaged" in said["a.tar/c"]
+
+
 def test_parquet_as_hugging_face_writes_it(spoken, tmp_path):
     folder = tmp_path / "corpus"
     (folder / "data").mkdir(parents=True)

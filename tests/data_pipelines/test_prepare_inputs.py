@@ -279,7 +279,7 @@ def test_a_folder_without_a_table(tmp_path):
 
 def test_stray_files_of_a_folder_without_a_table_are_left_out_and_listed(tmp_path):
     folder = tmp_path / "speech"
-    paths = ["fr/cv/a.wav", "fr/cv/b.wav", "fr/stray.wav", "top.flac", "notes.txt"]
+    paths = ["fr/cv/a.wav", "fr/cv/b.wav", "fr/cv/c.M4A", "fr/stray.wav", "top.flac", "notes.txt"]
     (folder / "fr/cv").mkdir(parents=True)
     for path in paths:
         soundfile.write(folder / path, noise(40000, 0), 16000, format="FLAC" if path.endswith("flac") else "WAV")
@@ -287,10 +287,11 @@ def test_stray_files_of_a_folder_without_a_table_are_left_out_and_listed(tmp_pat
     assert {name for i in range(len(made.manifest)) for name in made.manifest.clip_names(i)} == set(paths[:2])
     asked = "move it to <language>/<corpus>/, or list it in manifest.tsv"
     assert sorted((r.path, r.reason) for r in made.rejected) == [
+        ("fr/cv/c.M4A", ".M4A is not decoded here: convert it (ffmpeg -i FILE out.flac)"),
         ("fr/stray.wav", f"not under <language>/<corpus>/: lies in fr/ itself; {asked}"),
         ("top.flac", f"not under <language>/<corpus>/: lies at the top; {asked}"),
     ]
-    assert made.tally.clips == 4 and made.tally.rejected == 2
+    assert made.tally.clips == 5 and made.tally.rejected == 3
     assert "fr/stray.wav" in (tmp_path / "out/quarantine.tsv").read_text()
     assert not go(folder, tmp_path / "out", join_seconds=0, min_seconds=0).fresh
     shutil.rmtree(folder / "fr/cv")
