@@ -21,9 +21,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from data_pipelines import storage
 from data_pipelines.corpora import CorpusError, Listing, Rejected
 from data_pipelines.corpora.listing import clip_writer, shown_progress
 from data_pipelines.corpora.readers import option_names, read
+from data_pipelines.storage import StorageError
 
 SUFFIX = ".toml"
 
@@ -115,6 +117,10 @@ def read_composition(path: str | Path) -> list[Corpus]:
         folder = os.path.expanduser(os.path.expandvars(table["folder"]))
         if "$" in folder:
             raise CorpusError(f"{where}: folder {folder} names a variable that is not set")
+        try:
+            folder = storage.local(folder, what="a corpus")
+        except StorageError as error:
+            raise CorpusError(f"{where}: {error}") from error
         corpora.append(Corpus(root, name, reader, Path(path).parent / folder, options, table.get("licence", "")))
     return corpora
 

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from data_pipelines import storage
 from data_pipelines.atomic import delete_leftovers, whole_file
 from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.compositions import list_corpora
@@ -107,8 +108,8 @@ def prepare(
     (default: `out`) until the call ends.
 
     Raises CorpusError (folder, table, composition), PrepareError (another plan or run in `out`, no usable clip, no
-    training clip, a worker that died), OSError naming the file that could not be written. Run it again after any of
-    these: finished shards are kept.
+    training clip, a worker that died), StorageError (an address), OSError naming the file that could not be written.
+    Run it again after any of these: finished shards are kept.
     """
     if clips_per_shard < 1 or join_seconds < 0 or min_seconds < 0 or (workers is not None and workers < 1):
         raise PrepareError("clips_per_shard and workers must be at least 1, join_seconds and min_seconds at least 0")
@@ -119,10 +120,12 @@ def prepare(
         )
     if part is not None and not 1 <= part.part <= part.of:
         raise PrepareError(f"part {part.part} of {part.of}: parts are counted from 1 to their number")
-    out, options = Path(out), dict(options or {})
+    out, options = storage.local(out, what="the folder to prepare to"), dict(options or {})
+    scratch = storage.local(scratch or out, what="the folder for listings")
+    folder = storage.local(folder, what="the corpus")
     if table is not None:
         options["table"] = table
-    with scratch_in(scratch or out):
+    with scratch_in(scratch):
         listed = list_corpora(folder, reader=reader, options=options, progress=progress)
     for root in listed.folders.values():
         if out.resolve() == Path(root).resolve():

@@ -4,6 +4,9 @@ What is mapped into memory (the manifest, units) has to be a local file: it is f
 fetched again when the size or the time of the original changes. Shards are read where they lie if ArrayRecord can (it
 has a client for gs://, none for s3://), else they are fetched, too. `file://` goes the same way as s3://.
 
+What is written, and a raw corpus, are files of this machine, on its own disk or a mounted one: `local` refuses an
+address there, which as a path would be a folder called "gs:".
+
 pyarrow's file systems list and fetch (both clients are inside its wheels): credentials and regions are found as in
 Google's and Amazon's own tools. The cache is $SPEECH_CACHE, or ~/.cache/speech-corpora.
 """
@@ -25,6 +28,7 @@ from tqdm import tqdm
 from data_pipelines.atomic import whole_file
 
 SCHEMES = ("gs", "s3", "file")
+GIVE_UP_SECONDS = 60  # of trying to reach a gs:// address; its client would try for a quarter of an hour
 READ_IN_PLACE = ("gs",)  # array_record 0.8.6 opens these itself
 ORIGIN_NAME = "origin.json"  # in a cache folder: its address, and size and time of what was fetched
 FETCHERS = 8  # files fetched at once
@@ -54,6 +58,17 @@ def address_of(path: str | Path) -> Address | None:
     if re.match(r"[a-z][a-z0-9+]+:/", spelled):
         raise StorageError(f"{spelled}: addresses of {', '.join(SCHEMES)} are read; mount others as a folder")
     return None
+
+
+def local(path: str | Path, *, what: str) -> Path:
+    """`path`, if it is none of an object storage; `what` lies there. Raises StorageError for an address."""
+    address = address_of(path)
+    if address is not None:
+        raise StorageError(
+            f"{address}: {what} must be local, or on a mounted disk or bucket; only what was prepared is read from an "
+            "address, after it was copied there with the provider's tool (manifest.arrow last)"
+        )
+    return Path(path)
 
 
 def local_folder(path: str | Path, *, names: Sequence[str]) -> Path:
@@ -167,8 +182,9 @@ def _infos(address: Address, names: Sequence[str]) -> list[pa.fs.FileInfo]:
 
 
 def _file_system(address: Address) -> pa.fs.FileSystem:
+    limit = f"?retry_limit_seconds={GIVE_UP_SECONDS}" if address.scheme == "gs" else ""
     try:
-        return pa.fs.FileSystem.from_uri(str(address))[0]
+        return pa.fs.FileSystem.from_uri(f"{address}{limit}")[0]
     except (OSError, pa.ArrowException) as error:
         raise StorageError(f"{address} cannot be opened ({error})") from error
 

@@ -15,10 +15,13 @@ import numpy as np
 import pytest
 
 from data_pipelines import storage
+from data_pipelines.corpora import CorpusError
 from data_pipelines.manifest import Manifest
+from data_pipelines.prepare import prepare
 from data_pipelines.sources import ShardSource, check_records
 from data_pipelines.storage import StorageError, address_of
-from data_pipelines.units import UnitStore
+from data_pipelines.unit_pieces import UnitPieces
+from data_pipelines.units import UnitStore, UnitWriter
 from tests.data_pipelines.noise_corpus import REPOSITORY
 
 
@@ -146,3 +149,47 @@ def test_shards_in_a_google_bucket_are_read_where_they_lie(corpus, remote):
         server.server_close()
     assert ran.returncode == 0, ran.stderr
     assert handler.ranges and not list(cache.rglob("*.arrayrecord"))
+
+
+def test_what_is_written_or_raw_is_not_at_an_address(raw, corpus, tmp_path, monkeypatch):
+    """As a path, an address would be a folder called "gs:" here; ArrayRecord, asked to write there, hangs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "all.toml").write_text('[[corpus]]\nname = "a"\nreader = "folder"\nfolder = "gs://bucket/a"\n')
+    for refused, arguments in {
+        "gs://bucket/out: the folder to prepare to": (raw[0], {"out": "gs://bucket/out"}),
+        "s3://bucket/in: the corpus": (Path("s3://bucket/in"), {"out": "out"}),
+        "gs://bucket/scratch: the folder for listings": (
+            raw[0],
+            {"out": "out", "scratch": Path("gs://bucket/scratch")},
+        ),
+        "corpus 'a': gs://bucket/a: a corpus": ("all.toml", {"out": "out"}),
+    }.items():
+        with pytest.raises((StorageError, CorpusError), match=f"{refused} must be local, or on a mounted disk"):
+            prepare(arguments[0], workers=1, progress=False, **arguments[1])
+    with pytest.raises(StorageError, match="the units to write must be local"):
+        UnitWriter(Path("gs://bucket/units"), corpus, units=2, source="test")
+    with pytest.raises(StorageError, match="the units to write must be local"):
+        UnitPieces("gs://bucket/units", corpus, units=2, source="test")
+    assert [path.name for path in tmp_path.iterdir()] == ["all.toml"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "data_pipelines", "inspect", corpus.root, "--sample", "0", "--html", "gs://bucket/page"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 1 and ran.stderr.startswith("error: gs://bucket/page: the page must be local")
+
+
+def test_a_bucket_out_of_reach_is_given_up(tmp_path):
+    """Nobody listens at the server's address; without the limit, the client tries for a quarter of an hour."""
+    code = (
+        "from data_pipelines import storage; from data_pipelines.manifest import Manifest\n"
+        "assert storage.GIVE_UP_SECONDS == 60\n"
+        "storage.GIVE_UP_SECONDS = 1\n"
+        "Manifest.load('gs://bucket/corpus')\n"
+    )
+    environment = os.environ | {"CLOUD_STORAGE_EMULATOR_ENDPOINT": "http://127.0.0.1:9", "SPEECH_CACHE": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert "StorageError: gs://bucket/corpus cannot be reached" in ran.stderr, ran.stderr
