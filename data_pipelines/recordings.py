@@ -10,7 +10,7 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from data_pipelines.audio import AUDIO_SUFFIXES
+from data_pipelines.audio import AUDIO_SUFFIXES, AudioError, check_file
 from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.folders import files_below
 from data_pipelines.sources import SourceError
@@ -133,7 +133,13 @@ def _scan(folder: Path, *, what: str) -> list[Recording]:
     paths, files, bad = _audio_in(folder, what=what), [], []
     for path in tqdm(paths, desc=f"{what} files", unit="file", delay=5, disable=None):
         try:
+            if path.suffix.lower() == ".mp3" and check_file(path, str(path)) is not path:
+                bad.append(f"{path}: an MP3 that does not say how long it is: convert it to WAV")
+                continue
             header = soundfile.info(str(path))
+        except AudioError as error:
+            bad.append(str(error))
+            continue
         except (soundfile.LibsndfileError, OSError) as error:
             bad.append(f"{path}: {error}")
             continue

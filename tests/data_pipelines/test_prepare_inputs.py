@@ -119,6 +119,18 @@ def test_a_resampled_clip_may_state_either_length(tmp_path):
     assert [r.path for r in go(folder, tmp_path / "out").rejected] == ["4.wav"]
 
 
+def test_an_mp3_may_be_a_frame_or_two_from_its_stated_length(tmp_path):
+    """As Lhotse's manifests of Common Voice are: whoever counted them counted what the encoder put around the sound."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rows = []
+    for k, stated in enumerate((44100 * 2, 44100 * 2 + 2547, 44100 * 2 + 5000)):
+        soundfile.write(folder / f"{k}.mp3", noise(44100 * 2, k), 44100)
+        rows.append(dict(zip(COLUMNS, (f"{k}.mp3", "fra", "s", "x", "train", "", stated), strict=True)))
+    write_table(folder, rows)
+    assert [r.path for r in go(folder, tmp_path / "out").rejected] == ["2.mp3"]
+
+
 # What stops it
 
 
