@@ -64,7 +64,7 @@ class Prepare:
     option: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """The reader's own options, as language=fra; a wrong one is answered with those that there are."""
     workers: int | None = None
-    """Processes; one a core by default. The result does not depend on it."""
+    """Processes; by default one a core that this one may run on. The result does not depend on it."""
     clips_per_shard: int = 1000
     """Clips in one shard file; more for corpora of millions (1 GB a shard is fine)."""
     join_seconds: float = 4.0

@@ -43,7 +43,7 @@ from data_pipelines.plan_shards import (
     make_plan,
 )
 from data_pipelines.shards import HASH_BYTES, NO_FILTERS, Filters, Shard, ShardTask, Tally, read_shard, write_shard
-from data_pipelines.worker_processes import die_of_interrupts, follow_parent, interrupts_blocked
+from data_pipelines.worker_processes import cores, die_of_interrupts, follow_parent, interrupts_blocked
 
 PLAN_NAME = "plan.json"
 IN_FLIGHT = 3  # tasks handed out per worker, so that a long plan is not pickled all at once
@@ -101,7 +101,7 @@ def prepare(
     speaker (clips without a speaker count as one speaker's); a speaker with less than `min_seconds` is repeated up to
     it. Held-out clips are never joined. Long clips are kept whole, unless `filters` leaves them out; without
     `duplicates`, so are clips with the same samples as another one. Unusable clips are left out and listed in
-    quarantine.tsv. `workers` (default: one a core) does not change the result.
+    quarantine.tsv. `workers` (default: one a core that it may use) does not change the result.
 
     With `part` only that share of the shards is written, by as many jobs at once as there are parts, and PartDone
     returned; a call without it makes what is missing and the manifest. Listings too long for memory lie in `scratch`
@@ -150,7 +150,7 @@ def prepare(
         with whole_file(out / PLAN_NAME) as temporary:
             about = {"digest": plan.digest, "times": plan.times, **plan.summary}
             temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False))
-        count = workers or os.cpu_count() or 1
+        count = workers or cores()
         if part is not None:
             return _run_part(plan, out, part, count, progress=progress)
         _run(plan, plan.shards, out, count, first=not duplicates, progress=progress)

@@ -10,6 +10,11 @@ from collections.abc import Iterator
 from multiprocessing import resource_tracker
 
 
+def cores() -> int:
+    """Cores that this process may run on: under Slurm or taskset fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @contextlib.contextmanager
 def interrupts_blocked() -> Iterator[None]:
     """Processes that are started in this block, or by threads that are, never see Ctrl-C; this one answers it after.

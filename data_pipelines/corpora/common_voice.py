@@ -53,7 +53,10 @@ def _is_locale(folder: Path) -> bool:
 
 def _read_locale(out: Collector, locale: Path, code: str, extra: Sequence[str]) -> None:
     listed, held_out = set(), set()
-    for table in ("dev", "test", "train", *extra):
+    usual = ("dev", "test", "train")
+    if not extra and not any((locale / f"{table}.tsv").is_file() for table in usual):
+        out.reject(locale, f"has no train.tsv, as delta releases have none: give extra, of {', '.join(EXTRA)}")
+    for table in (*usual, *extra):
         path = locale / f"{table}.tsv"
         if not path.is_file():
             if table in extra:

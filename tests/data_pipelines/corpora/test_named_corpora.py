@@ -358,6 +358,18 @@ def test_the_first_releases_of_common_voice_and_more_than_the_three_tables(tmp_p
         common_voice.read(tmp_path, language="sv-SE", extra=("all",))
 
 
+def test_a_locale_of_a_delta_release_of_common_voice_is_told(tmp_path):
+    """Of a delta there are validated, other and invalidated clips, and no splits yet."""
+    put(tmp_path / "de" / "train.tsv", "path\tclient_id", "a\tann")
+    put(tmp_path / "fr" / "validated.tsv", "path\tclient_id", "b\tbo")
+    for locale, name in (("de", "a"), ("fr", "b")):
+        write(tmp_path / locale / "clips" / f"{name}.mp3", clips("eng")[0][1])
+    listing = common_voice.read(tmp_path)
+    assert [c.path for c in listing.clips] == ["de/clips/a.mp3"]
+    assert [(r.path, "give extra, of validated" in r.reason) for r in listing.rejected] == [("fr", True)]
+    assert [c.language for c in common_voice.read(tmp_path / "fr", extra=("validated",)).clips] == ["fra"]
+
+
 def test_what_has_to_be_unpacked_or_cut_first_says_how(tmp_path):
     put(tmp_path / "f" / "data" / "es_419" / "train.tsv", "1\ta.wav\tA\ta\ta\t16000\tMALE")
     put(tmp_path / "f" / "data" / "es_419" / "audio" / "train.tar.gz", "")
