@@ -96,7 +96,7 @@ class Containers:
             self._recording = self._open(clip, key)
         recording = self._recording
         if recording.error is not None:
-            raise AudioError(clip.where, recording.error.reason)
+            raise AudioError(clip.where, recording.error.reason) from recording.error.__cause__
         if recording.whole is not None:
             first, last = _bounds(clip, SAMPLE_RATE, len(recording.whole))
             return checked(

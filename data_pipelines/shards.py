@@ -7,6 +7,7 @@ the byte, and is either whole on disk or absent.
 import errno
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -19,7 +20,7 @@ from data_pipelines.atomic import cannot_write, whole_file
 from data_pipelines.audio import AudioError, encode_flac
 from data_pipelines.batch import RECEPTIVE_FIELD, SAMPLE_RATE
 from data_pipelines.containers import Containers
-from data_pipelines.corpora import Clip, Rejected
+from data_pipelines.corpora import Clip, CorpusError, Rejected
 from data_pipelines.manifest import SHARD_FOLDER, Split
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one record a read; FLAC does not compress further
@@ -43,6 +44,11 @@ TABLE = pa.schema(
         pa.field("speaker", pa.large_string(), nullable=False),
         pa.field("split", pa.int8(), nullable=False),
     ]
+)
+
+_NOT_THE_FILES = frozenset(
+    {errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
+    | {errno.ENODEV, errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
 
 T = TypeVar("T")
@@ -203,7 +209,7 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
     """Decodes the task's clips; writes out/shards/NAME.arrayrecord, then NAME.arrow, which says that it is whole.
 
     Bad clips are left out and listed in the table's metadata. Raises CannotWrite naming the file (a full disk, for
-    one) after deleting what was half written.
+    one) after deleting what was half written, and CorpusError where not a clip but its corpus cannot be read.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
@@ -219,7 +225,7 @@ def write_shard(task: ShardTask, out: str | Path) -> Tally:
         nonlocal read, clipped
         for clip in clips:
             try:
-                sound = _load(containers, clip, task.filters)
+                sound = _load_again(containers, clip, task)
             except AudioError as error:
                 hashes.append("")
                 rejected.append(Rejected(clip.where, clip.row, error.reason, error.samples))
@@ -293,6 +299,40 @@ def read_shard(name: str, out: str | Path) -> Shard | None:
     except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
         return None
     return shard if found == shard.bytes and table.schema.equals(TABLE) else None
+
+
+def _load_again(containers: Containers, clip: Clip, task: ShardTask) -> _Sound:
+    """`_load`; a read that fails is tried once more, since a network disk may stumble.
+
+    Raises CorpusError if that fails too, and not for a fault of the clip's file: it must not be left out for ever
+    because a disk was away. Raises AudioError as `_load` does.
+    """
+    try:
+        return _load(containers, clip, task.filters)
+    except AudioError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+    containers.close()
+    try:
+        return _load(containers, clip, task.filters)
+    except AudioError as error:
+        if isinstance(error.__cause__, OSError) and _is_away(task.folders[clip.root], error.__cause__):
+            raise CorpusError(
+                f"{clip.where} {error.reason}, tried twice, and not for a fault of its own: is all of "
+                f"{task.folders[clip.root]} there? Then run the same command again"
+            ) from error
+        raise
+
+
+def _is_away(folder: str, error: OSError) -> bool:
+    """Whether a read failed for the sake of the disk or of this process: its number says so, or the folder is gone."""
+    if error.errno in _NOT_THE_FILES:
+        return True
+    try:
+        with os.scandir(folder) as entries:
+            return next(entries, None) is None  # where a disk was mounted
+    except OSError:
+        return True
 
 
 def _load(containers: Containers, clip: Clip, filters: Filters) -> _Sound:

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines import atomic
+from data_pipelines import atomic, prepare
 from data_pipelines.atomic import CannotWrite
+from data_pipelines.corpora import CorpusError
 from data_pipelines.manifest import Manifest, ManifestError
 from data_pipelines.pipeline import LoadBatch, train_batches
 from data_pipelines.sources import ShardSource, SourceError
@@ -123,6 +124,62 @@ def children():
 
 def command_of(pid):
     return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_a_corpus_that_vanishes_while_it_is_prepared_is_named_and_loses_no_clip(
+    raw, whole, tmp_path, monkeypatch, left
+):
+    """A disk that is unmounted leaves an empty folder: all clips after that are not bad, and must not be left out."""
+    folder, out = shutil.copytree(raw[0], tmp_path / "corpus"), tmp_path / "out"
+    write = prepare.write_shard
+
+    def vanishing(task, into):
+        if list((out / "shards").glob("*.arrow")) and folder.exists():
+            folder.rename(tmp_path / "away")
+            if left == "an empty folder":
+                folder.mkdir()
+        return write(task, into)
+
+    monkeypatch.setattr(prepare, "write_shard", vanishing)
+    with pytest.raises(CorpusError, match=rf"cannot be read \(No such file .*tried twice.* is all of {folder} there"):
+        go(folder, out)
+    assert not (out / "manifest.arrow").exists() and not list(out.rglob(".partial-*"))
+    monkeypatch.undo()
+    shutil.rmtree(folder, ignore_errors=True)
+    (tmp_path / "away").rename(folder)
+    again = go(folder, out)
+    assert again.manifest.fingerprint == whole.manifest.fingerprint and not again.rejected
+
+
+@pytest.mark.parametrize(
+    ("fails", "number", "ends"),
+    [
+        (1, errno.EIO, "whole"),
+        (2, errno.EIO, "left out"),
+        (2, errno.EACCES, "left out"),
+        (2, errno.ESTALE, "refused"),
+        (2, errno.EMFILE, "refused"),
+    ],
+)
+def test_a_read_that_fails_while_preparing(raw, whole, tmp_path, monkeypatch, fails, number, ends):
+    read, failed = Path.read_bytes, []
+
+    def stumbling(path):
+        if path.is_relative_to(raw[0]) and len(failed) < fails and path.name in (failed or [path.name]):
+            failed.append(path.name)
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stumbling)
+    if ends == "refused":
+        with pytest.raises(CorpusError, match=f"{os.strerror(number)}.* tried twice"):
+            go(raw[0], tmp_path / "out")
+        return
+    made = go(raw[0], tmp_path / "out")
+    assert len(failed) == fails
+    assert [Path(r.path).name for r in made.rejected] == ([] if ends == "whole" else failed[:1])
+    assert (made.manifest.fingerprint == whole.manifest.fingerprint) == (ends == "whole")
 
 
 def test_a_full_disk_while_preparing(raw, whole, tmp_path, monkeypatch):
