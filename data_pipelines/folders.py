@@ -4,11 +4,18 @@
 language on another disk would be missing, and nobody told.
 """
 
+import errno
 import fnmatch
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+# Of errors, those that a file has no part in: its disk or network is away, or this process has too much open.
+NOT_THE_FILES = frozenset(
+    {errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
+    | {errno.ENODEV, errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
 
 
 class CannotList(OSError):

@@ -21,6 +21,7 @@ from data_pipelines.audio import AudioError, encode_flac
 from data_pipelines.batch import RECEPTIVE_FIELD, SAMPLE_RATE
 from data_pipelines.containers import Containers
 from data_pipelines.corpora import Clip, CorpusError, Rejected
+from data_pipelines.folders import NOT_THE_FILES
 from data_pipelines.manifest import SHARD_FOLDER, Split
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one record a read; FLAC does not compress further
@@ -44,11 +45,6 @@ TABLE = pa.schema(
         pa.field("speaker", pa.large_string(), nullable=False),
         pa.field("split", pa.int8(), nullable=False),
     ]
-)
-
-_NOT_THE_FILES = frozenset(
-    {errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETUNREACH}
-    | {errno.ENODEV, errno.ENXIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
 
 T = TypeVar("T")
@@ -326,7 +322,7 @@ def _load_again(containers: Containers, clip: Clip, task: ShardTask) -> _Sound:
 
 def _is_away(folder: str, error: OSError) -> bool:
     """Whether a read failed for the sake of the disk or of this process: its number says so, or the folder is gone."""
-    if error.errno in _NOT_THE_FILES:
+    if error.errno in NOT_THE_FILES:
         return True
     try:
         with os.scandir(folder) as entries:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
 from data_pipelines.corpora.clips import ClipWriter
-from data_pipelines.folders import files_below, matches
+from data_pipelines.folders import NOT_THE_FILES, files_below, matches
 from data_pipelines.languages import UnknownLanguage, normalise
 from data_pipelines.manifest import Split
 from data_pipelines.unique import repetitions
@@ -47,7 +47,10 @@ class File(NamedTuple):
 
 
 def file_in(folder: str | Path, given: str) -> File:
-    """The file at `given`, relative to `folder`. Raises Unusable: no path, outside of the folder, no file."""
+    """The file at `given`, relative to `folder`. Raises Unusable: no path, outside of the folder, no file.
+
+    Raises CorpusError where the disk does not answer.
+    """
     path = posixpath.normpath(given) if given else ""
     if not path or path == "." or "\0" in path:
         raise Unusable("no path")
@@ -59,6 +62,10 @@ def file_in(folder: str | Path, given: str) -> File:
     except UnicodeEncodeError as error:
         raise Unusable("the file's name is not UTF-8: rename it") from error
     except OSError as error:
+        if error.errno in NOT_THE_FILES:
+            raise CorpusError(
+                f"{Path(folder, path)} cannot be looked at ({error.strerror}): is its disk there?"
+            ) from error
         raise Unusable(f"no such file ({error.strerror})") from error
     if not stat.S_ISREG(status.st_mode):
         raise Unusable("not a file")

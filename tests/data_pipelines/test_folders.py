@@ -1,5 +1,6 @@
 """What lies below a folder: nothing is passed over because it lies behind a link, or cannot be listed."""
 
+import errno
 import os
 import shutil
 import tarfile
@@ -7,7 +8,7 @@ import tarfile
 import pytest
 import soundfile
 
-from data_pipelines.corpora import babel
+from data_pipelines.corpora import CorpusError, babel
 from data_pipelines.corpora.readers import read
 from data_pipelines.folders import CannotList, files_below, matches, walk
 from data_pipelines.recordings import NoiseFolder
@@ -61,6 +62,21 @@ def test_a_folder_that_cannot_be_listed_is_an_error(linked, monkeypatch, reader,
     monkeypatch.setattr(os, "scandir", refused)
     with pytest.raises(CannotList, match=r"corpus/fra cannot be listed \(Permission denied\)"):
         read(reader, linked, options)
+
+
+def test_a_disk_that_does_not_answer_is_an_error_and_a_file_that_is_gone_is_not(linked, monkeypatch):
+    (linked / "table.tsv").write_text("path\tlanguage\ndeu/x/a.wav\tdeu\nfra/x/b.wav\tfra\nfra/x/c.wav\tfra\n")
+    assert [r.path for r in read("folder", linked, {"table": "table.tsv"}).rejected] == ["fra/x/c.wav"]
+    stat = os.stat
+
+    def stale(path, *given, **named):
+        if str(path).endswith("b.wav"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(path))
+        return stat(path, *given, **named)
+
+    monkeypatch.setattr(os, "stat", stale)
+    with pytest.raises(CorpusError, match=r"corpus/fra/x/b.wav cannot be looked at \(Stale file handle\)"):
+        read("folder", linked, {"table": "table.tsv"})
 
 
 @pytest.mark.parametrize(
