@@ -10,12 +10,14 @@ from data_pipelines.corpora.keyed_lines import KeyedLines
 from data_pipelines.corpora.listing import Lister, existing_folder, inside, needs_language, one_of, split_in
 
 
-def read(folder: str | Path, *, data: str | None = None, language: str | None = None) -> Listing:
+def read(
+    folder: str | Path, *, data: str | None = None, language: str | None = None, split: str | None = None
+) -> Listing:
     """Lists the utterances of a data folder, or of those in it (data/train, data/dev, ...), without decoding any.
 
     `folder` holds the audio, and paths in wav.scp are relative to it, or absolute and in it. `data` holds the tables
-    (default: `folder`). The language is that of utt2lang, else `language`. The split is what the data folder's name
-    speaks of, else dealt out. A segment's end of -1 is the recording's.
+    (default: `folder`). The language is that of utt2lang, else `language`. The split is `split`, else what the
+    data folder's name speaks of, else dealt out. A segment's end of -1 is the recording's.
 
     Raises CorpusError: no wav.scp, no language.
     """
@@ -56,7 +58,7 @@ def read(folder: str | Path, *, data: str | None = None, language: str | None = 
                 id=name,
                 language=languages.get(name) or language or "",
                 speaker=speakers.get(name) or "",
-                split=split_in(table.name),
+                split=split or split_in(table.name),
                 text=texts.get(name) or "",
                 start=start,
                 end=None if end == -1 else end,

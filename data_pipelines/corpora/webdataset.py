@@ -28,11 +28,12 @@ def read(
     language_field: str = "language",
     speaker_field: str = "speaker",
     text_field: str = "text",
+    split: str | None = None,
 ) -> Listing:
     """Lists the audio in all tars of the folder (glob `files`). The id is "tar/name", the name less its suffix.
 
     The language is `language`, else .lang, else the .json's `language_field`, else part number `language_folder` (from
-    0) of the tar's folders. The split is what the tar's path speaks of, else dealt out.
+    0) of the tar's folders. The split is `split`, else what the tar's path speaks of, else dealt out.
 
     Raises CorpusError: no tar, no clip, languages unknown in more than half.
     """
@@ -70,7 +71,7 @@ def read(
                 id=f"{path.removesuffix('.tar')}/{key}",
                 language=str(known or ""),
                 speaker=str(group.get("spk") or info.get(speaker_field) or ""),
-                split=split_in(path),
+                split=split or split_in(path),
                 text=str(group.get("txt") or info.get(text_field) or ""),
                 size=member.size,
                 member=tar_member(member.name, offset=member.offset_data, size=member.size),

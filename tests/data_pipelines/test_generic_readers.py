@@ -300,6 +300,33 @@ def test_stretches_of_one_recording(tmp_path, kind, monkeypatch):
     assert len(decodes) == (kind == "OPUS")
 
 
+@pytest.mark.parametrize("reader", ["fairseq", "kaldi", "lhotse", "webdataset", "voxpopuli"])
+def test_all_of_a_corpus_without_splits_is_trained_on_where_that_is_said(tmp_path, reader):
+    """Else a fifth of it is held out, of VoxPopuli's unlabelled speech as well."""
+    names = [f"{number:02d}.wav" for number in range(40)]
+    folder = tmp_path / "speech"
+    audio = folder / "unlabelled_data/fr/2018" if reader == "voxpopuli" else folder
+    audio.mkdir(parents=True)
+    for name in names:
+        event = "20180113-0900-PLENARY-" if reader == "voxpopuli" else ""
+        (audio / f"{event}{name}").write_bytes(b"not decoded")
+    if reader == "fairseq":
+        (folder / "all.tsv").write_text("\n".join([str(folder), *(f"{name}\t1" for name in names)]) + "\n")
+    elif reader == "kaldi":
+        (folder / "wav.scp").write_text("".join(f"{name} {name}\n" for name in names))
+    elif reader == "lhotse":
+        source = {"type": "file", "channels": [0]}
+        facts = {"sampling_rate": 16000, "num_samples": 1, "duration": 1.0}
+        lines = ({"id": n, "sources": [source | {"source": n}]} | facts for n in names)
+        (folder / "recordings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    elif reader == "webdataset":
+        (folder / "a.tar").write_bytes(tar_of((name, b"x") for name in names))
+    options = {} if reader == "voxpopuli" else {"language": "fr"}
+    assert len({clip.split for clip in read(reader, folder, options).clips}) == 3
+    clips = read(reader, folder, options | {"split": "train"}).clips
+    assert len(clips) == 40 and {clip.split for clip in clips} == {Split.TRAIN}
+
+
 def test_unknown_readers_and_options_are_answered_with_the_nearest():
     with pytest.raises(CorpusError, match="no reader is called 'kaldy'; did you mean kaldi"):
         read("kaldy", DEMO, {})
