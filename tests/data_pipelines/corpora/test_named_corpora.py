@@ -358,6 +358,30 @@ def test_the_first_releases_of_common_voice_and_more_than_the_three_tables(tmp_p
         common_voice.read(tmp_path, language="sv-SE", extra=("all",))
 
 
+@pytest.mark.parametrize("nested", [False, True], ids=["as released", "as on Kaggle"])
+def test_the_very_first_release_of_common_voice_had_csv_tables(tmp_path, nested):
+    rows = {"valid-train": "one, two", "valid-dev": "three", "valid-test": "four", "other-train": "five"}
+    for name, text in rows.items():
+        folder = f"cv-{name}"
+        more = [f'{folder}/sample-000001.mp3,"three",0,1,,,,'] if name == "other-train" else []
+        header = "filename,text,up_votes,down_votes,age,gender,accent,duration"
+        put(tmp_path / f"cv-{name}.csv", header, f'{folder}/sample-000000.mp3,"{text}",1,0,twenties,,us,', *more)
+        for k in range(1 + len(more)):
+            place = tmp_path / folder / folder if nested else tmp_path / folder
+            write(place / f"sample-00000{k}.mp3", clips("eng")[0][1])
+    for name in ("other-dev", "other-test"):
+        put(tmp_path / f"cv-{name}.csv", header)
+    listing = common_voice.read(tmp_path)
+    found = {(c.language, c.split.name, c.text, c.speaker) for c in listing.clips}
+    expected = {("eng", "TRAIN", "one, two", ""), ("eng", "DEV", "three", ""), ("eng", "TEST", "four", "")}
+    assert found == expected and not listing.rejected
+    listing = common_voice.read(tmp_path, extra=("other",))
+    assert {c.text for c in listing.clips} == {"one, two", "three", "four", "five"}
+    assert ["its sentence is in dev or test"] == [r.reason for r in listing.rejected]
+    with pytest.raises(CorpusError, match="cv-invalid.csv cannot be read: No such file"):
+        common_voice.read(tmp_path, extra=("invalidated",))
+
+
 def test_a_locale_of_a_delta_release_of_common_voice_is_told(tmp_path):
     """Of a delta there are validated, other and invalidated clips, and no splits yet."""
     put(tmp_path / "de" / "train.tsv", "path\tclient_id", "a\tann")
