@@ -300,6 +300,30 @@ def test_stretches_of_one_recording(tmp_path, kind, monkeypatch):
     assert len(decodes) == (kind == "OPUS")
 
 
+@pytest.mark.parametrize(("kind", "rate"), [("OPUS", 48_000), ("VORBIS", 16_000), ("MPEG_LAYER_III", 44_100)])
+def test_stretches_of_a_recording_that_is_too_long_to_be_kept(tmp_path, kind, rate, monkeypatch):
+    """Podcasts of hours as Ogg or MP3: read from front to back, whatever the order, and never in memory as a whole."""
+    long = np.random.default_rng(3).normal(size=rate * 12) * 0.1
+    path = tmp_path / "long.ext"
+    soundfile.write(path, long, rate, format="MP3" if kind.startswith("MPEG") else "OGG", subtype=kind)
+    whole = decode(path, name="long").waveform
+    monkeypatch.setattr("data_pipelines.containers.MAX_SECONDS", 5.0)
+    monkeypatch.setattr("data_pipelines.containers.decode", None)
+    monkeypatch.setattr("data_pipelines.audio_blocks._VALUES", 10_000)
+    plain = Clip("x", "long.ext", "fra", "c", "", Split.TRAIN, "", "", None, 1, 1)
+    with Containers({"": str(tmp_path)}) as containers:
+        for start, end in [(0.0, 0.5), (3.25, 5.0), (4.5, 9.5), (9.4, None), (1.1, 1.7), (11.5, 12.4), (0.3, 0.4)]:
+            got = containers.decode(plain._replace(start=start, end=end))
+            np.testing.assert_array_equal(got.waveform, whole[round(start * 16000) : round((end or 13) * 16000)])
+            assert (got.source_rate, got.source_channels) == (rate, 1)
+        for start, end in ((11.5, 12.6), (12.0, None), (13.0, 14.0)):
+            with pytest.raises(AudioError, match="ends after 12.000 s"):
+                containers.decode(plain._replace(start=start, end=end))
+        for start, end in ((1.0, 6.1), (6.0, None)):
+            with pytest.raises(AudioError, match="longer than 5 s"):
+                containers.decode(plain._replace(start=start, end=end))
+
+
 @pytest.mark.parametrize("reader", ["fairseq", "kaldi", "lhotse", "webdataset", "voxpopuli"])
 def test_all_of_a_corpus_without_splits_is_trained_on_where_that_is_said(tmp_path, reader):
     """Else a fifth of it is held out, of VoxPopuli's unlabelled speech as well."""
