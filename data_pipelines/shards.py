@@ -26,7 +26,7 @@ from data_pipelines.manifest import SHARD_FOLDER, Split
 
 WRITER_OPTIONS = "group_size:1,uncompressed"  # one record a read; FLAC does not compress further
 RECIPE = 5  # goes into every shard's name: raise it when the same task would give other bytes
-LENGTH_TOLERANCE = 2  # samples by which a resampled clip may differ from the length that the table gives
+LENGTH_TOLERANCE = 2  # samples by which a resampled clip, or Ogg, may differ from the length that the table gives
 # Of MP3, decoders disagree by what the encoder put before and after: a frame of 1152 samples or two (Lhotse's manifests
 # of Common Voice give up to 2,550 more than decode: its issues 1180 and 1250).
 MP3_TOLERANCE = 3 * 1152
@@ -339,7 +339,8 @@ def _load(containers: Containers, clip: Clip, filters: Filters) -> _Sound:
         reason = f"too short: {samples} samples, one frame needs {RECEPTIVE_FIELD}"
         raise AudioError(clip.where, reason, samples)
     if clip.samples is not None:
-        tolerance = LENGTH_TOLERANCE if sound.source_rate != SAMPLE_RATE else 0
+        exact = sound.source_rate == SAMPLE_RATE and sound.source_format != "OGG"
+        tolerance = 0 if exact else LENGTH_TOLERANCE
         tolerance = MP3_TOLERANCE if sound.source_format == "MP3" else tolerance
         if min(abs(clip.samples - samples), abs(clip.samples - sound.source_frames)) > tolerance:
             raise AudioError(clip.where, f"n_samples is {clip.samples} in the table, {samples} in the file", samples)

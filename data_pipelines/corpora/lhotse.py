@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.corpora import CorpusError, Listing
 from data_pipelines.corpora.listing import Lister, Unusable, existing_folder, inside, needs_language, one_of, split_in
 
@@ -114,7 +115,8 @@ def _fields(folder: Path, cut: dict) -> dict:
         "language": languages.pop() if languages else "",
         "speaker": str(speakers.pop()) if len(speakers) == 1 else "",
         "text": " ".join(s["text"] for s in supervisions if s.get("text")),
-        "samples": int(recording["num_samples"]) if whole else None,
+        # At 16 kHz: Lhotse counts Opus at 48 kHz, libsndfile at the rate that went into it.
+        "samples": round(recording["num_samples"] * SAMPLE_RATE / recording["sampling_rate"]) if whole else None,
         "start": 0.0 if whole else start,
         "end": None if whole else start + duration,
     }

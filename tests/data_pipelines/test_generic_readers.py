@@ -18,6 +18,7 @@ from data_pipelines.containers import Containers
 from data_pipelines.corpora import Clip, CorpusError
 from data_pipelines.corpora.readers import read
 from data_pipelines.manifest import Split
+from data_pipelines.prepare import PrepareError
 from data_pipelines.sources import ShardSource
 from data_pipelines.tfds_examples import _tfds
 from tests.data_pipelines.noise_corpus import REPOSITORY, go
@@ -240,6 +241,28 @@ def test_lhotse(spoken, tmp_path):
     listing = read("lhotse", folder, {})
     assert [(c.id, c.end, c.samples, c.text) for c in listing.clips] == [("c1", None, len(both), "alif")]
     assert [r.path for r in listing.rejected] == ["c2", "c3"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "counted", "beyond", "taken"),
+    [("opus", 48_000, 0, True), ("mp3", 44_100, 2547, True), ("wav", 44_100, 0, True), ("wav", 44_100, 2547, False)],
+)
+def test_lhotse_counts_compressed_audio_otherwise(tmp_path, suffix, counted, beyond, taken):
+    """Opus at 48 kHz, whatever its header says; of MP3 what the encoder put before and after too."""
+    rate, folder = 16_000 if suffix == "opus" else 44_100, tmp_path / "corpus"
+    folder.mkdir()
+    sound = np.random.default_rng(0).normal(size=3 * rate) * 0.1
+    kinds = {"opus": ("OGG", "OPUS"), "mp3": ("MP3", "MPEG_LAYER_III"), "wav": ("WAV", "PCM_16")}
+    soundfile.write(folder / f"a.{suffix}", sound, rate, format=kinds[suffix][0], subtype=kinds[suffix][1])
+    facts = {"sampling_rate": counted, "num_samples": 3 * counted + beyond, "duration": 3 + beyond / counted}
+    source = {"type": "file", "channels": [0], "source": f"a.{suffix}"}
+    (folder / "recordings_train.jsonl").write_text(json.dumps({"id": "a", "sources": [source]} | facts) + "\n")
+    if taken:
+        rows, rejected = prepared(folder, tmp_path, "lhotse", language="fra")
+        assert set(rows) == {"a"} and len(rows["a"][0]) == 48_000 and not rejected
+    else:
+        with pytest.raises(PrepareError, match="n_samples is .* in the table"):
+            prepared(folder, tmp_path, "lhotse", language="fra")
 
 
 def test_tfds_without_tensorflow(spoken, tmp_path, monkeypatch):
