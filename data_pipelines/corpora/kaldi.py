@@ -25,7 +25,7 @@ def read(
     place = one_of(folder, data, what="data folder")
     tables = [place] if (place / "wav.scp").is_file() else sorted(path.parent for path in place.glob("*/wav.scp"))
     if not tables:
-        raise CorpusError(f"{place} has no wav.scp, nor has a folder in it")
+        raise CorpusError(f"{place} has no wav.scp, nor has a folder in it: say where they are with the option data")
     lister = Lister(folder)
     row = 0
     for table in tables:
