@@ -42,7 +42,7 @@ def read(
     """
     if unknown := [name for name in extra if name not in EXTRA]:
         raise CorpusError(f"extra names {', '.join(unknown)}; known: {', '.join(EXTRA)}")
-    out = Collector(folder, corpus="common_voice", licence="CC0-1.0")
+    out = Collector(folder, corpus="commonvoice", licence="CC0-1.0")  # as the stages and the presets call it
     if (out.folder / FIRST).is_file():
         _read_first(out, out.language_of(language or "en", where=out.folder), extra)
         return out.listing(LAYOUT)

@@ -16,6 +16,7 @@ import soundfile
 import soxr
 
 from data_pipelines.audio import decode
+from data_pipelines.balance import XLS_R
 from data_pipelines.corpora import CorpusError, common_voice, librilight
 from data_pipelines.corpora.readers import READERS
 
@@ -259,6 +260,7 @@ def make_voxforge(root):
     return Miniature(made, {"de/extracted/otto-2009-abc": "neither wav/ nor flac/"})
 
 
+CALLED = {"common_voice": "commonvoice"}  # in the manifest, so that XLS_R and the stages find it by their name for it
 MAKERS = {name.removeprefix("make_"): maker for name, maker in list(globals().items()) if name.startswith("make_")}
 
 
@@ -268,7 +270,7 @@ def test_a_miniature_is_listed_and_decodes_to_what_it_was_made_of(tmp_path, name
     listing = READERS[name](tmp_path)
     listed = {c.id: (c.language, c.speaker, c.split.name.lower(), c.text) for c in listing.clips}
     assert listed == {key: clip[:4] for key, clip in made.items()}
-    assert {clip.corpus for clip in listing.clips} == {name}
+    assert {clip.corpus for clip in listing.clips} == {CALLED.get(name, name)}
     assert len(listing.clips) == len(listed)
     assert {r.path for r in listing.rejected} == set(rejected)
     assert not [r for r in listing.rejected if rejected[r.path] not in r.reason]
@@ -287,6 +289,11 @@ def test_a_miniature_is_listed_and_decodes_to_what_it_was_made_of(tmp_path, name
         else:
             n = min(len(sound), len(wanted))
             assert np.corrcoef(sound[:n], wanted[:n])[0, 1] > 0.9, clip.id
+
+
+def test_what_xls_r_draws_from_is_called_as_the_readers_call_it(tmp_path):
+    made = {name: MAKERS[name](tmp_path / name) and READERS[name](tmp_path / name).clips[0].corpus for name in MAKERS}
+    assert set(XLS_R.corpora) <= set(made.values())
 
 
 @pytest.mark.parametrize("name", MAKERS)
