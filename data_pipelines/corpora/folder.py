@@ -1,7 +1,8 @@
 """A folder of audio with a tab-separated table, or without one as <language>/<corpus>/**.
 
-The table has a header line. Columns `path` (relative to the folder) and `language` are needed; `source` (or `corpus`),
-`speaker`, `split`, `id`, `text`, `licence` and `n_samples` are used where they are there, any other column is ignored.
+The table has a header line. Columns `path` (relative to the folder, or absolute and in it) and `language` are needed;
+`source` (or `corpus`), `speaker`, `split`, `id`, `text`, `licence` and `n_samples` are used where they are there, any
+other column is ignored.
 Quotes mean nothing: a field ends at a tab, a row at the end of the line.
 """
 
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from data_pipelines.audio import AUDIO_SUFFIXES, UNDECODED_SUFFIXES
 from data_pipelines.corpora import CorpusError, Listing
 from data_pipelines.corpora.collector import audio_below
-from data_pipelines.corpora.listing import Lister, existing_folder
+from data_pipelines.corpora.listing import Lister, existing_folder, inside
 from data_pipelines.languages import UnknownLanguage, normalise
 
 TABLE_NAME = "manifest.tsv"
@@ -55,7 +56,7 @@ def read(folder: str | Path, *, table: str | Path | None = None) -> Listing:
             lister.reject(row.get("path", ""), number, problem)
             continue
         lister.add(
-            row["path"],
+            inside(folder, row["path"]),
             row=number,
             language=row["language"],
             id=row.get("id", ""),

@@ -180,6 +180,12 @@ def test_odd_but_good_tables_are_read(tmp_path):
     made = go(tmp_path, tmp_path / "out", table="t.tsv")
     assert made.manifest.languages == ("por",) and made.manifest.corpora == ("c",) and made.manifest.speakers == ("",)
     assert len(go(tmp_path, tmp_path / "out2", table=tmp_path / "t.tsv").manifest) == 1
+    (tmp_path / "absolute.tsv").write_text(f"path\tlanguage\tsplit\n{tmp_path}/a b.wav\tpt\ttrain\n/else/b.wav\tpt\t\n")
+    absolute = go(tmp_path, tmp_path / "out3", table="absolute.tsv")
+    assert absolute.manifest.id(0) == "a b.wav"  # so that a corpus that was moved is the same one
+    assert [(r.path, r.reason) for r in absolute.rejected] == [
+        ("/else/b.wav", "the path leads out of the corpus folder")
+    ]
 
 
 @pytest.mark.parametrize(
