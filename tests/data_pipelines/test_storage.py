@@ -16,13 +16,15 @@ import pytest
 
 from data_pipelines import storage
 from data_pipelines.corpora import CorpusError
-from data_pipelines.manifest import Manifest
+from data_pipelines.manifest import Manifest, Split
+from data_pipelines.pipeline import eval_batches, train_batches
 from data_pipelines.prepare import prepare
 from data_pipelines.sources import ShardSource, check_records
 from data_pipelines.storage import StorageError, address_of
 from data_pipelines.unit_pieces import UnitPieces
 from data_pipelines.units import UnitStore, UnitWriter
 from tests.data_pipelines.noise_corpus import REPOSITORY
+from tests.data_pipelines.ramps import CLEAN
 
 
 @pytest.fixture
@@ -50,6 +52,19 @@ def test_a_corpus_at_an_address_reads_as_at_home(corpus, remote):
     check_records(manifest)
     shutil.rmtree(remote / "shards")  # fetched once, not again
     assert ShardSource(Manifest.load(f"file://{remote}", check_shards=False)).read(3).size
+
+
+def test_shards_are_there_before_processes_and_clocks_start(corpus, remote):
+    """Else each worker would fetch all of them, and the first batch would be given up for a read that hangs."""
+    manifest = Manifest.load(f"file://{remote}")
+    for make in (
+        lambda: train_batches(CLEAN, manifest, ()),
+        lambda: eval_batches(manifest, (), manifest.rows(Split.DEV), lengths=CLEAN.lengths, rows_per_batch=4),
+    ):
+        shutil.rmtree(manifest.root / "shards", ignore_errors=True)
+        with make() as batches:
+            assert len(list(manifest.root.rglob("*.arrayrecord"))) == len(corpus.shard_names)
+            next(batches)
 
 
 def test_what_changed_there_is_fetched_again(corpus, remote):
