@@ -12,12 +12,14 @@ Google's and Amazon's own tools. The cache is $SPEECH_CACHE, or ~/.cache/speech-
 """
 
 import concurrent.futures
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,7 +123,8 @@ def check_sizes(folder: Path, names: Sequence[str], sizes: Sequence[int]) -> Non
 
 
 def readable_shards(folder: Path, names: Sequence[str], sizes: Sequence[int]) -> list[str]:
-    """Paths of the shards `names` with `sizes` in bytes that ArrayRecord can open; fetches what has to be local.
+    """Paths of the shards `names` with `sizes` in bytes that ArrayRecord can open; fetches what has to be local, once
+    for all processes that share the cache.
 
     Raises StorageError: a shard that cannot be fetched, or has another size; no space in the cache.
     """
@@ -130,22 +133,45 @@ def readable_shards(folder: Path, names: Sequence[str], sizes: Sequence[int]) ->
         return [str(folder / name) for name in names]
     if origin.scheme in READ_IN_PLACE:
         return [f"{origin}/{name}" for name in names]
-    missing = [(name, size) for name, size in zip(names, sizes, strict=True) if not _has(folder / name, size)]
-    wanted, free = sum(size for _, size in missing), shutil.disk_usage(folder).free
-    if wanted > free:
+    wanted = dict(zip(names, sizes, strict=True))
+    if _missing(folder, wanted):
+        with _alone(folder):
+            _fetch_all(origin, folder, _missing(folder, wanted))
+    return [str(folder / name) for name in names]
+
+
+def _missing(folder: Path, sizes: Mapping[str, int]) -> dict[str, int]:
+    return {name: size for name, size in sizes.items() if not _has(folder / name, size)}
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lets one process of several that share the cache fetch, while the others wait for it (where there are locks)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _fetch_all(origin: Address, folder: Path, missing: Mapping[str, int]) -> None:
+    """Fetches files of these sizes. Raises StorageError: no space for them, one that cannot be fetched."""
+    total, free = sum(missing.values()), shutil.disk_usage(folder).free
+    if total > free:
         raise StorageError(
-            f"{origin} needs {wanted / 1e9:.1f} GB more in {folder}, where {free / 1e9:.1f} GB are free: free some, or "
+            f"{origin} needs {total / 1e9:.1f} GB more in {folder}, where {free / 1e9:.1f} GB are free: free some, or "
             "put the cache elsewhere with SPEECH_CACHE"
         )
     with concurrent.futures.ThreadPoolExecutor(FETCHERS) as pool:
-        fetching = [pool.submit(_fetch, origin, name, folder / name, size) for name, size in missing]
+        fetching = [pool.submit(_fetch, origin, name, folder / name, size) for name, size in missing.items()]
         try:
-            with tqdm(total=wanted, unit="B", unit_scale=True, disable=not missing, mininterval=0.5) as bar:
+            with tqdm(total=total, unit="B", unit_scale=True, disable=not missing, mininterval=0.5) as bar:
                 for done in concurrent.futures.as_completed(fetching):
                     bar.update(done.result())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    return [str(folder / name) for name in names]
 
 
 def _fetch(address: Address, name: str, to: Path, size: int) -> int:

@@ -67,6 +67,18 @@ def test_shards_are_there_before_processes_and_clocks_start(corpus, remote):
             next(batches)
 
 
+def test_several_processes_that_share_a_cache_fetch_a_shard_once(corpus, remote, monkeypatch):
+    """Threads stand for them: the lock is one of open files."""
+    manifest, fetched, fetch = Manifest.load(f"file://{remote}"), [], storage._fetch
+    monkeypatch.setattr(storage, "_fetch", lambda *what: fetched.append(what[1]) or fetch(*what))
+    threads = [threading.Thread(target=ShardSource(manifest).fetch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(fetched) == sorted(corpus.shard_names)
+
+
 def test_what_changed_there_is_fetched_again(corpus, remote):
     before = Manifest.load(f"file://{remote}")
     time = (before.root / "manifest.arrow").stat().st_mtime_ns
