@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -34,6 +35,7 @@ GIVE_UP_SECONDS = 60  # of trying to reach a gs:// address; its client would try
 READ_IN_PLACE = ("gs",)  # array_record 0.8.6 opens these itself
 ORIGIN_NAME = "origin.json"  # in a cache folder: its address, and size and time of what was fetched
 FETCHERS = 8  # files fetched at once
+_OF_URIS = "/:@?&=+,;%~!$'()*[]"  # what has a meaning there; spaces and letters beyond ASCII are written otherwise
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/+(.+)")  # one slash is enough: pathlib makes gs:/b/c of gs://b/c
 
 
@@ -208,15 +210,22 @@ def _infos(address: Address, names: Sequence[str]) -> list[pa.fs.FileInfo]:
 
 
 def _file_system(address: Address) -> pa.fs.FileSystem:
-    limit = f"?retry_limit_seconds={GIVE_UP_SECONDS}" if address.scheme == "gs" else ""
-    try:
-        return pa.fs.FileSystem.from_uri(f"{address}{limit}")[0]
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"{address} cannot be opened ({error})") from error
+    return _opened(address)[0]
 
 
 def _root(address: Address) -> str:
-    return pa.fs.FileSystem.from_uri(str(address))[1]
+    return _opened(address)[1]
+
+
+def _opened(address: Address) -> tuple[pa.fs.FileSystem, str]:
+    """Its file system, and the folder's path there. What follows a "?" are pyarrow's options (endpoint_override)."""
+    uri = urllib.parse.quote(str(address), safe=_OF_URIS)
+    if address.scheme == "gs":
+        uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={GIVE_UP_SECONDS}"
+    try:
+        return pa.fs.FileSystem.from_uri(uri)
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{address} cannot be opened ({error})") from error
 
 
 def _noted(folder: Path) -> dict:

@@ -54,6 +54,13 @@ def test_a_corpus_at_an_address_reads_as_at_home(corpus, remote):
     assert ShardSource(Manifest.load(f"file://{remote}", check_shards=False)).read(3).size
 
 
+def test_an_address_with_spaces_and_letters_beyond_ascii(corpus, remote):
+    odd = remote.rename(remote.with_name("mein Korpus für #1"))
+    assert Manifest.load(f"file://{odd}").fingerprint == corpus.fingerprint
+    client, path = storage._opened(address_of("gs://bucket/a b?endpoint_override=127.0.0.1:9"))
+    assert path == "bucket/a b" and client.type_name == "gcs"
+
+
 def test_shards_are_there_before_processes_and_clocks_start(corpus, remote):
     """Else each worker would fetch all of them, and the first batch would be given up for a read that hangs."""
     manifest = Manifest.load(f"file://{remote}")
