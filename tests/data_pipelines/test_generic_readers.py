@@ -323,15 +323,20 @@ def test_stretches_of_one_recording(tmp_path, kind, monkeypatch):
     assert len(decodes) == (kind == "OPUS")
 
 
+@pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize(("kind", "rate"), [("OPUS", 48_000), ("VORBIS", 16_000), ("MPEG_LAYER_III", 44_100)])
-def test_stretches_of_a_recording_that_is_too_long_to_be_kept(tmp_path, kind, rate, monkeypatch):
+def test_stretches_of_a_recording_that_is_too_long_to_be_kept(tmp_path, kind, rate, known, monkeypatch):
     """Podcasts of hours as Ogg or MP3: read from front to back, whatever the order, and never in memory as a whole."""
     long = np.random.default_rng(3).normal(size=rate * 12) * 0.1
     path = tmp_path / "long.ext"
     soundfile.write(path, long, rate, format="MP3" if kind.startswith("MPEG") else "OGG", subtype=kind)
     whole = decode(path, name="long").waveform
     monkeypatch.setattr("data_pipelines.containers.MAX_SECONDS", 5.0)
-    monkeypatch.setattr("data_pipelines.containers.decode", None)
+    if known:
+        monkeypatch.setattr("data_pipelines.containers.decode", None)
+    else:  # the header does not say so
+        monkeypatch.setattr("data_pipelines.containers.announced_seconds", lambda path: 0.0)
+        monkeypatch.setattr("data_pipelines.audio.MAX_SECONDS", 5.0)
     monkeypatch.setattr("data_pipelines.audio_blocks._VALUES", 10_000)
     plain = Clip("x", "long.ext", "fra", "c", "", Split.TRAIN, "", "", None, 1, 1)
     with Containers({"": str(tmp_path)}) as containers:
