@@ -23,6 +23,7 @@ AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".
 # Of sound too, but not decoded here: a listing says so instead of passing over them.
 UNDECODED_SUFFIXES = frozenset(
     {".m4a", ".m4b", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".mov", ".wma", ".amr", ".3gp", ".ape", ".ac3"}
+    | {".aifc", ".caf", ".mp2", ".mpc", ".ra", ".snd", ".spx", ".tta", ".wv"}
 )
 SILENCE = 1e-4  # peak of -80 dB re full scale: three steps of int16
 # Files of floats may go beyond full scale, 1. Filters and limiters overshoot by a few dB now and then: that is clipped.
