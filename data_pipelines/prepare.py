@@ -25,7 +25,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from data_pipelines import storage
-from data_pipelines.atomic import delete_leftovers, whole_file
+from data_pipelines.atomic import TEMPORARY_PREFIX, delete_leftovers, whole_file
 from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.compositions import list_corpora
 from data_pipelines.corpora import CorpusError, Rejected
@@ -46,6 +46,7 @@ from data_pipelines.shards import HASH_BYTES, NO_FILTERS, Filters, Shard, ShardT
 from data_pipelines.worker_processes import cores, die_of_interrupts, follow_parent, interrupts_blocked
 
 PLAN_NAME = "plan.json"
+STALL_SECONDS = 900.0  # without a shard, or a byte of one, after which that is told
 IN_FLIGHT = 3  # tasks handed out per worker, so that a long plan is not pickled all at once
 
 
@@ -294,13 +295,22 @@ def _run_in_pool(
     count = max(1, min(workers, len(shards)))
     with concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
         running: dict[concurrent.futures.Future, str] = {}
+        written: dict[str, int] | None = None  # when nothing had come for long the last time
         try:
             while waiting or running:
                 while waiting and len(running) < workers * IN_FLIGHT:
                     task = task_of(waiting.pop())
                     with interrupts_blocked():  # the first task starts the processes
                         running[pool.submit(write_shard, task, out)] = task.name
-                ready, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                ready, _ = concurrent.futures.wait(
+                    running, timeout=STALL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                if not ready:
+                    before, written = written, _half_written(out)
+                    if before == written:
+                        tqdm.write(_stalled(list(running.values())), file=sys.stderr)
+                    continue
+                written = None
                 for future in ready:
                     advance(future.result())
                     del running[future]
@@ -312,6 +322,24 @@ def _run_in_pool(
             ) from error
         finally:  # the pool cancels them itself: cancelled from here, they would trip it while it notices dead workers
             pool.shutdown(cancel_futures=True)
+
+
+def _half_written(out: Path) -> dict[str, int]:
+    """{name: bytes} of the shards that are being written."""
+    found = {}
+    with os.scandir(out / SHARD_FOLDER) as entries:
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY_PREFIX):
+                with contextlib.suppress(FileNotFoundError):
+                    found[entry.name] = entry.stat().st_size
+    return found
+
+
+def _stalled(names: list[str]) -> str:
+    return (
+        f"warning: nothing was written for {STALL_SECONDS:g} s; perhaps a read hangs: is the corpus' disk there? "
+        f"Shards in work are among {', '.join(sorted(names)[:4])}. It waits; after Ctrl-C the same command goes on"
+    )
 
 
 def _start_worker() -> None:

@@ -182,6 +182,35 @@ def test_a_read_that_fails_while_preparing(raw, whole, tmp_path, monkeypatch, fa
     assert (made.manifest.fingerprint == whole.manifest.fingerprint) == (ends == "whole")
 
 
+def test_a_read_that_hangs_while_preparing_is_told(raw, whole, tmp_path, monkeypatch):
+    """A pipe that nobody writes to stands for it: put in the place of a clip after that was listed."""
+    folder = shutil.copytree(raw[0], tmp_path / "corpus")
+    clip = next(folder / row["path"] for row in raw[1])
+    sound, make_plan, release = clip.read_bytes(), prepare.make_plan, threading.Event()
+
+    def planned(*what, **how):
+        plan = make_plan(*what, **how)
+        clip.unlink()
+        os.mkfifo(clip)
+        return plan
+
+    def answer():
+        release.wait()
+        with open(clip, "wb") as pipe:
+            pipe.write(sound)
+
+    said = []
+    monkeypatch.setattr(prepare, "make_plan", planned)
+    monkeypatch.setattr(prepare, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(prepare.tqdm, "write", lambda line, file: (said.append(line), release.set()))
+    answering = threading.Thread(target=answer)
+    answering.start()
+    made = go(folder, tmp_path / "out", workers=2)
+    answering.join()
+    assert "nothing was written for 1 s; perhaps a read hangs" in said[0] and "fra-train" in said[0]
+    assert made.manifest.fingerprint == whole.manifest.fingerprint
+
+
 def test_a_full_disk_while_preparing(raw, whole, tmp_path, monkeypatch):
     sync, calls = atomic._sync, []
 
