@@ -1,8 +1,9 @@
 """Kaldi's data folders: wav.scp, and perhaps segments, utt2spk, utt2lang and text.
 
-Entries of wav.scp that are commands ("... |") are never run.
+Entries of wav.scp that are commands ("... |") are never run, and archives (data_wav.ark:42) are not read.
 """
 
+import re
 from pathlib import Path
 
 from data_pipelines.corpora import CorpusError, Listing
@@ -71,6 +72,8 @@ def _unusable(recording: str, given: str | None, path: str) -> str | None:
         return f"recording {recording!r} is not in wav.scp"
     if given.endswith("|"):
         return f"a command in wav.scp, which is never run: write its output to a file (wav-copy) and list that: {given}"
+    if re.search(r"\.ark:\d+$", given):
+        return f"in an archive, which is not read: write files (wav-copy, ESPnet's --audio_format flac): {given}"
     if path.startswith("/"):
         return f"outside of the corpus folder: give a folder that holds {given}"
     return None

@@ -92,10 +92,14 @@ def test_kaldi(spoken, tmp_path):
     soundfile.write(folder / "long.wav", np.concatenate([spoken["ara-0"], spoken["ara-1"]]), 16000)
     soundfile.write(folder / "fra.flac", spoken["fra-0"], 16000)
     middle = len(spoken["ara-0"]) / 16000
-    (data / "wav.scp").write_text(f"long {folder}/long.wav\nfra fra.flac\npiped touch {tmp_path}/ran |\n")
-    (data / "segments").write_text(f"u1 long 0 {middle}\nu2 long {middle} -1\nu3 fra 0 -1\nu4 piped 0 1\nu5 gone 0 1\n")
+    (data / "wav.scp").write_text(
+        f"long {folder}/long.wav\nfra fra.flac\npiped touch {tmp_path}/ran |\npacked wav.ark:42\n"
+    )
+    (data / "segments").write_text(
+        f"u1 long 0 {middle}\nu2 long {middle} -1\nu3 fra 0 -1\nu4 piped 0 1\nu5 gone 0 1\nu6 packed 0 1\n"
+    )
     (data / "utt2spk").write_text("u1 s1\nu2 s1\nu3 s2\n")
-    (data / "utt2lang").write_text("u1 ar\nu2 ar\nu3 fr\nu4 fr\nu5 fr\n")
+    (data / "utt2lang").write_text("u1 ar\nu2 ar\nu3 fr\nu4 fr\nu5 fr\nu6 fr\n")
     (data / "text").write_text("u1 alif\nu3\n")
     rows, rejected = prepared(folder, tmp_path, "kaldi", data="data")
     expected = {
@@ -104,7 +108,8 @@ def test_kaldi(spoken, tmp_path):
     }
     check(rows, expected | {"u3": (spoken["fra-0"], "fra", "train", "s2", None)})
     assert "never run" in next(reason for path, reason in rejected.items() if path.startswith("touch"))
-    assert len(rejected) == 2 and not (tmp_path / "ran").exists()
+    assert "in an archive, which is not read" in rejected["wav.ark:42"]
+    assert len(rejected) == 3 and not (tmp_path / "ran").exists()
 
 
 def test_webdataset(spoken, tmp_path):
