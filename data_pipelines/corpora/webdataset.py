@@ -96,8 +96,8 @@ def _groups(path: Path) -> tuple[dict[str, dict], list[str]]:
                     continue
                 group = groups.setdefault(posixpath.join(parent, name), {})
                 if suffix in group:
-                    problems.append(f"{member.name} is there twice: the first is taken")
-                elif suffix in SIBLINGS:
+                    problems.append(f"{member.name} is there twice: the last is taken, as tar does")
+                if suffix in SIBLINGS:
                     text = tar.extractfile(member).read().decode(errors="replace").strip()
                     group[suffix] = _object(text) if suffix == "json" else text
                 else:

@@ -168,10 +168,10 @@ def test_a_tar_that_does_not_end_as_it_should_is_told(spoken, tmp_path):
 
 def test_members_of_a_tar_that_cannot_be_used_are_told(spoken, tmp_path):
     sound = file_bytes(spoken["ara-0"])
-    members = [("a.flac", sound), ("a.flac", sound), ("b.m4a", sound), ("c.flac", sound), ("c.json", b'{"text": "x')]
+    members = [("a.flac", b"older"), ("a.flac", sound), ("b.m4a", sound), ("c.flac", sound), ("c.json", b'{"text": "x')]
     (tmp_path / "a.tar").write_bytes(tar_of(members))
     listing = read("webdataset", tmp_path, {"language": "ara"})
-    assert [clip.id for clip in listing.clips] == ["a/a"]
+    assert [(clip.id, clip.size) for clip in listing.clips] == [("a/a", len(sound))]
     said = {entry.path: entry.reason for entry in listing.rejected}
     assert said.keys() == {"a.tar/b", "a.tar/c", "a.tar"} and "a.flac is there twice" in said["a.tar"]
     assert "not decoded here" in said["a.tar/b"] and ".json is damaged" in said["a.tar/c"]
