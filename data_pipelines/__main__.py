@@ -41,7 +41,7 @@ with interrupts_end_at_once():
     from data_pipelines.shards import Filters
     from data_pipelines.sources import ShardSource, SourceError, check_records
     from data_pipelines.stalls import StallError
-    from data_pipelines.storage import StorageError
+    from data_pipelines.storage import StorageError, local
     from data_pipelines.trial import try_steps
 
 LONGEST = 15 * SAMPLE_RATE  # samples of the longest row that `sample` proposes
@@ -64,7 +64,7 @@ class Prepare:
     option: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """The reader's own options, as language=fra; a wrong one is answered with those that there are."""
     workers: int | None = None
-    """Processes; one a core by default. The result does not depend on it."""
+    """Processes; by default one a core that this one may run on. The result does not depend on it."""
     clips_per_shard: int = 1000
     """Clips in one shard file; more for corpora of millions (1 GB a shard is fine)."""
     join_seconds: float = 4.0
@@ -216,19 +216,20 @@ class Inspect:
 
     def run(self) -> None:
         """Prints the table, then the suspicious rows; writes the page."""
+        html = None if self.html is None else local(self.html, what="the page")
         draws = tuple(DrawConfig(language_exponent=alpha, corpus_exponent=self.beta) for alpha in self.alpha)
         found = inspect(
             Manifest.load(self.root),
             sample=None if self.decode else self.sample,
-            clips=self.clips if self.html else 0,
-            audio_megabytes=self.audio_megabytes if self.html else 0,
+            clips=self.clips if html else 0,
+            audio_megabytes=self.audio_megabytes if html else 0,
         )
         print(table_text(found, draws=draws, steps=self.steps, seconds_per_step=self.seconds_per_step))
-        if self.html:
+        if html:
             page = render(found, draw=draws[-1], steps=self.steps, seconds_per_step=self.seconds_per_step)
-            with whole_file(self.html) as temporary:
+            with whole_file(html) as temporary:
                 temporary.write_text(page, encoding="utf-8")
-            print(f"{self.html}: {len(page.encode()) / 1e6:.1f} MB")
+            print(f"{html}: {len(page.encode()) / 1e6:.1f} MB")
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,14 @@ import soundfile
 import soxr
 
 from data_pipelines.batch import SAMPLE_RATE
+from data_pipelines.mpeg import MpegError, to_decode
 
 AUDIO_SUFFIXES = frozenset({".wav", ".flac", ".ogg", ".opus", ".oga", ".mp3", ".aif", ".aiff", ".au", ".w64", ".sph"})
+# Of sound too, but not decoded here: a listing says so instead of passing over them.
+UNDECODED_SUFFIXES = frozenset(
+    {".m4a", ".m4b", ".mp4", ".aac", ".webm", ".mka", ".mkv", ".mov", ".wma", ".amr", ".3gp", ".ape", ".ac3"}
+    | {".aifc", ".caf", ".mp2", ".mpc", ".ra", ".snd", ".spx", ".tta", ".wv"}
+)
 SILENCE = 1e-4  # peak of -80 dB re full scale: three steps of int16
 # Files of floats may go beyond full scale, 1. Filters and limiters overshoot by a few dB now and then: that is clipped.
 # A peak of +12 dB is no overshoot, but another scale (int16 kept as floats has peaks of 1e4); and with more than one
@@ -62,23 +68,26 @@ class Decoded(NamedTuple):
     Attributes:
         waveform: float32 [samples]; channels averaged, other rates resampled with soxr's HQ setting.
         source_rate: Hz. source_frames: samples per channel at that rate. source_channels: how many there were.
+        source_format: of the whole file, as libsndfile calls it ("WAV", "MP3"); "" for samples and parts of files.
     """
 
     waveform: np.ndarray
     source_rate: int
     source_frames: int
     source_channels: int
+    source_format: str = ""
 
 
 def decode(data: bytes | Path, *, name: str) -> Decoded:
     """Decodes a whole file, given as bytes or as a path, to `waveform` [samples] float32 mono 16 kHz.
 
     Raises AudioError naming the clip and the reason: missing or unreadable, truncated (fewer bytes or samples than the
-    header of a WAV, AIFF, AU, W64, SPHERE, FLAC or MP3 with a Xing header says; Ogg without its last page), damaged
-    (an Ogg page whose checksum is wrong), a SPHERE file compressed with shorten, longer than `MAX_SECONDS`, zero
-    length, not finite, silent or constant (nothing further than `SILENCE` from the mean), overdriven (floats beyond
+    header of a WAV, AIFF, AU, W64, SPHERE, FLAC or MP3 with a Xing header says; Ogg without its last page; an MP3 cut
+    inside a frame), damaged (an Ogg page whose checksum is wrong, something else between MP3 frames), several Ogg
+    streams one after another, a SPHERE file compressed with shorten, longer than `MAX_SECONDS`, zero length, not
+    finite, silent or constant (nothing further than `SILENCE` from the mean), overdriven (floats beyond
     `OVERDRIVEN_PEAK`, or more than `OVERDRIVEN_SHARE` of them beyond full scale). An MP3 without a Xing header cannot
-    tell that it was cut.
+    tell that it was cut between two frames.
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         try:
@@ -88,10 +97,10 @@ def decode(data: bytes | Path, *, name: str) -> Decoded:
     if not data:
         raise AudioError(name, "empty file")
     data = bytes(data)
-    check_whole(data, name)
+    data = check_whole(data, name) or data
     try:
         with ForwardSoundFile(io.BytesIO(data)) as sound:
-            rate, announced, channels = sound.samplerate, sound.frames, sound.channels
+            rate, announced, channels, kind = sound.samplerate, sound.frames, sound.channels, sound.format
             floats = sound.subtype in ("FLOAT", "DOUBLE")
             limit = int(MAX_SECONDS * rate)
             # Unknown lengths are announced as absurdly long ones: read up to the limit, then see whether more follows.
@@ -107,7 +116,7 @@ def decode(data: bytes | Path, *, name: str) -> Decoded:
         raise AudioError(name, f"longer than {MAX_SECONDS:.0f} s: segment it first", int(MAX_SECONDS * SAMPLE_RATE))
     if frames < announced < 1 << 62:
         raise AudioError(name, f"truncated: {frames} of {announced} samples decode")
-    return checked(source, rate=rate, channels=channels, floats=floats, name=name)
+    return checked(source, rate=rate, channels=channels, floats=floats, name=name)._replace(source_format=kind)
 
 
 def checked(source: np.ndarray, *, rate: int, channels: int, floats: bool, name: str) -> Decoded:
@@ -188,8 +197,11 @@ def words_of(error: Exception) -> str:
     return str(getattr(error, "error_string", error)).strip().rstrip(".")
 
 
-def check_whole(data: bytes | mmap.mmap, name: str) -> None:
-    """Raises AudioError if the container says that more bytes should follow, or is one that cannot be decoded."""
+def check_whole(data: bytes | mmap.mmap, name: str) -> bytes | None:
+    """What is to be decoded in place of `data`, as of some MP3 (see `mpeg`); None where `data` is.
+
+    Raises AudioError if the container says that more bytes should follow, or is one that cannot be decoded.
+    """
     announced = None
     for place, mark, container in _UNDECODED:
         if data[place : place + len(mark)] == mark:
@@ -208,13 +220,20 @@ def check_whole(data: bytes | mmap.mmap, name: str) -> None:
     elif data[:8] == b"NIST_1A\n":
         announced = _sphere_bytes(data, name)
     elif data[:3] == b"ID3" or data[:1] == b"\xff":
-        announced = _mp3_bytes(data)
+        try:
+            return to_decode(data)
+        except MpegError as error:
+            raise AudioError(name, str(error)) from error
     if announced is not None and announced > len(data):
         raise AudioError(name, f"truncated: {len(data)} of {announced} bytes")
+    return None
 
 
-def check_file(path: Path, name: str) -> None:
-    """`check_whole` of a file that is mapped, not read. Raises AudioError for no file and an empty one too."""
+def check_file(path: Path, name: str) -> Path | io.BytesIO:
+    """`check_whole` of a file that is mapped, not read; gives what is to be opened in its place, or `path`.
+
+    Raises AudioError for no file and an empty one too.
+    """
     try:
         if not path.is_file():
             raise AudioError(name, "is not a file" if path.exists() else "does not exist")
@@ -222,9 +241,10 @@ def check_file(path: Path, name: str) -> None:
             if path.stat().st_size == 0:
                 raise AudioError(name, "empty file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                check_whole(data, name)
+                instead = check_whole(data, name)
     except OSError as error:
         raise AudioError(name, f"cannot be read ({error.strerror})") from error
+    return path if instead is None else io.BytesIO(instead)
 
 
 def _sphere_bytes(data: bytes | mmap.mmap, name: str) -> int | None:
@@ -241,19 +261,6 @@ def _sphere_bytes(data: bytes | mmap.mmap, name: str) -> int | None:
     if not all(number.isdigit() for number in numbers):
         return None
     return size + math.prod(int(number) for number in numbers)
-
-
-def _mp3_bytes(data: bytes | mmap.mmap) -> int | None:
-    """The file's length by an MP3's Xing header, less the 1 % by which encoders get it wrong; None without one."""
-    start = 0
-    if data[:3] == b"ID3" and len(data) >= 10:  # ID3v2: its size is four times seven bits
-        start = 10 + sum((byte & 127) << shift for byte, shift in zip(data[6:10], (21, 14, 7, 0), strict=True))
-    first = data[start : start + 64]  # the header stands 13 to 36 bytes into the first frame
-    place = max(first.find(b"Xing"), first.find(b"Info"))
-    if place < 0 or len(data) < start + place + 16:
-        return None
-    flags, _, size = struct.unpack(">III", data[start + place + 4 : start + place + 16])
-    return start + int(size * 0.99) if flags & 3 == 3 else None
 
 
 def _check_wav(data: bytes | mmap.mmap, name: str) -> None:
@@ -292,6 +299,8 @@ def _check_ogg(data: bytes | mmap.mmap, name: str) -> None:
             raise AudioError(name, "truncated: cut inside an Ogg page")
         if _ogg_checksum(data[position : position + 22] + bytes(4) + data[position + 26 : end]) != checksum:
             raise AudioError(name, f"damaged: checksum of Ogg page {number}")
+        if ended and flags & 2:
+            raise AudioError(name, f"a second Ogg stream at byte {position}, which would not be decoded: split it")
         if serial in sequence and number != sequence[serial] + 1:
             raise AudioError(name, f"damaged: Ogg page {number} follows page {sequence[serial]}")
         sequence[serial], ended, position = number, bool(flags & 4), end

@@ -28,10 +28,10 @@ def read_blocks(path: Path, *, name: str | None = None) -> Iterator[np.ndarray]:
     """
     path = Path(path)
     name = str(path) if name is None else name
-    check_file(path, name)
+    opened = check_file(path, name)
     frames, resample = 0, None
     try:
-        with ForwardSoundFile(path) as sound:
+        with ForwardSoundFile(opened) as sound:
             announced, rate = sound.frames, sound.samplerate
             if rate != SAMPLE_RATE:
                 resample = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32", quality="HQ").resample_chunk

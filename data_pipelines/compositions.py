@@ -21,9 +21,11 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from data_pipelines import storage
 from data_pipelines.corpora import CorpusError, Listing, Rejected
 from data_pipelines.corpora.listing import clip_writer, shown_progress
 from data_pipelines.corpora.readers import option_names, read
+from data_pipelines.storage import StorageError
 
 SUFFIX = ".toml"
 
@@ -51,8 +53,8 @@ def list_corpora(path: str | Path, *, reader: str, options: Mapping[str, object]
 
     In a composition, ids get their corpus' root and "/" before them, and the corpus is called what the file calls it.
 
-    Raises CorpusError: an unknown key, reader or option (with the nearest names), and whatever a reader raises, with
-    the corpus' name before it.
+    Raises CorpusError: an unknown key, reader or option (with the nearest names), a corpus of a composition without a
+    usable clip, and whatever a reader raises, with the corpus' name before it.
     """
     if Path(path).suffix != SUFFIX or Path(path).is_dir():
         with shown_progress(progress):
@@ -68,6 +70,12 @@ def list_corpora(path: str | Path, *, reader: str, options: Mapping[str, object]
                 listing = read(corpus.reader, corpus.folder, corpus.options)
         except CorpusError as error:
             raise CorpusError(f"corpus {corpus.root!r}: {error}") from error
+        if not len(listing.clips):  # seen now, not when all the others are decoded
+            first = listing.rejected[0]
+            raise CorpusError(
+                f"corpus {corpus.root!r}: none of its {len(listing.rejected)} clips is usable; the first: {first.path} "
+                f"(row {first.row}): {first.reason}. Mend it, or take it out of {path}"
+            )
         writer.extend(listing.clips, root=corpus.root, corpus=corpus.name, licence=corpus.licence)
         rejected += (entry._replace(path=f"{corpus.root}/{entry.path}") for entry in listing.rejected)
     return Listed({corpus.root: str(corpus.folder) for corpus in corpora}, Listing(writer.clips(), rejected))
@@ -115,6 +123,10 @@ def read_composition(path: str | Path) -> list[Corpus]:
         folder = os.path.expanduser(os.path.expandvars(table["folder"]))
         if "$" in folder:
             raise CorpusError(f"{where}: folder {folder} names a variable that is not set")
+        try:
+            folder = storage.local(folder, what="a corpus")
+        except StorageError as error:
+            raise CorpusError(f"{where}: {error}") from error
         corpora.append(Corpus(root, name, reader, Path(path).parent / folder, options, table.get("licence", "")))
     return corpora
 

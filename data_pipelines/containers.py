@@ -18,6 +18,7 @@ import numpy as np
 import soundfile
 
 from data_pipelines.audio import MAX_SECONDS, AudioError, Decoded, check_whole, checked, decode, mono, words_of
+from data_pipelines.audio_blocks import announced_seconds, read_blocks
 from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.corpora import Clip
 
@@ -44,12 +45,58 @@ def tfds_member(split: str, *, example: int, feature: str, rate: int) -> str:
 
 
 class _Recording(NamedTuple):
-    """A recording whose stretches are read one after another: open to seek in, decoded whole, or unusable."""
+    """A recording whose stretches are read one after another: open to seek in, decoded whole, read from front to back
+    because it is too long for that, or unusable."""
 
     key: tuple[str, str, str]
     sound: soundfile.SoundFile | None = None
-    whole: np.ndarray | None = None  # float32 [samples] at 16 kHz
+    whole: Decoded | None = None
+    forward: "_Forward | None" = None
     error: AudioError | None = None
+
+
+class _Forward:
+    """A file of any length that cannot be seeked in: read block by block, and from its front again for a stretch that
+    begins before the one before it did."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        header = soundfile.info(str(path))
+        self._rate, self._channels = header.samplerate, header.channels
+        self._restart()
+
+    def stretch(self, clip: Clip) -> Decoded:
+        """The clip's audio. Raises AudioError as `decode` does; also for what is wrong with the file before its end."""
+        first, last = round(clip.start * SAMPLE_RATE), None if clip.end is None else round(clip.end * SAMPLE_RATE)
+        if first < self._begin:
+            self._restart()
+        limit = first + round(MAX_SECONDS * SAMPLE_RATE)
+        if last is not None and last > limit:
+            raise AudioError(clip.where, f"longer than {MAX_SECONDS:.0f} s: segment it first")
+        while self._end < (limit + 1 if last is None else last):
+            try:
+                block = next(self._blocks, None)
+            except AudioError as error:
+                self._failed = error
+            if self._failed is not None:
+                raise AudioError(clip.where, self._failed.reason) from self._failed.__cause__
+            if block is None:
+                first, last = _bounds(clip, SAMPLE_RATE, self._end)
+                break
+            self._held.append(block)
+            self._end += len(block)
+            while self._held and self._begin + len(self._held[0]) <= first:
+                self._begin += len(self._held.pop(0))
+        if last is None:
+            raise AudioError(clip.where, f"longer than {MAX_SECONDS:.0f} s: segment it first")
+        part = np.concatenate(self._held)[first - self._begin : last - self._begin]
+        return _checked_part(part, clip, self._rate, self._channels)
+
+    def _restart(self) -> None:
+        self._blocks = read_blocks(self._path)
+        self._begin = self._end = 0  # samples at 16 kHz
+        self._held: list[np.ndarray] = []
+        self._failed: AudioError | None = None
 
 
 class Containers:
@@ -83,8 +130,7 @@ class Containers:
         self._groups.clear()
 
     def decode(self, clip: Clip) -> Decoded:
-        """The clip's audio at 16 kHz. (The hour to which `audio.decode` limits a file is one of a stretch here, where
-        its recording can be seeked in.)
+        """The clip's audio at 16 kHz. The hour to which `audio.decode` limits a file is one of a stretch here.
 
         Raises AudioError as `audio.decode` does, and where the member or the stretch is not there.
         """
@@ -96,12 +142,13 @@ class Containers:
             self._recording = self._open(clip, key)
         recording = self._recording
         if recording.error is not None:
-            raise AudioError(clip.where, recording.error.reason)
+            raise AudioError(clip.where, recording.error.reason) from recording.error.__cause__
+        if recording.forward is not None:
+            return recording.forward.stretch(clip)
         if recording.whole is not None:
-            first, last = _bounds(clip, SAMPLE_RATE, len(recording.whole))
-            return checked(
-                recording.whole[first:last].copy(), rate=SAMPLE_RATE, channels=1, floats=False, name=clip.where
-            )
+            whole = recording.whole
+            first, last = _bounds(clip, SAMPLE_RATE, len(whole.waveform))
+            return _checked_part(whole.waveform[first:last].copy(), clip, whole.source_rate, whole.source_channels)
         return _stretch(recording.sound, clip)
 
     def _forget_recording(self) -> None:
@@ -117,9 +164,13 @@ class Containers:
                 return _Recording(key, error=error)
             if sound is not None:
                 return _Recording(key, sound=sound)
+            if not clip.member and announced_seconds(self._path(clip)) > MAX_SECONDS:
+                return _Recording(key, forward=_Forward(self._path(clip)))
         try:
-            return _Recording(key, whole=self._whole(clip).waveform)
+            return _Recording(key, whole=self._whole(clip))
         except AudioError as error:
+            if not clip.member and error.reason.startswith("longer than"):  # than its header says
+                return _Recording(key, forward=_Forward(self._path(clip)))
             return _Recording(key, error=error)
 
     def _whole(self, clip: Clip) -> Decoded:
@@ -202,6 +253,12 @@ class Containers:
         source = values.astype(np.float32) / np.float32(1 if floats else 32768)
         source = source.reshape(len(source), -1)
         return checked(mono(source), rate=int(rate), channels=source.shape[1], floats=floats, name=clip.where)
+
+
+def _checked_part(waveform: np.ndarray, clip: Clip, rate: int, channels: int) -> Decoded:
+    """A part at 16 kHz of a recording that had `rate` Hz and `channels`."""
+    part = checked(waveform, rate=SAMPLE_RATE, channels=channels, floats=False, name=clip.where)
+    return part._replace(source_rate=rate, source_frames=len(waveform) * rate // SAMPLE_RATE)
 
 
 def _seekable(data: bytes | Path, clip: Clip) -> soundfile.SoundFile | None:

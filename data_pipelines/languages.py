@@ -28,6 +28,9 @@ _COMMON_NAMES = {
     "mandarin": "cmn",
     "odia": "ori",  # the macrolanguage, as "or" is; ISO has the name for one of its members
     "pashto": "pus",
+    **{"azeri": "aze", "bokmål": "nob", "castilian": "spa", "haitian creole": "hat", "kyrgyz": "kir", "luganda": "lug"},
+    **{"moldavian": "ron", "nynorsk": "nno", "punjabi": "pan", "sesotho": "sot", "setswana": "tsn", "sinhalese": "sin"},
+    **{"slovene": "slv", "sorani": "ckb", "uyghur": "uig", "valencian": "cat"},
 }  # people say these, ISO does not
 # What is spoken where a corpus of speech says zh and a place: Common Voice's zh-CN, zh-TW and zh-HK.
 _CHINESE_BY_REGION = {"cn": "cmn", "tw": "cmn", "sg": "cmn", "hk": "yue", "mo": "yue"}

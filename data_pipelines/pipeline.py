@@ -185,11 +185,13 @@ def train_batches(
 ) -> Batches:
     """Batches `start`, `start` + 1, ... without end, read ahead; see `train_dataset`. Close it, or use it in a `with`.
 
-    `start` is all there is to resuming. Raises what `train_dataset` raises, before anything is read.
+    `start` is all there is to resuming. Raises what `train_dataset` raises, before anything is read, and StorageError
+    where shards at an address cannot be fetched.
     """
     if start < 0:
         raise PipelineError(f"start is {start}; the first batch is 0")
     load = LoadBatch(cfg, manifest, units, host=host, hosts=hosts)
+    load.source.fetch()
     return Batches(
         grain.MapDataset.range(STEPS).map(load)[start:],
         workers=cfg.workers,
@@ -290,6 +292,7 @@ def eval_batches(
         for first in range(0, len(planned), rows_per_batch)
     ]
     load = LoadHeldOut(manifest, units, plan, rows_per_batch=rows_per_batch, host=host, hosts=hosts)
+    load.source.fetch()
     return Batches(grain.MapDataset.range(len(plan)).map(load), threads=threads, prefetch=prefetch)
 
 

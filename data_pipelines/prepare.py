@@ -24,7 +24,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from data_pipelines.atomic import delete_leftovers, whole_file
+from data_pipelines import storage
+from data_pipelines.atomic import TEMPORARY_PREFIX, delete_leftovers, whole_file
 from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.compositions import list_corpora
 from data_pipelines.corpora import CorpusError, Rejected
@@ -42,9 +43,10 @@ from data_pipelines.plan_shards import (
     make_plan,
 )
 from data_pipelines.shards import HASH_BYTES, NO_FILTERS, Filters, Shard, ShardTask, Tally, read_shard, write_shard
-from data_pipelines.worker_processes import die_of_interrupts, follow_parent, interrupts_blocked
+from data_pipelines.worker_processes import cores, die_of_interrupts, follow_parent, interrupts_blocked
 
 PLAN_NAME = "plan.json"
+STALL_SECONDS = 900.0  # without a shard, or a byte of one, after which that is told
 IN_FLIGHT = 3  # tasks handed out per worker, so that a long plan is not pickled all at once
 
 
@@ -100,15 +102,15 @@ def prepare(
     speaker (clips without a speaker count as one speaker's); a speaker with less than `min_seconds` is repeated up to
     it. Held-out clips are never joined. Long clips are kept whole, unless `filters` leaves them out; without
     `duplicates`, so are clips with the same samples as another one. Unusable clips are left out and listed in
-    quarantine.tsv. `workers` (default: one a core) does not change the result.
+    quarantine.tsv. `workers` (default: one a core that it may use) does not change the result.
 
     With `part` only that share of the shards is written, by as many jobs at once as there are parts, and PartDone
     returned; a call without it makes what is missing and the manifest. Listings too long for memory lie in `scratch`
     (default: `out`) until the call ends.
 
     Raises CorpusError (folder, table, composition), PrepareError (another plan or run in `out`, no usable clip, no
-    training clip, a worker that died), OSError naming the file that could not be written. Run it again after any of
-    these: finished shards are kept.
+    training clip, a worker that died), StorageError (an address), OSError naming the file that could not be written.
+    Run it again after any of these: finished shards are kept.
     """
     if clips_per_shard < 1 or join_seconds < 0 or min_seconds < 0 or (workers is not None and workers < 1):
         raise PrepareError("clips_per_shard and workers must be at least 1, join_seconds and min_seconds at least 0")
@@ -119,10 +121,12 @@ def prepare(
         )
     if part is not None and not 1 <= part.part <= part.of:
         raise PrepareError(f"part {part.part} of {part.of}: parts are counted from 1 to their number")
-    out, options = Path(out), dict(options or {})
+    out, options = storage.local(out, what="the folder to prepare to"), dict(options or {})
+    scratch = storage.local(scratch or out, what="the folder for listings")
+    folder = storage.local(folder, what="the corpus")
     if table is not None:
         options["table"] = table
-    with scratch_in(scratch or out):
+    with scratch_in(scratch):
         listed = list_corpora(folder, reader=reader, options=options, progress=progress)
     for root in listed.folders.values():
         if out.resolve() == Path(root).resolve():
@@ -147,7 +151,7 @@ def prepare(
         with whole_file(out / PLAN_NAME) as temporary:
             about = {"digest": plan.digest, "times": plan.times, **plan.summary}
             temporary.write_text(json.dumps(about, indent=1, ensure_ascii=False))
-        count = workers or os.cpu_count() or 1
+        count = workers or cores()
         if part is not None:
             return _run_part(plan, out, part, count, progress=progress)
         _run(plan, plan.shards, out, count, first=not duplicates, progress=progress)
@@ -291,13 +295,22 @@ def _run_in_pool(
     count = max(1, min(workers, len(shards)))
     with concurrent.futures.ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
         running: dict[concurrent.futures.Future, str] = {}
+        written: dict[str, int] | None = None  # when nothing had come for long the last time
         try:
             while waiting or running:
                 while waiting and len(running) < workers * IN_FLIGHT:
                     task = task_of(waiting.pop())
                     with interrupts_blocked():  # the first task starts the processes
                         running[pool.submit(write_shard, task, out)] = task.name
-                ready, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                ready, _ = concurrent.futures.wait(
+                    running, timeout=STALL_SECONDS, return_when=concurrent.futures.FIRST_COMPLETED
+                )
+                if not ready:
+                    before, written = written, _half_written(out)
+                    if before == written:
+                        tqdm.write(_stalled(list(running.values())), file=sys.stderr)
+                    continue
+                written = None
                 for future in ready:
                     advance(future.result())
                     del running[future]
@@ -309,6 +322,24 @@ def _run_in_pool(
             ) from error
         finally:  # the pool cancels them itself: cancelled from here, they would trip it while it notices dead workers
             pool.shutdown(cancel_futures=True)
+
+
+def _half_written(out: Path) -> dict[str, int]:
+    """{name: bytes} of the shards that are being written."""
+    found = {}
+    with os.scandir(out / SHARD_FOLDER) as entries:
+        for entry in entries:
+            if entry.name.startswith(TEMPORARY_PREFIX):
+                with contextlib.suppress(FileNotFoundError):
+                    found[entry.name] = entry.stat().st_size
+    return found
+
+
+def _stalled(names: list[str]) -> str:
+    return (
+        f"warning: nothing was written for {STALL_SECONDS:g} s; perhaps a read hangs: is the corpus' disk there? "
+        f"Shards in work are among {', '.join(sorted(names)[:4])}. It waits; after Ctrl-C the same command goes on"
+    )
 
 
 def _start_worker() -> None:

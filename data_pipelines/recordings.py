@@ -10,8 +10,9 @@ import soundfile
 import soxr
 from tqdm import tqdm
 
-from data_pipelines.audio import AUDIO_SUFFIXES
+from data_pipelines.audio import AUDIO_SUFFIXES, AudioError, check_file
 from data_pipelines.batch import SAMPLE_RATE
+from data_pipelines.folders import files_below
 from data_pipelines.sources import SourceError
 
 CLIP_SECONDS = 60.0  # what `NoiseFolder.clip` reads of a longer file
@@ -121,7 +122,7 @@ def files_digest(folder: str | Path, *, what: str) -> str:
 def _audio_in(folder: Path, *, what: str) -> list[Path]:
     if not folder.is_dir():
         raise SourceError(f"{what} folder {folder} does not exist")
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in AUDIO_SUFFIXES and p.is_file())
+    paths = sorted(path for path in files_below(folder) if path.suffix.lower() in AUDIO_SUFFIXES)
     if not paths:
         raise SourceError(f"{what} folder {folder} has no audio files ({', '.join(sorted(AUDIO_SUFFIXES))})")
     return paths
@@ -132,7 +133,13 @@ def _scan(folder: Path, *, what: str) -> list[Recording]:
     paths, files, bad = _audio_in(folder, what=what), [], []
     for path in tqdm(paths, desc=f"{what} files", unit="file", delay=5, disable=None):
         try:
+            if path.suffix.lower() == ".mp3" and check_file(path, str(path)) is not path:
+                bad.append(f"{path}: an MP3 that does not say how long it is: convert it to WAV")
+                continue
             header = soundfile.info(str(path))
+        except AudioError as error:
+            bad.append(str(error))
+            continue
         except (soundfile.LibsndfileError, OSError) as error:
             bad.append(f"{path}: {error}")
             continue

@@ -44,6 +44,14 @@ class ShardSource:
     def __setstate__(self, state):
         self.__init__(state["manifest"])
 
+    def fetch(self) -> None:
+        """Makes shards local that cannot be read where they lie (see `storage`); the first read would do it otherwise.
+
+        For whoever reads in threads and processes: each process would fetch all, and a clock would run meanwhile.
+        Raises StorageError.
+        """
+        self._paths()
+
     def read(self, i: int, *, start: int = 0, samples: int | None = None, out: np.ndarray | None = None) -> np.ndarray:
         """float32 [samples] of utterance i from sample `start` on, at 16 kHz; to its end where `samples` is None.
 

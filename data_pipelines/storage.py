@@ -4,17 +4,23 @@ What is mapped into memory (the manifest, units) has to be a local file: it is f
 fetched again when the size or the time of the original changes. Shards are read where they lie if ArrayRecord can (it
 has a client for gs://, none for s3://), else they are fetched, too. `file://` goes the same way as s3://.
 
+What is written, and a raw corpus, are files of this machine, on its own disk or a mounted one: `local` refuses an
+address there, which as a path would be a folder called "gs:".
+
 pyarrow's file systems list and fetch (both clients are inside its wheels): credentials and regions are found as in
 Google's and Amazon's own tools. The cache is $SPEECH_CACHE, or ~/.cache/speech-corpora.
 """
 
 import concurrent.futures
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Sequence
+import urllib.parse
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,9 +31,11 @@ from tqdm import tqdm
 from data_pipelines.atomic import whole_file
 
 SCHEMES = ("gs", "s3", "file")
+GIVE_UP_SECONDS = 60  # of trying to reach a gs:// address; its client would try for a quarter of an hour
 READ_IN_PLACE = ("gs",)  # array_record 0.8.6 opens these itself
 ORIGIN_NAME = "origin.json"  # in a cache folder: its address, and size and time of what was fetched
 FETCHERS = 8  # files fetched at once
+_OF_URIS = "/:@?&=+,;%~!$'()*[]"  # what has a meaning there; spaces and letters beyond ASCII are written otherwise
 _ADDRESS = re.compile(rf"({'|'.join(SCHEMES)}):/+(.+)")  # one slash is enough: pathlib makes gs:/b/c of gs://b/c
 
 
@@ -54,6 +62,17 @@ def address_of(path: str | Path) -> Address | None:
     if re.match(r"[a-z][a-z0-9+]+:/", spelled):
         raise StorageError(f"{spelled}: addresses of {', '.join(SCHEMES)} are read; mount others as a folder")
     return None
+
+
+def local(path: str | Path, *, what: str) -> Path:
+    """`path`, if it is none of an object storage; `what` lies there. Raises StorageError for an address."""
+    address = address_of(path)
+    if address is not None:
+        raise StorageError(
+            f"{address}: {what} must be local, or on a mounted disk or bucket; only what was prepared is read from an "
+            "address, after it was copied there with the provider's tool (manifest.arrow last)"
+        )
+    return Path(path)
 
 
 def local_folder(path: str | Path, *, names: Sequence[str]) -> Path:
@@ -106,7 +125,8 @@ def check_sizes(folder: Path, names: Sequence[str], sizes: Sequence[int]) -> Non
 
 
 def readable_shards(folder: Path, names: Sequence[str], sizes: Sequence[int]) -> list[str]:
-    """Paths of the shards `names` with `sizes` in bytes that ArrayRecord can open; fetches what has to be local.
+    """Paths of the shards `names` with `sizes` in bytes that ArrayRecord can open; fetches what has to be local, once
+    for all processes that share the cache.
 
     Raises StorageError: a shard that cannot be fetched, or has another size; no space in the cache.
     """
@@ -115,22 +135,45 @@ def readable_shards(folder: Path, names: Sequence[str], sizes: Sequence[int]) ->
         return [str(folder / name) for name in names]
     if origin.scheme in READ_IN_PLACE:
         return [f"{origin}/{name}" for name in names]
-    missing = [(name, size) for name, size in zip(names, sizes, strict=True) if not _has(folder / name, size)]
-    wanted, free = sum(size for _, size in missing), shutil.disk_usage(folder).free
-    if wanted > free:
+    wanted = dict(zip(names, sizes, strict=True))
+    if _missing(folder, wanted):
+        with _alone(folder):
+            _fetch_all(origin, folder, _missing(folder, wanted))
+    return [str(folder / name) for name in names]
+
+
+def _missing(folder: Path, sizes: Mapping[str, int]) -> dict[str, int]:
+    return {name: size for name, size in sizes.items() if not _has(folder / name, size)}
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Lets one process of several that share the cache fetch, while the others wait for it (where there are locks)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _fetch_all(origin: Address, folder: Path, missing: Mapping[str, int]) -> None:
+    """Fetches files of these sizes. Raises StorageError: no space for them, one that cannot be fetched."""
+    total, free = sum(missing.values()), shutil.disk_usage(folder).free
+    if total > free:
         raise StorageError(
-            f"{origin} needs {wanted / 1e9:.1f} GB more in {folder}, where {free / 1e9:.1f} GB are free: free some, or "
+            f"{origin} needs {total / 1e9:.1f} GB more in {folder}, where {free / 1e9:.1f} GB are free: free some, or "
             "put the cache elsewhere with SPEECH_CACHE"
         )
     with concurrent.futures.ThreadPoolExecutor(FETCHERS) as pool:
-        fetching = [pool.submit(_fetch, origin, name, folder / name, size) for name, size in missing]
+        fetching = [pool.submit(_fetch, origin, name, folder / name, size) for name, size in missing.items()]
         try:
-            with tqdm(total=wanted, unit="B", unit_scale=True, disable=not missing, mininterval=0.5) as bar:
+            with tqdm(total=total, unit="B", unit_scale=True, disable=not missing, mininterval=0.5) as bar:
                 for done in concurrent.futures.as_completed(fetching):
                     bar.update(done.result())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-    return [str(folder / name) for name in names]
 
 
 def _fetch(address: Address, name: str, to: Path, size: int) -> int:
@@ -167,14 +210,22 @@ def _infos(address: Address, names: Sequence[str]) -> list[pa.fs.FileInfo]:
 
 
 def _file_system(address: Address) -> pa.fs.FileSystem:
-    try:
-        return pa.fs.FileSystem.from_uri(str(address))[0]
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"{address} cannot be opened ({error})") from error
+    return _opened(address)[0]
 
 
 def _root(address: Address) -> str:
-    return pa.fs.FileSystem.from_uri(str(address))[1]
+    return _opened(address)[1]
+
+
+def _opened(address: Address) -> tuple[pa.fs.FileSystem, str]:
+    """Its file system, and the folder's path there. What follows a "?" are pyarrow's options (endpoint_override)."""
+    uri = urllib.parse.quote(str(address), safe=_OF_URIS)
+    if address.scheme == "gs":
+        uri += f"{'&' if '?' in uri else '?'}retry_limit_seconds={GIVE_UP_SECONDS}"
+    try:
+        return pa.fs.FileSystem.from_uri(uri)
+    except (OSError, pa.ArrowException) as error:
+        raise StorageError(f"{address} cannot be opened ({error})") from error
 
 
 def _noted(folder: Path) -> dict:

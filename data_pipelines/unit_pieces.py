@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_pipelines import storage
 from data_pipelines.atomic import whole_file
 from data_pipelines.batch import num_frames
 from data_pipelines.manifest import Manifest
@@ -110,7 +111,8 @@ class UnitPieces:
     def __init__(
         self, directory: str | Path, manifest: Manifest, *, units: int, source: str, piece_frames: int = PIECE_FRAMES
     ):
-        self.directory, self.manifest, self.units, self.source = Path(directory), manifest, int(units), source
+        self.directory = storage.local(directory, what="the units to write")
+        self.manifest, self.units, self.source = manifest, int(units), source
         if not 1 <= self.units <= MAX_UNITS:
             raise UnitsError(f"{self.directory}: {units} units; a store holds 1 to {MAX_UNITS}")
         if self.directory.exists():

@@ -52,7 +52,8 @@ class UnitWriter:
 
     def __init__(self, directory: str | Path, manifest: Manifest, *, units: int, source: str, rate_hz: int = RATE_HZ):
         self.rate_hz = rate_hz
-        self.directory, self.manifest, self.units, self.source = Path(directory), manifest, int(units), source
+        self.directory = storage.local(directory, what="the units to write")
+        self.manifest, self.units, self.source = manifest, int(units), source
         if not 1 <= self.units <= MAX_UNITS:
             raise UnitsError(f"{self.directory}: {units} units; a store holds 1 to {MAX_UNITS}")
         if rate_hz not in RATES_HZ:

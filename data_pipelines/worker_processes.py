@@ -1,6 +1,7 @@
 """Processes that work for this one: Ctrl-C is for it to answer, and they end when it does, however it ends."""
 
 import contextlib
+import math
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -8,6 +9,19 @@ import signal
 import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
+from pathlib import Path
+
+CPU_MAX = Path("/sys/fs/cgroup/cpu.max")  # a container's share: microseconds of processor time, in so many
+
+
+def cores() -> int:
+    """Cores that this process may use: under Slurm, taskset or in a container fewer than the machine has."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        share, period = CPU_MAX.read_text().split()
+        return max(1, min(count, math.ceil(int(share) / int(period))))
+    except (OSError, ValueError):  # no such limit, or "max"
+        return count
 
 
 @contextlib.contextmanager

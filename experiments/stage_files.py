@@ -3,14 +3,15 @@
 import json
 from pathlib import Path
 
+from data_pipelines import storage
 from data_pipelines.atomic import whole_file
 
 
 class StageFiles:
-    """Paths of one stage's files; none need exist."""
+    """Paths of one stage's files; none need exist. Raises StorageError if the workdir is an address (gs://...)."""
 
     def __init__(self, workdir: Path, stage: str):
-        self.folder = Path(workdir) / "stages" / stage
+        self.folder = storage.local(workdir, what="a workdir") / "stages" / stage
         self.config = self.folder / "config.txt"
         self.inputs = self.folder / "inputs.json"
         self.data = self.folder / "data.json"

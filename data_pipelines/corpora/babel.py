@@ -13,6 +13,7 @@ from pathlib import Path
 from data_pipelines.corpora import CorpusError, Listing
 from data_pipelines.corpora.collector import Collector, Span, audio_below, lines_of, wrong_layout
 from data_pipelines.corpora.listing import SPLITS
+from data_pipelines.folders import walk
 
 LAYOUT = "…/conversational/{training,dev,eval}/audio/BABEL_BP_<number>_…"
 # The LDC's titles "IARPA Babel <language> Language Pack"; kmr is what the title calls Kurmanji Kurdish.
@@ -37,7 +38,8 @@ def read(folder: str | Path, *, parts: Sequence[str] = ("conversational",), whol
     Raises CorpusError: no such layout.
     """
     out = Collector(folder, corpus="babel", licence="LDC")
-    found = [place for part in parts for place in sorted(out.folder.rglob(part)) if place.is_dir()]
+    below = sorted(inside.folder / name for inside in walk(out.folder) for name in inside.folders if name in parts)
+    found = [place for part in parts for place in below if place.name == part]
     if out.folder.resolve().name in parts:
         found.append(out.folder)
     sides = [

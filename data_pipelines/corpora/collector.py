@@ -8,6 +8,7 @@ from typing import NamedTuple
 from data_pipelines.audio import AUDIO_SUFFIXES
 from data_pipelines.corpora import CorpusError, Listing
 from data_pipelines.corpora.listing import Lister
+from data_pipelines.folders import files_below
 from data_pipelines.languages import UnknownLanguage, normalise
 from data_pipelines.manifest import Split
 
@@ -111,19 +112,6 @@ def audio_below(folder: Path, *, suffixes: Iterable[str] = AUDIO_SUFFIXES) -> It
     for path in files_below(folder):
         if path.suffix.lower() in wanted:
             yield path
-
-
-def files_below(folder: Path) -> Iterator[Path]:
-    """All visible files below `folder`; links are followed, but never into a folder that was visited before."""
-    visited = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in visited:
-            folders.clear()
-            continue
-        visited.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent, name) for name in sorted(files) if not name.startswith("."))
 
 
 def lines_of(path: Path, *, otherwise: str | None = None) -> Iterator[tuple[int, str]]:

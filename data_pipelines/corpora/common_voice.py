@@ -1,12 +1,18 @@
-"""Common Voice, any release with TSV tables: <release>/<locale>/{clips/*.mp3, train.tsv, dev.tsv, test.tsv, ...}.
+"""Common Voice, any release: <release>/<locale>/{clips/*.mp3, train.tsv, dev.tsv, test.tsv, ...}.
 
 Layout: Mozilla's release notes (github.com/common-voice/cv-dataset); read in the same way by lhotse
 (lhotse/recipes/commonvoice.py). `path` is a file in clips/, without ".mp3" in the first releases (DeepSpeech's
 bin/import_cv2.py adds it too); `client_id` is the contributor. All other columns came and went: sentence (always),
 sentence_id and sentence_domain (17 on), locale, variant, accents (accent before 8), segment.
+
+The very first release, cv_corpus_v1 of 2017, English alone, has CSV tables in its own folder:
+cv-valid-{train,dev,test}, cv-other-{train,dev,test}, cv-invalid; `filename` is a path from there (in Kaggle's copy each
+folder lies in another of its name), `text` the sentence (read in the same way by DeepSpeech's bin/import_cv.py).
+Contributors are not told.
 """
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from data_pipelines.corpora import CorpusError, Listing
@@ -16,6 +22,8 @@ from data_pipelines.manifest import Split
 
 LAYOUT = "<release>/<locale>/ or <locale>/, a locale with clips/ and train.tsv"
 EXTRA = ("validated", "other", "invalidated")
+FIRST = "cv-valid-train.csv"  # the first release has it
+_FIRST_EXTRA = {"validated": (), "other": ("other-train", "other-dev", "other-test"), "invalidated": ("invalid",)}
 
 
 def read(
@@ -34,7 +42,10 @@ def read(
     """
     if unknown := [name for name in extra if name not in EXTRA]:
         raise CorpusError(f"extra names {', '.join(unknown)}; known: {', '.join(EXTRA)}")
-    out = Collector(folder, corpus="common_voice", licence="CC0-1.0")
+    out = Collector(folder, corpus="commonvoice", licence="CC0-1.0")  # as the stages and the presets call it
+    if (out.folder / FIRST).is_file():
+        _read_first(out, out.language_of(language or "en", where=out.folder), extra)
+        return out.listing(LAYOUT)
     locales = [out.folder] if _is_locale(out.folder) else [path for path in folders_in(out.folder) if _is_locale(path)]
     if not locales:
         raise wrong_layout(out.folder, LAYOUT)
@@ -53,7 +64,10 @@ def _is_locale(folder: Path) -> bool:
 
 def _read_locale(out: Collector, locale: Path, code: str, extra: Sequence[str]) -> None:
     listed, held_out = set(), set()
-    for table in ("dev", "test", "train", *extra):
+    usual = ("dev", "test", "train")
+    if not extra and not any((locale / f"{table}.tsv").is_file() for table in usual):
+        out.reject(locale, f"has no train.tsv, as delta releases have none: give extra, of {', '.join(EXTRA)}")
+    for table in (*usual, *extra):
         path = locale / f"{table}.tsv"
         if not path.is_file():
             if table in extra:
@@ -83,3 +97,37 @@ def _read_locale(out: Collector, locale: Path, code: str, extra: Sequence[str]) 
                 speaker=row["client_id"],
                 text=row.get("sentence", ""),
             )
+
+
+def _read_first(out: Collector, code: str, extra: Sequence[str]) -> None:
+    held_out = set()
+    more = [table for name in extra for table in _FIRST_EXTRA[name]]
+    for table in ("valid-dev", "valid-test", "valid-train", *more):
+        path = out.folder / f"cv-{table}.csv"
+        split = SPLITS[table.removeprefix("valid-")] if table.startswith("valid-") else Split.TRAIN
+        for line, row in _csv(path):
+            if not row.get("filename"):
+                out.reject(path, f"line {line}: no filename")
+                continue
+            clip, sentence = out.folder / row["filename"], row.get("text") or ""
+            if not clip.is_file():
+                clip = out.folder / row["filename"].split("/")[0] / row["filename"]
+            if split is not Split.TRAIN:
+                held_out.add(sentence)
+            elif table in more and sentence in held_out:
+                out.reject(clip, "its sentence is in dev or test")
+                continue
+            out.take(clip, language=code, split=split, text=sentence)
+
+
+def _csv(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line, row by column name). Raises CorpusError: no such file, not UTF-8, no column `filename`."""
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as lines:
+            rows = csv.DictReader(lines)
+            if "filename" not in (rows.fieldnames or ()):
+                raise CorpusError(f"{path} has no column 'filename'; its header is: {', '.join(rows.fieldnames or ())}")
+            for row in rows:
+                yield rows.line_num, row
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise CorpusError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error

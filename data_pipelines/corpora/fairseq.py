@@ -28,12 +28,13 @@ def read(
     language: str | None = None,
     language_folder: int | None = None,
     ignore_root: bool = False,
+    split: str | None = None,
 ) -> Listing:
     """Lists the clips of every *.tsv in `manifests` (a folder or one file; default: `folder`, where the audio lies).
 
     The language is `language`, or a line of NAME.lang, or part number `language_folder` (from 0) of a clip's folders.
-    The split is what the manifest's name speaks of (train, valid, dev, test), else dealt out. `ignore_root`: paths are
-    relative to `folder`, whatever the first line says (the audio was moved).
+    The split is `split`, else what the manifest's name speaks of (train, valid, dev, test), else dealt out.
+    `ignore_root`: paths are relative to `folder`, whatever the first line says (the audio was moved).
 
     Raises CorpusError: no manifests, a root outside of `folder`, no language, files of different lengths.
     """
@@ -67,7 +68,7 @@ def read(
                 f"{root}/{path}" if root and root != "." else path,
                 row=row,
                 language=said if has_languages else language or folder_name(path, language_folder),
-                split=split_in(Path(name).stem),
+                split=split or split_in(Path(name).stem),
                 text=text,
                 samples=int(frames),
             )

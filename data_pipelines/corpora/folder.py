@@ -1,7 +1,8 @@
 """A folder of audio with a tab-separated table, or without one as <language>/<corpus>/**.
 
-The table has a header line. Columns `path` (relative to the folder) and `language` are needed; `source` (or `corpus`),
-`speaker`, `split`, `id`, `text`, `licence` and `n_samples` are used where they are there, any other column is ignored.
+The table has a header line. Columns `path` (relative to the folder, or absolute and in it) and `language` are needed;
+`source` (or `corpus`), `speaker`, `split`, `id`, `text`, `licence` and `n_samples` are used where they are there, any
+other column is ignored.
 Quotes mean nothing: a field ends at a tab, a row at the end of the line.
 """
 
@@ -10,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from data_pipelines.audio import AUDIO_SUFFIXES, UNDECODED_SUFFIXES
 from data_pipelines.corpora import CorpusError, Listing
 from data_pipelines.corpora.collector import audio_below
-from data_pipelines.corpora.listing import Lister, existing_folder
+from data_pipelines.corpora.listing import Lister, existing_folder, inside
 from data_pipelines.languages import UnknownLanguage, normalise
 
 TABLE_NAME = "manifest.tsv"
@@ -27,7 +29,8 @@ def read(folder: str | Path, *, table: str | Path | None = None) -> Listing:
     <language>/<corpus>/**. Without a split, sentences are dealt out 80/10/10 by a hash of (language, text or else id),
     so that a sentence never sits in two splits. Rows that cannot be used (another number of fields than the header, a
     path outside of the folder or of no file, no language or one that ISO 639 does not know, a repeated id, a bad split
-    or length) come back as rejected, and so do stray files that lie higher up than a corpus folder.
+    or length) come back as rejected, and so do stray files that lie higher up than a corpus folder, and recordings that
+    are not decoded here (.m4a, .webm).
 
     Raises CorpusError: no folder, no table, no such column, not UTF-8, nothing listed, or languages that ISO 639 does
     not know in more than half of the rows (that is not a slip, but another kind of name, or another column).
@@ -53,7 +56,7 @@ def read(folder: str | Path, *, table: str | Path | None = None) -> Listing:
             lister.reject(row.get("path", ""), number, problem)
             continue
         lister.add(
-            row["path"],
+            inside(folder, row["path"]),
             row=number,
             language=row["language"],
             id=row.get("id", ""),
@@ -101,10 +104,14 @@ def _table(path: Path) -> Iterator[_Row]:
 
 
 def _walk(folder: Path) -> Iterator[_Row]:
-    for number, place in enumerate(audio_below(folder), start=1):
+    for number, place in enumerate(audio_below(folder, suffixes=AUDIO_SUFFIXES | UNDECODED_SUFFIXES), start=1):
         path = place.relative_to(folder).as_posix()
         parts = path.split("/")
-        if len(parts) > 2:
+        if place.suffix.lower() in UNDECODED_SUFFIXES:
+            yield _Row(
+                number, {"path": path}, f"{place.suffix} is not decoded here: convert it (ffmpeg -i FILE out.flac)"
+            )
+        elif len(parts) > 2:
             yield _Row(number, {"path": path, "language": parts[0], "source": parts[1]})
         else:
             where = "at the top" if len(parts) == 1 else f"in {parts[0]}/ itself"

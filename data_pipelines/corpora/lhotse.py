@@ -7,18 +7,22 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from data_pipelines.batch import SAMPLE_RATE
 from data_pipelines.corpora import CorpusError, Listing
 from data_pipelines.corpora.listing import Lister, Unusable, existing_folder, inside, needs_language, one_of, split_in
 
 ENDS = 1e-3  # seconds by which a stretch may differ from the whole recording and be it
 
 
-def read(folder: str | Path, *, manifests: str | None = None, language: str | None = None) -> Listing:
+def read(
+    folder: str | Path, *, manifests: str | None = None, language: str | None = None, split: str | None = None
+) -> Listing:
     """Lists one clip a cut, or, where `manifests` has no cuts, one a supervision (a recording, if it has none).
 
     `folder` holds the audio, and paths are relative to it, or absolute and in it; `manifests` is a folder or one file
     (default: `folder`): *cuts*, else *recordings* with the *supervisions* of the same name. Language and speaker are
-    the supervisions', else `language`. The split is what the manifest's name speaks of, else dealt out.
+    the supervisions', else `language`. The split is `split`, else what the manifest's name speaks of, else
+    dealt out.
 
     Mixed, padding and multi-channel cuts, augmented recordings and sources that are no files are rejected.
 
@@ -47,7 +51,8 @@ def read(folder: str | Path, *, manifests: str | None = None, language: str | No
             fields["language"] = fields["language"] or language or ""
             if not fields["language"] and not len(lister):
                 raise needs_language(path, ("language",))
-            lister.add(fields.pop("path"), row=row, id=name, split=split_in(path.name.split(".")[0]), **fields)
+            of = split or split_in(path.name.split(".")[0])
+            lister.add(fields.pop("path"), row=row, id=name, split=of, **fields)
     return lister.listing(source=place)
 
 
@@ -110,7 +115,8 @@ def _fields(folder: Path, cut: dict) -> dict:
         "language": languages.pop() if languages else "",
         "speaker": str(speakers.pop()) if len(speakers) == 1 else "",
         "text": " ".join(s["text"] for s in supervisions if s.get("text")),
-        "samples": int(recording["num_samples"]) if whole else None,
+        # At 16 kHz: Lhotse counts Opus at 48 kHz, libsndfile at the rate that went into it.
+        "samples": round(recording["num_samples"] * SAMPLE_RATE / recording["sampling_rate"]) if whole else None,
         "start": 0.0 if whole else start,
         "end": None if whole else start + duration,
     }

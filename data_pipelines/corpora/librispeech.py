@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_pipelines.corpora import CorpusError, Listing
-from data_pipelines.corpora.collector import Collector, files_below, folders_in, lines_of, wrong_layout
+from data_pipelines.corpora.collector import Collector, folders_in, lines_of, wrong_layout
 from data_pipelines.corpora.listing import SPLITS
+from data_pipelines.folders import files_below
 
 LAYOUT = "LibriSpeech/<subset>/<speaker>/<chapter>/*.flac, with subsets such as train-clean-100 and dev-other"
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from data_pipelines.corpora import Clip, CorpusError, Listing, Rejected
 from data_pipelines.corpora.clips import ClipWriter
+from data_pipelines.folders import NOT_THE_FILES, files_below, matches
 from data_pipelines.languages import UnknownLanguage, normalise
 from data_pipelines.manifest import Split
 from data_pipelines.unique import repetitions
@@ -46,7 +47,10 @@ class File(NamedTuple):
 
 
 def file_in(folder: str | Path, given: str) -> File:
-    """The file at `given`, relative to `folder`. Raises Unusable: no path, outside of the folder, no file."""
+    """The file at `given`, relative to `folder`. Raises Unusable: no path, outside of the folder, no file.
+
+    Raises CorpusError where the disk does not answer.
+    """
     path = posixpath.normpath(given) if given else ""
     if not path or path == "." or "\0" in path:
         raise Unusable("no path")
@@ -58,6 +62,10 @@ def file_in(folder: str | Path, given: str) -> File:
     except UnicodeEncodeError as error:
         raise Unusable("the file's name is not UTF-8: rename it") from error
     except OSError as error:
+        if error.errno in NOT_THE_FILES:
+            raise CorpusError(
+                f"{Path(folder, path)} cannot be looked at ({error.strerror}): is its disk there?"
+            ) from error
         raise Unusable(f"no such file ({error.strerror})") from error
     if not stat.S_ISREG(status.st_mode):
         raise Unusable("not a file")
@@ -127,8 +135,15 @@ def existing_folder(folder: str | Path) -> Path:
 
 
 def found(folder: Path, pattern: str, *, what: str) -> list[str]:
-    """Paths of the files in `folder` that match the glob pattern, relative to it, sorted. Raises CorpusError: none."""
-    paths = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern) if path.is_file())
+    """Paths of the files in `folder` that match the glob pattern, relative to it, sorted.
+
+    "**" goes through links to folders, and past hidden ones. Raises CorpusError: none. Raises CannotList.
+    """
+    if "**" in pattern.split("/"):
+        below = (path.relative_to(folder).as_posix() for path in files_below(folder))
+        paths = sorted(path for path in below if matches(path.split("/"), pattern.split("/")))
+    else:
+        paths = sorted(path.relative_to(folder).as_posix() for path in folder.glob(pattern) if path.is_file())
     if not paths:
         raise CorpusError(f"{folder} has no {what} ({pattern})")
     return paths

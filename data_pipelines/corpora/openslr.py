@@ -14,8 +14,9 @@ from pathlib import Path
 
 from data_pipelines.audio import AUDIO_SUFFIXES
 from data_pipelines.corpora import CorpusError, Listing
-from data_pipelines.corpora.collector import Collector, files_below, lines_of, wrong_layout
+from data_pipelines.corpora.collector import Collector, lines_of, wrong_layout
 from data_pipelines.corpora.listing import dealt_split
+from data_pipelines.folders import files_below
 from data_pipelines.languages import UnknownLanguage, normalise
 
 LAYOUT = "line_index.tsv, line_index_{female,male}.tsv or utt_spk_text.tsv, with <id>.wav or <id>.flac below the folder"

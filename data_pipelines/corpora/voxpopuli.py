@@ -16,15 +16,18 @@ UNLABELLED, TRANSCRIBED = "unlabelled_data", "transcribed_data"
 LAYOUT = f"{UNLABELLED}/<lang>/<year>/*.ogg or {TRANSCRIBED}/<lang>/asr_train.tsv"
 
 
-def read(folder: str | Path, *, unlabelled: bool = True, transcribed: bool = True) -> Listing:
+def read(folder: str | Path, *, unlabelled: bool = True, transcribed: bool = True, split: str | None = None) -> Listing:
     """Lists what is there of both kinds, or of one of them.
 
-    Unlabelled segments have no speaker, and are dealt out to the splits by their event, so that one sitting of the
-    parliament in one language never sits in two. Sittings of the transcribed dev and test sets are part of the
-    unlabelled data too: who tests on these takes `unlabelled=False`, or trains on neither.
+    Unlabelled segments have no speaker, and are all of `split`; without one, they are dealt out 80/10/10 by their
+    event, so that one sitting of the parliament in one language never sits in two. Sittings of the transcribed dev and
+    test sets are part of the unlabelled data too: who tests on these takes `unlabelled=False`, or trains on neither.
 
-    Raises CorpusError: no such layout, recordings that were not cut yet, a language that ISO 639 does not know.
+    Raises CorpusError: no such layout, no such split, recordings that were not cut yet, a language that ISO 639 does
+    not know.
     """
+    if split is not None and split not in SPLITS:
+        raise CorpusError(f"split is {split!r}; known: {', '.join(SPLITS)}")
     out = Collector(folder, corpus="voxpopuli", licence="CC0-1.0")
     if not (out.folder / UNLABELLED).is_dir() and not (out.folder / TRANSCRIBED).is_dir():
         if (out.folder / "raw_audios").is_dir():
@@ -35,7 +38,7 @@ def read(folder: str | Path, *, unlabelled: bool = True, transcribed: bool = Tru
         code = out.language_of(place.name, where=place)
         for path in audio_below(place):
             event = path.stem.rsplit("_", 1)[0]
-            out.take(path, language=code, split=dealt_split(code, event))
+            out.take(path, language=code, split=SPLITS[split] if split else dealt_split(code, event))
     for place in folders_in(out.folder / TRANSCRIBED) if transcribed else ():
         code = out.language_of(place.name, where=place)
         for part in ("train", "dev", "test"):

@@ -40,9 +40,9 @@ def read_recording(path: Path) -> np.ndarray:
 
     Raises AudioError naming the file: missing, unreadable, truncated, empty, not finite, longer than `MAX_SECONDS`.
     """
-    check_file(path, str(path))
+    opened = check_file(path, str(path))
     try:
-        with soundfile.SoundFile(path) as sound:
+        with soundfile.SoundFile(opened) as sound:
             rate, announced = sound.samplerate, sound.frames
             if announced > MAX_SECONDS * rate:
                 raise AudioError(str(path), f"longer than {MAX_SECONDS:.0f} s, or it does not say how long")
@@ -85,8 +85,7 @@ def examine_all(paths: Sequence[Path], *, title: str) -> list[Recording]:
 @lru_cache(maxsize=1 << 20)
 def _examined(path: Path, size: int, modified: int) -> Recording:
     try:
-        check_file(path, str(path))
-        header = soundfile.info(path)
+        header = soundfile.info(check_file(path, str(path)))
         whole_by_header = header.format in ("WAV", "WAVEX") and header.subtype in _INTEGERS
         if not (whole_by_header and 0 < header.frames <= MAX_SECONDS * header.samplerate):
             read_recording(path)

@@ -93,6 +93,13 @@ def test_ogg_cut_between_pages_is_refused():
         decode(whole[:last], name="x")
 
 
+@pytest.mark.parametrize("kind", ["opus", "vorbis"])
+def test_ogg_with_a_second_stream_after_the_first_is_refused(kind):
+    first = encoded(voice(16000), kind)
+    with pytest.raises(AudioError, match=f"a second Ogg stream at byte {len(first)}, which would not be decoded"):
+        decode(first + encoded(voice(32000), kind), name="x")
+
+
 def test_ogg_with_a_page_missing_or_altered_is_refused():
     whole = encoded(voice(16000 * 8), "opus")
     starts = [k for k in range(len(whole)) if whole[k : k + 4] == b"OggS"]

@@ -153,6 +153,22 @@ def test_filters_leave_out_and_say_why(tmp_path):
         go(tmp_path, tmp_path / "out")
 
 
+def test_a_corpus_of_a_composition_without_a_usable_clip_is_refused(composed, tmp_path):
+    """Its audio was not unpacked, or lies elsewhere: told before the other corpora are decoded."""
+    data = tmp_path / "kaldi"
+    data.mkdir()
+    (data / "wav.scp").write_text("a audio/a.flac\nb audio/b.flac\n")
+    path = tmp_path / "corpora.toml"
+    path.write_text(
+        (composed / "corpora.toml").read_text().replace('folder = "speech"', f'folder = "{composed}/speech"')
+        + '[[corpus]]\nname = "empty"\nreader = "kaldi"\nfolder = "kaldi"\nlanguage = "fr"\n'
+    )
+    told = r"corpus 'empty': none of its 2 clips is usable; the first: audio/a.flac \(row 1\): no such file"
+    with pytest.raises(CorpusError, match=told):
+        go(path, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.arrow").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

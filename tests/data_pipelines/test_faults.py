@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines import atomic
+from data_pipelines import atomic, prepare
 from data_pipelines.atomic import CannotWrite
+from data_pipelines.corpora import CorpusError
 from data_pipelines.manifest import Manifest, ManifestError
 from data_pipelines.pipeline import LoadBatch, train_batches
 from data_pipelines.sources import ShardSource, SourceError
@@ -123,6 +124,91 @@ def children():
 
 def command_of(pid):
     return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+@pytest.mark.parametrize("left", ["nothing", "an empty folder"])
+def test_a_corpus_that_vanishes_while_it_is_prepared_is_named_and_loses_no_clip(
+    raw, whole, tmp_path, monkeypatch, left
+):
+    """A disk that is unmounted leaves an empty folder: all clips after that are not bad, and must not be left out."""
+    folder, out = shutil.copytree(raw[0], tmp_path / "corpus"), tmp_path / "out"
+    write = prepare.write_shard
+
+    def vanishing(task, into):
+        if list((out / "shards").glob("*.arrow")) and folder.exists():
+            folder.rename(tmp_path / "away")
+            if left == "an empty folder":
+                folder.mkdir()
+        return write(task, into)
+
+    monkeypatch.setattr(prepare, "write_shard", vanishing)
+    with pytest.raises(CorpusError, match=rf"cannot be read \(No such file .*tried twice.* is all of {folder} there"):
+        go(folder, out)
+    assert not (out / "manifest.arrow").exists() and not list(out.rglob(".partial-*"))
+    monkeypatch.undo()
+    shutil.rmtree(folder, ignore_errors=True)
+    (tmp_path / "away").rename(folder)
+    again = go(folder, out)
+    assert again.manifest.fingerprint == whole.manifest.fingerprint and not again.rejected
+
+
+@pytest.mark.parametrize(
+    ("fails", "number", "ends"),
+    [
+        (1, errno.EIO, "whole"),
+        (2, errno.EIO, "left out"),
+        (2, errno.EACCES, "left out"),
+        (2, errno.ESTALE, "refused"),
+        (2, errno.EMFILE, "refused"),
+    ],
+)
+def test_a_read_that_fails_while_preparing(raw, whole, tmp_path, monkeypatch, fails, number, ends):
+    read, failed = Path.read_bytes, []
+
+    def stumbling(path):
+        if path.is_relative_to(raw[0]) and len(failed) < fails and path.name in (failed or [path.name]):
+            failed.append(path.name)
+            raise OSError(number, os.strerror(number), str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", stumbling)
+    if ends == "refused":
+        with pytest.raises(CorpusError, match=f"{os.strerror(number)}.* tried twice"):
+            go(raw[0], tmp_path / "out")
+        return
+    made = go(raw[0], tmp_path / "out")
+    assert len(failed) == fails
+    assert [Path(r.path).name for r in made.rejected] == ([] if ends == "whole" else failed[:1])
+    assert (made.manifest.fingerprint == whole.manifest.fingerprint) == (ends == "whole")
+
+
+def test_a_read_that_hangs_while_preparing_is_told(raw, whole, tmp_path, monkeypatch):
+    """A pipe that nobody writes to stands for it: put in the place of a clip after that was listed."""
+    folder = shutil.copytree(raw[0], tmp_path / "corpus")
+    clip = next(folder / row["path"] for row in raw[1])
+    sound, make_plan, release = clip.read_bytes(), prepare.make_plan, threading.Event()
+
+    def planned(*what, **how):
+        plan = make_plan(*what, **how)
+        clip.unlink()
+        os.mkfifo(clip)
+        return plan
+
+    def answer():
+        release.wait()
+        with open(clip, "wb") as pipe:
+            pipe.write(sound)
+
+    said = []
+    monkeypatch.setattr(prepare, "make_plan", planned)
+    monkeypatch.setattr(prepare, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(prepare.tqdm, "write", lambda line, file: (said.append(line), release.set()))
+    answering = threading.Thread(target=answer)
+    answering.start()
+    made = go(folder, tmp_path / "out", workers=2)
+    answering.join()
+    assert "nothing was written for 1 s; perhaps a read hangs" in said[0] and "fra-train" in said[0]
+    assert made.manifest.fingerprint == whole.manifest.fingerprint
 
 
 def test_a_full_disk_while_preparing(raw, whole, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ from data_pipelines.containers import Containers
 from data_pipelines.corpora import Clip, CorpusError
 from data_pipelines.corpora.readers import read
 from data_pipelines.manifest import Split
+from data_pipelines.prepare import PrepareError
 from data_pipelines.sources import ShardSource
 from data_pipelines.tfds_examples import _tfds
 from tests.data_pipelines.noise_corpus import REPOSITORY, go
@@ -91,10 +92,14 @@ def test_kaldi(spoken, tmp_path):
     soundfile.write(folder / "long.wav", np.concatenate([spoken["ara-0"], spoken["ara-1"]]), 16000)
     soundfile.write(folder / "fra.flac", spoken["fra-0"], 16000)
     middle = len(spoken["ara-0"]) / 16000
-    (data / "wav.scp").write_text(f"long {folder}/long.wav\nfra fra.flac\npiped touch {tmp_path}/ran |\n")
-    (data / "segments").write_text(f"u1 long 0 {middle}\nu2 long {middle} -1\nu3 fra 0 -1\nu4 piped 0 1\nu5 gone 0 1\n")
+    (data / "wav.scp").write_text(
+        f"long {folder}/long.wav\nfra fra.flac\npiped touch {tmp_path}/ran |\npacked wav.ark:42\n"
+    )
+    (data / "segments").write_text(
+        f"u1 long 0 {middle}\nu2 long {middle} -1\nu3 fra 0 -1\nu4 piped 0 1\nu5 gone 0 1\nu6 packed 0 1\n"
+    )
     (data / "utt2spk").write_text("u1 s1\nu2 s1\nu3 s2\n")
-    (data / "utt2lang").write_text("u1 ar\nu2 ar\nu3 fr\nu4 fr\nu5 fr\n")
+    (data / "utt2lang").write_text("u1 ar\nu2 ar\nu3 fr\nu4 fr\nu5 fr\nu6 fr\n")
     (data / "text").write_text("u1 alif\nu3\n")
     rows, rejected = prepared(folder, tmp_path, "kaldi", data="data")
     expected = {
@@ -103,7 +108,8 @@ def test_kaldi(spoken, tmp_path):
     }
     check(rows, expected | {"u3": (spoken["fra-0"], "fra", "train", "s2", None)})
     assert "never run" in next(reason for path, reason in rejected.items() if path.startswith("touch"))
-    assert len(rejected) == 2 and not (tmp_path / "ran").exists()
+    assert "in an archive, which is not read" in rejected["wav.ark:42"]
+    assert len(rejected) == 3 and not (tmp_path / "ran").exists()
 
 
 def test_webdataset(spoken, tmp_path):
@@ -127,6 +133,48 @@ def test_webdataset(spoken, tmp_path):
     assert len(listing.clips) < 3 and any("damaged tar" in r.reason for r in listing.rejected)
     with Containers({"": str(folder)}) as containers, pytest.raises(AudioError, match="truncated: the tar ends"):
         containers.decode(clip)
+
+
+def tar_of(members):
+    """Bytes of a tar of (name, bytes)."""
+    with io.BytesIO() as sink:
+        with tarfile.open(fileobj=sink, mode="w") as tar:
+            for name, data in members:
+                member = tarfile.TarInfo(name)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        return sink.getvalue()
+
+
+def test_a_tar_that_does_not_end_as_it_should_is_told(spoken, tmp_path):
+    sounds = {f"{name}.flac": file_bytes(waveform) for name, waveform in spoken.items()}
+    whole, last = tar_of(sounds.items()), tar_of(list(sounds.items())[:2]).rstrip(b"\0")
+    begin = -(-len(last) // 512) * 512  # of the third member
+    damaged = bytearray(whole)
+    damaged[begin : begin + 8] = b"\xff" * 8
+    cases = {
+        "between members": (whole[:begin], 2, f"no end of the archive at byte {begin}"),
+        "in a header": (whole[: begin + 100], 2, f"no end of the archive at byte {begin}"),
+        "bad header": (bytes(damaged), 2, f"no end of the archive at byte {begin}"),
+        "two in a row": (whole + tar_of([("more.flac", sounds["ara-0.flac"])]), 3, "something follows the end"),
+        "as it should": (whole, 3, None),
+    }
+    for name, (content, clips, said) in cases.items():
+        (tmp_path / "a.tar").write_bytes(content)
+        listing = read("webdataset", tmp_path, {"language": "ara"})
+        assert len(listing.clips) == clips, name
+        assert [said in entry.reason for entry in listing.rejected] == ([True] if said else []), name
+
+
+def test_members_of_a_tar_that_cannot_be_used_are_told(spoken, tmp_path):
+    sound = file_bytes(spoken["ara-0"])
+    members = [("a.flac", b"older"), ("a.flac", sound), ("b.m4a", sound), ("c.flac", sound), ("c.json", b'{"text": "x')]
+    (tmp_path / "a.tar").write_bytes(tar_of(members))
+    listing = read("webdataset", tmp_path, {"language": "ara"})
+    assert [(clip.id, clip.size) for clip in listing.clips] == [("a/a", len(sound))]
+    said = {entry.path: entry.reason for entry in listing.rejected}
+    assert said.keys() == {"a.tar/b", "a.tar/c", "a.tar"} and "a.flac is there twice" in said["a.tar"]
+    assert "not decoded here" in said["a.tar/b"] and ".json is damaged" in said["a.tar/c"]
 
 
 def test_parquet_as_hugging_face_writes_it(spoken, tmp_path):
@@ -200,6 +248,28 @@ def test_lhotse(spoken, tmp_path):
     assert [r.path for r in listing.rejected] == ["c2", "c3"]
 
 
+@pytest.mark.parametrize(
+    ("suffix", "counted", "beyond", "taken"),
+    [("opus", 48_000, 0, True), ("mp3", 44_100, 2547, True), ("wav", 44_100, 0, True), ("wav", 44_100, 2547, False)],
+)
+def test_lhotse_counts_compressed_audio_otherwise(tmp_path, suffix, counted, beyond, taken):
+    """Opus at 48 kHz, whatever its header says; of MP3 what the encoder put before and after too."""
+    rate, folder = 16_000 if suffix == "opus" else 44_100, tmp_path / "corpus"
+    folder.mkdir()
+    sound = np.random.default_rng(0).normal(size=3 * rate) * 0.1
+    kinds = {"opus": ("OGG", "OPUS"), "mp3": ("MP3", "MPEG_LAYER_III"), "wav": ("WAV", "PCM_16")}
+    soundfile.write(folder / f"a.{suffix}", sound, rate, format=kinds[suffix][0], subtype=kinds[suffix][1])
+    facts = {"sampling_rate": counted, "num_samples": 3 * counted + beyond, "duration": 3 + beyond / counted}
+    source = {"type": "file", "channels": [0], "source": f"a.{suffix}"}
+    (folder / "recordings_train.jsonl").write_text(json.dumps({"id": "a", "sources": [source]} | facts) + "\n")
+    if taken:
+        rows, rejected = prepared(folder, tmp_path, "lhotse", language="fra")
+        assert set(rows) == {"a"} and len(rows["a"][0]) == 48_000 and not rejected
+    else:
+        with pytest.raises(PrepareError, match="n_samples is .* in the table"):
+            prepared(folder, tmp_path, "lhotse", language="fra")
+
+
 def test_tfds_without_tensorflow(spoken, tmp_path, monkeypatch):
     tfds = _tfds()
 
@@ -256,6 +326,62 @@ def test_stretches_of_one_recording(tmp_path, kind, monkeypatch):
             with pytest.raises(AudioError, match="ends after 12.000 s"):
                 containers.decode(plain._replace(start=start, end=end))
     assert len(decodes) == (kind == "OPUS")
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize(("kind", "rate"), [("OPUS", 48_000), ("VORBIS", 16_000), ("MPEG_LAYER_III", 44_100)])
+def test_stretches_of_a_recording_that_is_too_long_to_be_kept(tmp_path, kind, rate, known, monkeypatch):
+    """Podcasts of hours as Ogg or MP3: read from front to back, whatever the order, and never in memory as a whole."""
+    long = np.random.default_rng(3).normal(size=rate * 12) * 0.1
+    path = tmp_path / "long.ext"
+    soundfile.write(path, long, rate, format="MP3" if kind.startswith("MPEG") else "OGG", subtype=kind)
+    whole = decode(path, name="long").waveform
+    monkeypatch.setattr("data_pipelines.containers.MAX_SECONDS", 5.0)
+    if known:
+        monkeypatch.setattr("data_pipelines.containers.decode", None)
+    else:  # the header does not say so
+        monkeypatch.setattr("data_pipelines.containers.announced_seconds", lambda path: 0.0)
+        monkeypatch.setattr("data_pipelines.audio.MAX_SECONDS", 5.0)
+    monkeypatch.setattr("data_pipelines.audio_blocks._VALUES", 10_000)
+    plain = Clip("x", "long.ext", "fra", "c", "", Split.TRAIN, "", "", None, 1, 1)
+    with Containers({"": str(tmp_path)}) as containers:
+        for start, end in [(0.0, 0.5), (3.25, 5.0), (4.5, 9.5), (9.4, None), (1.1, 1.7), (11.5, 12.4), (0.3, 0.4)]:
+            got = containers.decode(plain._replace(start=start, end=end))
+            np.testing.assert_array_equal(got.waveform, whole[round(start * 16000) : round((end or 13) * 16000)])
+            assert (got.source_rate, got.source_channels) == (rate, 1)
+        for start, end in ((11.5, 12.6), (12.0, None), (13.0, 14.0)):
+            with pytest.raises(AudioError, match="ends after 12.000 s"):
+                containers.decode(plain._replace(start=start, end=end))
+        for start, end in ((1.0, 6.1), (6.0, None)):
+            with pytest.raises(AudioError, match="longer than 5 s"):
+                containers.decode(plain._replace(start=start, end=end))
+
+
+@pytest.mark.parametrize("reader", ["fairseq", "kaldi", "lhotse", "webdataset", "voxpopuli"])
+def test_all_of_a_corpus_without_splits_is_trained_on_where_that_is_said(tmp_path, reader):
+    """Else a fifth of it is held out, of VoxPopuli's unlabelled speech as well."""
+    names = [f"{number:02d}.wav" for number in range(40)]
+    folder = tmp_path / "speech"
+    audio = folder / "unlabelled_data/fr/2018" if reader == "voxpopuli" else folder
+    audio.mkdir(parents=True)
+    for name in names:
+        event = "20180113-0900-PLENARY-" if reader == "voxpopuli" else ""
+        (audio / f"{event}{name}").write_bytes(b"not decoded")
+    if reader == "fairseq":
+        (folder / "all.tsv").write_text("\n".join([str(folder), *(f"{name}\t1" for name in names)]) + "\n")
+    elif reader == "kaldi":
+        (folder / "wav.scp").write_text("".join(f"{name} {name}\n" for name in names))
+    elif reader == "lhotse":
+        source = {"type": "file", "channels": [0]}
+        facts = {"sampling_rate": 16000, "num_samples": 1, "duration": 1.0}
+        lines = ({"id": n, "sources": [source | {"source": n}]} | facts for n in names)
+        (folder / "recordings.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    elif reader == "webdataset":
+        (folder / "a.tar").write_bytes(tar_of((name, b"x") for name in names))
+    options = {} if reader == "voxpopuli" else {"language": "fr"}
+    assert len({clip.split for clip in read(reader, folder, options).clips}) == 3
+    clips = read(reader, folder, options | {"split": "train"}).clips
+    assert len(clips) == 40 and {clip.split for clip in clips} == {Split.TRAIN}
 
 
 def test_unknown_readers_and_options_are_answered_with_the_nearest():

@@ -41,6 +41,11 @@ from data_pipelines.languages import UnknownLanguage, name_of, normalise
         ("Low German", "nds"),
         ("Modern Greek", "ell"),
         ("Cantonese", "yue"),
+        ("Punjabi", "pan"),
+        ("Haitian Creole", "hat"),
+        ("Haitian-Creole", "hat"),
+        ("Kyrgyz", "kir"),
+        ("Uyghur", "uig"),
     ],
 )
 def test_every_usual_spelling(given_as, code):

@@ -119,6 +119,18 @@ def test_a_resampled_clip_may_state_either_length(tmp_path):
     assert [r.path for r in go(folder, tmp_path / "out").rejected] == ["4.wav"]
 
 
+def test_an_mp3_may_be_a_frame_or_two_from_its_stated_length(tmp_path):
+    """As Lhotse's manifests of Common Voice are: whoever counted them counted what the encoder put around the sound."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    rows = []
+    for k, stated in enumerate((44100 * 2, 44100 * 2 + 2547, 44100 * 2 + 5000)):
+        soundfile.write(folder / f"{k}.mp3", noise(44100 * 2, k), 44100)
+        rows.append(dict(zip(COLUMNS, (f"{k}.mp3", "fra", "s", "x", "train", "", stated), strict=True)))
+    write_table(folder, rows)
+    assert [r.path for r in go(folder, tmp_path / "out").rejected] == ["2.mp3"]
+
+
 # What stops it
 
 
@@ -168,6 +180,12 @@ def test_odd_but_good_tables_are_read(tmp_path):
     made = go(tmp_path, tmp_path / "out", table="t.tsv")
     assert made.manifest.languages == ("por",) and made.manifest.corpora == ("c",) and made.manifest.speakers == ("",)
     assert len(go(tmp_path, tmp_path / "out2", table=tmp_path / "t.tsv").manifest) == 1
+    (tmp_path / "absolute.tsv").write_text(f"path\tlanguage\tsplit\n{tmp_path}/a b.wav\tpt\ttrain\n/else/b.wav\tpt\t\n")
+    absolute = go(tmp_path, tmp_path / "out3", table="absolute.tsv")
+    assert absolute.manifest.id(0) == "a b.wav"  # so that a corpus that was moved is the same one
+    assert [(r.path, r.reason) for r in absolute.rejected] == [
+        ("/else/b.wav", "the path leads out of the corpus folder")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +297,7 @@ def test_a_folder_without_a_table(tmp_path):
 
 def test_stray_files_of_a_folder_without_a_table_are_left_out_and_listed(tmp_path):
     folder = tmp_path / "speech"
-    paths = ["fr/cv/a.wav", "fr/cv/b.wav", "fr/stray.wav", "top.flac", "notes.txt"]
+    paths = ["fr/cv/a.wav", "fr/cv/b.wav", "fr/cv/c.M4A", "fr/stray.wav", "top.flac", "notes.txt"]
     (folder / "fr/cv").mkdir(parents=True)
     for path in paths:
         soundfile.write(folder / path, noise(40000, 0), 16000, format="FLAC" if path.endswith("flac") else "WAV")
@@ -287,10 +305,11 @@ def test_stray_files_of_a_folder_without_a_table_are_left_out_and_listed(tmp_pat
     assert {name for i in range(len(made.manifest)) for name in made.manifest.clip_names(i)} == set(paths[:2])
     asked = "move it to <language>/<corpus>/, or list it in manifest.tsv"
     assert sorted((r.path, r.reason) for r in made.rejected) == [
+        ("fr/cv/c.M4A", ".M4A is not decoded here: convert it (ffmpeg -i FILE out.flac)"),
         ("fr/stray.wav", f"not under <language>/<corpus>/: lies in fr/ itself; {asked}"),
         ("top.flac", f"not under <language>/<corpus>/: lies at the top; {asked}"),
     ]
-    assert made.tally.clips == 4 and made.tally.rejected == 2
+    assert made.tally.clips == 5 and made.tally.rejected == 3
     assert "fr/stray.wav" in (tmp_path / "out/quarantine.tsv").read_text()
     assert not go(folder, tmp_path / "out", join_seconds=0, min_seconds=0).fresh
     shutil.rmtree(folder / "fr/cv")

@@ -15,11 +15,16 @@ import numpy as np
 import pytest
 
 from data_pipelines import storage
-from data_pipelines.manifest import Manifest
+from data_pipelines.corpora import CorpusError
+from data_pipelines.manifest import Manifest, Split
+from data_pipelines.pipeline import eval_batches, train_batches
+from data_pipelines.prepare import prepare
 from data_pipelines.sources import ShardSource, check_records
 from data_pipelines.storage import StorageError, address_of
-from data_pipelines.units import UnitStore
+from data_pipelines.unit_pieces import UnitPieces
+from data_pipelines.units import UnitStore, UnitWriter
 from tests.data_pipelines.noise_corpus import REPOSITORY
+from tests.data_pipelines.ramps import CLEAN
 
 
 @pytest.fixture
@@ -47,6 +52,38 @@ def test_a_corpus_at_an_address_reads_as_at_home(corpus, remote):
     check_records(manifest)
     shutil.rmtree(remote / "shards")  # fetched once, not again
     assert ShardSource(Manifest.load(f"file://{remote}", check_shards=False)).read(3).size
+
+
+def test_an_address_with_spaces_and_letters_beyond_ascii(corpus, remote):
+    odd = remote.rename(remote.with_name("mein Korpus für #1"))
+    assert Manifest.load(f"file://{odd}").fingerprint == corpus.fingerprint
+    client, path = storage._opened(address_of("gs://bucket/a b?endpoint_override=127.0.0.1:9"))
+    assert path == "bucket/a b" and client.type_name == "gcs"
+
+
+def test_shards_are_there_before_processes_and_clocks_start(corpus, remote):
+    """Else each worker would fetch all of them, and the first batch would be given up for a read that hangs."""
+    manifest = Manifest.load(f"file://{remote}")
+    for make in (
+        lambda: train_batches(CLEAN, manifest, ()),
+        lambda: eval_batches(manifest, (), manifest.rows(Split.DEV), lengths=CLEAN.lengths, rows_per_batch=4),
+    ):
+        shutil.rmtree(manifest.root / "shards", ignore_errors=True)
+        with make() as batches:
+            assert len(list(manifest.root.rglob("*.arrayrecord"))) == len(corpus.shard_names)
+            next(batches)
+
+
+def test_several_processes_that_share_a_cache_fetch_a_shard_once(corpus, remote, monkeypatch):
+    """Threads stand for them: the lock is one of open files."""
+    manifest, fetched, fetch = Manifest.load(f"file://{remote}"), [], storage._fetch
+    monkeypatch.setattr(storage, "_fetch", lambda *what: fetched.append(what[1]) or fetch(*what))
+    threads = [threading.Thread(target=ShardSource(manifest).fetch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(fetched) == sorted(corpus.shard_names)
 
 
 def test_what_changed_there_is_fetched_again(corpus, remote):
@@ -146,3 +183,47 @@ def test_shards_in_a_google_bucket_are_read_where_they_lie(corpus, remote):
         server.server_close()
     assert ran.returncode == 0, ran.stderr
     assert handler.ranges and not list(cache.rglob("*.arrayrecord"))
+
+
+def test_what_is_written_or_raw_is_not_at_an_address(raw, corpus, tmp_path, monkeypatch):
+    """As a path, an address would be a folder called "gs:" here; ArrayRecord, asked to write there, hangs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "all.toml").write_text('[[corpus]]\nname = "a"\nreader = "folder"\nfolder = "gs://bucket/a"\n')
+    for refused, arguments in {
+        "gs://bucket/out: the folder to prepare to": (raw[0], {"out": "gs://bucket/out"}),
+        "s3://bucket/in: the corpus": (Path("s3://bucket/in"), {"out": "out"}),
+        "gs://bucket/scratch: the folder for listings": (
+            raw[0],
+            {"out": "out", "scratch": Path("gs://bucket/scratch")},
+        ),
+        "corpus 'a': gs://bucket/a: a corpus": ("all.toml", {"out": "out"}),
+    }.items():
+        with pytest.raises((StorageError, CorpusError), match=f"{refused} must be local, or on a mounted disk"):
+            prepare(arguments[0], workers=1, progress=False, **arguments[1])
+    with pytest.raises(StorageError, match="the units to write must be local"):
+        UnitWriter(Path("gs://bucket/units"), corpus, units=2, source="test")
+    with pytest.raises(StorageError, match="the units to write must be local"):
+        UnitPieces("gs://bucket/units", corpus, units=2, source="test")
+    assert [path.name for path in tmp_path.iterdir()] == ["all.toml"]
+    ran = subprocess.run(
+        [sys.executable, "-m", "data_pipelines", "inspect", corpus.root, "--sample", "0", "--html", "gs://bucket/page"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 1 and ran.stderr.startswith("error: gs://bucket/page: the page must be local")
+
+
+def test_a_bucket_out_of_reach_is_given_up(tmp_path):
+    """Nobody listens at the server's address; without the limit, the client tries for a quarter of an hour."""
+    code = (
+        "from data_pipelines import storage; from data_pipelines.manifest import Manifest\n"
+        "assert storage.GIVE_UP_SECONDS == 60\n"
+        "storage.GIVE_UP_SECONDS = 1\n"
+        "Manifest.load('gs://bucket/corpus')\n"
+    )
+    environment = os.environ | {"CLOUD_STORAGE_EMULATOR_ENDPOINT": "http://127.0.0.1:9", "SPEECH_CACHE": str(tmp_path)}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert "StorageError: gs://bucket/corpus cannot be reached" in ran.stderr, ran.stderr

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipelines.prepare import prepare
+from data_pipelines import worker_processes
+from data_pipelines.prepare import PrepareError, prepare
 from tests.experiments.small_corpus import write_corpus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -79,3 +80,20 @@ def test_workers_outlast_ctrl_c_while_they_start_and_end_with_a_killed_parent(co
         assert time.monotonic() < deadline, "workers outlived their parent"
         time.sleep(0.02)
     assert "Traceback" not in (tmp_path / "errors").read_text()
+
+
+def test_prepare_starts_a_process_for_each_core_that_it_may_run_on(raw, tmp_path, monkeypatch):
+    """A job of a cluster has some of its machine's cores; one process for each of all would take memory and no time."""
+    asked = []
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3, 5, 6})
+    monkeypatch.setattr(os, "cpu_count", lambda: 128)
+    monkeypatch.setattr(worker_processes, "CPU_MAX", tmp_path / "cpu.max")
+    monkeypatch.setattr(
+        "data_pipelines.prepare._run_in_pool", lambda shards, task, out, workers, _: asked.append(workers)
+    )
+    with pytest.raises(PrepareError, match="is not whole after it was written"):  # since nothing was written
+        prepare(raw[0], out=tmp_path / "out", progress=False)
+    assert asked == [3]
+    for said, count in {"max 100000": 3, "150000 100000": 2, "1000 100000": 1, "900000 100000": 3}.items():
+        (tmp_path / "cpu.max").write_text(f"{said}\n")  # as a container has it
+        assert worker_processes.cores() == count, said

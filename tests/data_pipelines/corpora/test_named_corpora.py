@@ -16,6 +16,7 @@ import soundfile
 import soxr
 
 from data_pipelines.audio import decode
+from data_pipelines.balance import XLS_R
 from data_pipelines.corpora import CorpusError, common_voice, librilight
 from data_pipelines.corpora.readers import READERS
 
@@ -259,6 +260,7 @@ def make_voxforge(root):
     return Miniature(made, {"de/extracted/otto-2009-abc": "neither wav/ nor flac/"})
 
 
+CALLED = {"common_voice": "commonvoice"}  # in the manifest, so that XLS_R and the stages find it by their name for it
 MAKERS = {name.removeprefix("make_"): maker for name, maker in list(globals().items()) if name.startswith("make_")}
 
 
@@ -268,7 +270,7 @@ def test_a_miniature_is_listed_and_decodes_to_what_it_was_made_of(tmp_path, name
     listing = READERS[name](tmp_path)
     listed = {c.id: (c.language, c.speaker, c.split.name.lower(), c.text) for c in listing.clips}
     assert listed == {key: clip[:4] for key, clip in made.items()}
-    assert {clip.corpus for clip in listing.clips} == {name}
+    assert {clip.corpus for clip in listing.clips} == {CALLED.get(name, name)}
     assert len(listing.clips) == len(listed)
     assert {r.path for r in listing.rejected} == set(rejected)
     assert not [r for r in listing.rejected if rejected[r.path] not in r.reason]
@@ -287,6 +289,11 @@ def test_a_miniature_is_listed_and_decodes_to_what_it_was_made_of(tmp_path, name
         else:
             n = min(len(sound), len(wanted))
             assert np.corrcoef(sound[:n], wanted[:n])[0, 1] > 0.9, clip.id
+
+
+def test_what_xls_r_draws_from_is_called_as_the_readers_call_it(tmp_path):
+    made = {name: MAKERS[name](tmp_path / name) and READERS[name](tmp_path / name).clips[0].corpus for name in MAKERS}
+    assert set(XLS_R.corpora) <= set(made.values())
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -356,6 +363,42 @@ def test_the_first_releases_of_common_voice_and_more_than_the_three_tables(tmp_p
         common_voice.read(tmp_path, language="sv-SE", extra=("other",))
     with pytest.raises(CorpusError, match="known: validated, other"):
         common_voice.read(tmp_path, language="sv-SE", extra=("all",))
+
+
+@pytest.mark.parametrize("nested", [False, True], ids=["as released", "as on Kaggle"])
+def test_the_very_first_release_of_common_voice_had_csv_tables(tmp_path, nested):
+    rows = {"valid-train": "one, two", "valid-dev": "three", "valid-test": "four", "other-train": "five"}
+    for name, text in rows.items():
+        folder = f"cv-{name}"
+        more = [f'{folder}/sample-000001.mp3,"three",0,1,,,,'] if name == "other-train" else []
+        header = "filename,text,up_votes,down_votes,age,gender,accent,duration"
+        put(tmp_path / f"cv-{name}.csv", header, f'{folder}/sample-000000.mp3,"{text}",1,0,twenties,,us,', *more)
+        for k in range(1 + len(more)):
+            place = tmp_path / folder / folder if nested else tmp_path / folder
+            write(place / f"sample-00000{k}.mp3", clips("eng")[0][1])
+    for name in ("other-dev", "other-test"):
+        put(tmp_path / f"cv-{name}.csv", header)
+    listing = common_voice.read(tmp_path)
+    found = {(c.language, c.split.name, c.text, c.speaker) for c in listing.clips}
+    expected = {("eng", "TRAIN", "one, two", ""), ("eng", "DEV", "three", ""), ("eng", "TEST", "four", "")}
+    assert found == expected and not listing.rejected
+    listing = common_voice.read(tmp_path, extra=("other",))
+    assert {c.text for c in listing.clips} == {"one, two", "three", "four", "five"}
+    assert ["its sentence is in dev or test"] == [r.reason for r in listing.rejected]
+    with pytest.raises(CorpusError, match="cv-invalid.csv cannot be read: No such file"):
+        common_voice.read(tmp_path, extra=("invalidated",))
+
+
+def test_a_locale_of_a_delta_release_of_common_voice_is_told(tmp_path):
+    """Of a delta there are validated, other and invalidated clips, and no splits yet."""
+    put(tmp_path / "de" / "train.tsv", "path\tclient_id", "a\tann")
+    put(tmp_path / "fr" / "validated.tsv", "path\tclient_id", "b\tbo")
+    for locale, name in (("de", "a"), ("fr", "b")):
+        write(tmp_path / locale / "clips" / f"{name}.mp3", clips("eng")[0][1])
+    listing = common_voice.read(tmp_path)
+    assert [c.path for c in listing.clips] == ["de/clips/a.mp3"]
+    assert [(r.path, "give extra, of validated" in r.reason) for r in listing.rejected] == [("fr", True)]
+    assert [c.language for c in common_voice.read(tmp_path / "fr", extra=("validated",)).clips] == ["fra"]
 
 
 def test_what_has_to_be_unpacked_or_cut_first_says_how(tmp_path):
