@@ -47,8 +47,12 @@ class Standing(NamedTuple):
 
         Models of which this holds stand among the published rows of this set. The challenge has no figure there.
         """
-        found = [each for each in self.every if each["task"] != "challenge"]
-        return bool(found) and all(each["protocol"]["published"] for each in found)
+        return bool(self.benchmark) and all(each["protocol"]["published"] for each in self.benchmark)
+
+    @property
+    def benchmark(self) -> list[dict]:
+        """Those of the benchmark's own tracks: all but the challenge's."""
+        return [each for each in self.every if each["task"] != "challenge"]
 
     @property
     def every(self) -> list[dict]:
@@ -65,8 +69,7 @@ class Standing(NamedTuple):
     def notes(self) -> str:
         """In what any of them deviates, each once; what was chosen, and which sets are missing."""
         said = list(dict.fromkeys(each for found in self.every for each in found["protocol"]["deviations"]))
-        open_ones = [found for found in self.every if found["task"] != "challenge"]
-        rates = {found["protocol"]["learning_rate"] for found in open_ones} - {LEARNING_RATE}
+        rates = {found["protocol"]["learning_rate"] for found in self.benchmark} - {LEARNING_RATE}
         if rates:
             said.append(f"learning rate {', '.join(f'{rate:g}' for rate in sorted(rates))}, which is open to choice")
         if 0 < len(self.sets) < len(MONOLINGUAL_SETS):
@@ -115,12 +118,13 @@ def write_leaderboard(workdir: Path, path: Path, *, pool: str = "2024") -> str:
 
 
 def _entries(standing: Sequence[Standing]) -> list[Entry]:
-    """A row a model, of the sets that it has here."""
+    """A row a model, of the sets of which it has a track of the benchmark's here."""
     entries = []
     for model in dict.fromkeys(each.model for each in standing):
         own = [each for each in standing if each.model == model]
         notes = "; ".join(dict.fromkeys(filter(None, (each.notes() for each in own))))
-        entries.append(Entry(model, notes, {each.duration: scores_of(each.figures()) for each in own}))
+        scores = {each.duration: scores_of(each.figures()) for each in own if each.benchmark}
+        entries.append(Entry(model, notes, scores))
     return entries
 
 
