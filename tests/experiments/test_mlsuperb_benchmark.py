@@ -17,6 +17,7 @@ from data_pipelines.mlsuperb.tracks import Track
 from experiments.mlsuperb import benchmark, training, verbs
 from experiments.mlsuperb.benchmark import run_benchmark, summary, tracks_of
 from experiments.mlsuperb.encoders import LOG_MEL, read_encoder
+from experiments.mlsuperb.faults import visible
 from experiments.mlsuperb.gathered import write_leaderboard
 from experiments.mlsuperb.judging import COLUMNS, text_of
 from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError, deviations, incomplete, schedule_of
@@ -262,6 +263,10 @@ def test_tracks_and_models_by_name(tmp_path):
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     log_mel = read_encoder(LOG_MEL, workdir=tmp_path, mesh=mesh)
     assert (log_mel.kind, log_mel.config, log_mel.params) == ("log-mel", None, None)
+
+
+def test_white_space_is_named_by_its_number():
+    assert [visible(token) for token in ("Ä", "\u00a0", "<unk>")] == ["Ä", "U+00A0", "<unk>"]
 
 
 def test_text_of_tokens():
