@@ -107,6 +107,7 @@ def summary(results: dict) -> str:
         ("recordings without text", data["recordings_without_text"]),
         *((f"of {part} with more tokens than frames", found) for part, found in data["infeasible"].items()),
         ("empty references in test", data["empty_references"]),
+        ("of train with white space that is <unk>", data.get("unseen_tokens_in", {}).get("train", {"count": 0})),
         ("folders that are not read", data.get("ignored_folders", {"count": 0})),
     ):
         if found["count"]:
