@@ -60,10 +60,10 @@ class Standing(NamedTuple):
         return [*self.sets.values(), *self.tasks.values()]
 
     def figures(self) -> dict[str, dict]:
-        """As `scores_of` takes them: with the monolingual mean, if all 13 sets are there."""
-        if len(self.sets) < len(MONOLINGUAL_SETS):
+        """As `scores_of` takes them: with the monolingual mean, if all 13 sets are there and have an error rate."""
+        rates = {name: found["all"]["error_rate"] for name, found in self.sets.items() if "error_rate" in found["all"]}
+        if len(rates) < len(MONOLINGUAL_SETS):
             return self.tasks
-        rates = {name: found["all"]["error_rate"] for name, found in self.sets.items()}
         return self.tasks | {"monolingual": {"error_rate": monolingual_score(rates)}}
 
     def notes(self) -> str:
@@ -243,7 +243,7 @@ def _by_set(own: Sequence[Standing], duration: Duration) -> str:
     rows = []
     for each in own:
         found = [each.sets[name]["all"] if name in each.sets else None for name in names]
-        cells = [row and _cell(row["error_rate"], row.get("error_rate_interval")) for row in found]
+        cells = [row and "error_rate" in row and _cell(row["error_rate"], row["error_rate_interval"]) for row in found]
         rows.append([each.model, *(cell or MISSING for cell in cells)])
     rows.append(["*nothing written*", *("100.0" for _ in names)])
     counts = [_counted(own, lambda each, n=name: each.sets[n]["all"]["utterances"]) for name in names]
