@@ -30,14 +30,13 @@ def single_spaced(text: str) -> str:
     return _BLANKS.sub(" ", text).strip()
 
 
-def written(text: str) -> str:
-    """Text without ASCII punctuation, in capitals, `single_spaced`; other scripts' punctuation stays."""
-    return single_spaced(text.translate(_PUNCTUATION).upper())
+def reference(text: str, *, brackets: bool, symbol: str = "") -> str:
+    """What a recogniser is to write of a transcript's text, after a language's `symbol`.
 
-
-def reference(text: str, *, brackets: bool) -> str:
-    """What a recogniser is to write of a transcript's text; `brackets` as in `without_brackets`."""
-    return written(without_brackets(text) if brackets else text)
+    No ASCII punctuation, capitals, `single_spaced`; other scripts' punctuation stays. `brackets`: `without_brackets`.
+    """
+    said = without_brackets(text) if brackets else text
+    return single_spaced(f"{symbol} {said.translate(_PUNCTUATION).upper()}")
 
 
 def language_symbol(language: str) -> str:

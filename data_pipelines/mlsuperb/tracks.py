@@ -168,8 +168,8 @@ def _writer(task: Task, monolingual: str | None) -> Callable[[Utterance], tuple[
     if task == "joint":
 
         def joint(each: Utterance) -> tuple[str, list[str]]:
-            symbol, said = language_symbol(each.language), reference(each.text, brackets=True)
-            text = f"{symbol} {said}".rstrip()
+            symbol = language_symbol(each.language)
+            text = reference(each.text, brackets=True, symbol=symbol)
             return text, characters(text, symbols=(symbol,))
 
         return joint
