@@ -281,10 +281,13 @@ def text_blocks(every: Sequence[Standing]) -> list:
 
 
 def differing(reference: str, hypothesis: str, *, words: bool = False) -> tuple[Markup, Markup]:
-    """Both texts, escaped, with what the other has not underlined: characters, or whole `words` (phones)."""
+    """Both texts, escaped, with what the other has not underlined: characters, or whole `words` (phones).
+
+    Capitals and small letters are the same, as where errors are counted.
+    """
     left, right = (re.findall(r"\S+\s*", text) if words else list(text) for text in (reference, hypothesis))
     one, other = Markup(), Markup()
-    plain = [[part.strip() for part in side] if words else side for side in (left, right)]
+    plain = [[(part.strip() if words else part).lower() for part in side] for side in (left, right)]
     for kind, a, b, c, d in SequenceMatcher(None, *plain, autojunk=False).get_opcodes():
         parts = [escape("".join(left[a:b])), escape("".join(right[c:d]))]
         if kind != "equal":

@@ -226,6 +226,7 @@ def test_what_differs_is_underlined():
     assert differing("A<C", "AB<") == ("A&lt;<u>C</u>", "A<u>B</u>&lt;")
     assert differing("ab a b", "ab b", words=True) == ("ab <u>a </u>b", "ab b")
     assert differing("A", "") == ("<u>A</u>", "(nothing)")
+    assert differing("d e s U", "d e s u", words=True) == ("d e s U", "d e s u")
 
 
 def test_confusions_of_many_languages_are_of_those_that_are_shown():
