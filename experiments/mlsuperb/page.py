@@ -98,9 +98,7 @@ def findings(own: dict[Duration, list[Standing]], pool: str) -> list[Finding]:
             more = f"; the most of {len(points)} models with all seven figures" if len(points) > 1 else ""
             found.append(Finding(f"{points[best]:.1f}", f"{words}{more}."))
         elif any(each.benchmark for each in standing):
-            words = (
-                "no model has all seven figures by the published protocol, so that none stands beside published ones."
-            )
+            words = "no model has all seven figures by the published protocol, which SUPERB points are of."
             found.append(Finding("no points", f"{SETS[length][:1].upper()}{SETS[length][1:]}: {words}", "unclear"))
         found += [finding for task in SPOKEN if (finding := chance_finding(standing, task))]
     return found
