@@ -100,7 +100,7 @@ def _sections(folder: Path, about: dict) -> dict[str, str]:
     languages = ", ".join(f"{name_of(code)} ({code})" for code in about["languages"])
     told = [
         f"`{Path(about['model']).name}`, fine-tuned with a linear layer by CTC, on ML-SUPERB's batches and texts, with "
-        "WavLab-JAX. Texts are in capitals, without punctuation; a token such as `[eng]` names a language.",
+        f"WavLab-JAX. {about.get('texts', '')}".rstrip(),
         "",
         f"Languages: {languages}.",
     ]
