@@ -261,6 +261,7 @@ class Averages(NamedTuple):
 
 
 AVERAGES = ("languages right", "CER", "its deviation over languages", "CER of the 15 worst")
+WORST = "The sum over the 15 worst languages is divided by 15, as in the challenge's scorer, of however few languages."
 
 
 def averages_of(standing: Sequence[Standing]) -> list[Averages]:
@@ -286,7 +287,7 @@ def _challenge(own: Sequence[Standing], duration: Duration) -> str:
     if not rows:
         return ""
     table = _table(["model", "track", *AVERAGES, "test utterances"], rows)
-    return f"\n## ML-SUPERB 2.0's means over languages, {SETS[duration]}\n\n{table}"
+    return f"\n## ML-SUPERB 2.0's means over languages, {SETS[duration]}\n\n{table}\n{WORST}\n"
 
 
 def _data(own: Sequence[Standing], duration: Duration) -> str:

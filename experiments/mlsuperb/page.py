@@ -23,7 +23,15 @@ from experiments.mlsuperb.drawn import (
     text_blocks,
     training_blocks,
 )
-from experiments.mlsuperb.gathered import AVERAGES, FIGURES, Standing, averages_of, monolingual_interval, standings
+from experiments.mlsuperb.gathered import (
+    AVERAGES,
+    FIGURES,
+    WORST,
+    Standing,
+    averages_of,
+    monolingual_interval,
+    standings,
+)
 from experiments.mlsuperb.leaderboard import COLUMNS, MISSING, SETS, points_of, scores_of
 from experiments.report import charts
 from experiments.report.page import Chart, Figure, Finding, Look, Note, Section, Table, render, swatch
@@ -215,7 +223,7 @@ def challenge_blocks(standing: Sequence[Standing], looks: dict[str, Look]) -> li
         for each in averages_of(standing)
     ]
     columns = ["model", "track", *(f">{name}" for name in AVERAGES), ">utterances"]
-    return [Table(columns, rows, "ML-SUPERB 2.0, means over languages")] if rows else []
+    return [Table(columns, rows, "ML-SUPERB 2.0, means over languages"), Note(WORST)] if rows else []
 
 
 def deviation_blocks(every: Sequence[Standing]) -> list:

@@ -186,6 +186,7 @@ def test_both_sets_of_the_challenge_have_their_four_figures(two_sets):
     for track, figures in (("challenge dev", "81.2 21.2 11.2 61.2"), ("challenge dev_dialect", "82.2 22.2 12.2 62.2")):
         assert f"| ours | {track} | {' | '.join(figures.split())} | 60 |" in text
         assert ["ours", track, *figures.split(), "60"] in table
+    assert "divided by 15" in text and "divided by 15" in found.text("figures-1h")
 
 
 def test_a_set_with_the_challenge_alone_has_no_row_of_dashes(tmp_path):
