@@ -4,7 +4,7 @@
     PYTHONPATH=. .venv/bin/python benchmarks/sclite_agreement.py --pairs 3000 --seed 0
 
 sclite is NIST's (SCTK 2.4.12 on Debian, where it prints 2.10). One letter is one word; strings are of 1 to 25 of the
-first 2 to 6 letters. Exit status 1 if a pair's substitutions, deletions and insertions are not all three the same.
+first 2 to 7 of abcAéÉB. Exit status 1 if a pair's substitutions, deletions and insertions are not all three the same.
 """
 
 import argparse
@@ -25,7 +25,7 @@ def random_pairs(count: int, *, seed: int) -> list[tuple[str, str]]:
     rng = np.random.default_rng(seed)
     pairs = []
     for _ in range(count):
-        letters = list("abcdef")[: rng.integers(2, 7)]
+        letters = list("abcAéÉB")[: rng.integers(2, 8)]
         pairs.append(tuple("".join(rng.choice(letters, rng.integers(1, 26))) for _ in range(2)))
     return pairs
 

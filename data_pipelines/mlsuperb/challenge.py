@@ -36,7 +36,7 @@ from data_pipelines.mlsuperb.layout import (
     lines_of,
 )
 from data_pipelines.mlsuperb.recordings import examine, examine_all
-from data_pipelines.mlsuperb.texts import characters
+from data_pipelines.mlsuperb.texts import characters, listed, single_spaced
 from data_pipelines.mlsuperb.tracks import BLANK, END, UNKNOWN, Example, Track
 
 Development = Literal["dev", "dev_dialect"]
@@ -66,10 +66,10 @@ def read_challenge(root: Path, *, judged_on: Development = "dev") -> Track:
             raise MlSuperbError(f"{root}: data/{name} has no utterance{f': {reasons}' if reasons else ''}")
     symbols = sorted({f"[{each.language}]" for each in splits["train"].utterances})
     parts = {
-        part: [Example(each, each.text, characters(each.text, symbols=symbols)) for each in split.utterances]
+        part: [Example(e, e.text, characters(single_spaced(e.text), symbols=symbols)) for e in split.utterances]
         for part, split in splits.items()
     }
-    counts = Counter(token for example in parts["train"] for token in example.tokens)
+    counts = Counter(token for example in parts["train"] for token in listed(example.tokens))
     known = sorted(counts, key=lambda token: -counts[token])  # a stable sort, as in `tracks.read_track`
     left_out = {part: split.left_out for part, split in splits.items()}
     tokens = [BLANK, UNKNOWN, *known, END]
@@ -112,8 +112,7 @@ def _read(root: Path, name: str, *, limited: bool) -> Split:
             continue
         seen.add(id)
         language, source = found.group(1), id.rsplit("_", 2)[0]
-        words = " ".join(text.split())
-        split.utterances.append(Utterance(id, source, language, language, path, seconds, words))
+        split.utterances.append(Utterance(id, source, language, language, path, seconds, text.strip()))
     return split
 
 
@@ -188,7 +187,7 @@ def published_text(id: str, text: str, *, split: str) -> str:
     of `ms_speech` in the dialects' set, which all say [hin], have that of their id."""
     if split == "dev_dialect" and "ms_speech" in id and len(id.split("_")) > 2:
         text = text.replace("[hin]", f"[{id.split('_')[2]}]")
-    return " ".join(text.replace("[org_jpn]", "[jpn]").split())
+    return re.sub("[\r\n]+", " ", text.replace("[org_jpn]", "[jpn]").strip())
 
 
 def _metadata(path: Path) -> pq.FileMetaData:

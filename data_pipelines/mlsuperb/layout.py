@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from data_pipelines.mlsuperb.recordings import examine_all
-from data_pipelines.mlsuperb.texts import can_be_said, without_brackets, written
+from data_pipelines.mlsuperb.texts import can_be_said, reference
 
 Duration = Literal["10min", "1h"]
 Part = Literal["train", "dev", "test"]
@@ -117,7 +117,7 @@ def read_split(
     def unusable(row: _Row) -> str | None:
         if row.reason is not None or not (limited and text_needed):
             return row.reason
-        return None if written(without_brackets(row.text) if brackets else row.text) else "no text but punctuation"
+        return None if reference(row.text, brackets=brackets) else "no text but punctuation"
 
     rows = _rows(Path(root), part, duration, languages, sources, few_shot_rule)
     rows = [row._replace(reason=unusable(row)) for row in rows]

@@ -3,11 +3,12 @@
 import re
 import string
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 SPACE = "<space>"
 UNKNOWN_LANGUAGE = "[UNK]"
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_BLANKS = re.compile(r"[ \t\n\r\f\v]+")
 _BRACKETS = re.compile(r"\[[^()]*\]")
 _LANGUAGE = re.compile(r"\[[a-z]{3}\]")
 _LONG_LANGUAGE = re.compile(r"\[[a-z]{3}_[a-z]{3}\]")  # [org_jpn]
@@ -21,14 +22,21 @@ def without_brackets(text: str) -> str:
     return _BRACKETS.sub("", text)
 
 
-def written(text: str) -> str:
-    """Text without ASCII punctuation, in capitals, its words one space apart; other scripts' punctuation stays."""
-    return " ".join(text.translate(_PUNCTUATION).upper().split())
+def single_spaced(text: str) -> str:
+    """Text without white space at its ends, and one space for ASCII's within; a no-break space, for one, stays.
+
+    Kaldi's `apply_map.pl` splits bytes, `espnet2/fileio/read_text.py` strips text.
+    """
+    return _BLANKS.sub(" ", text).strip()
 
 
-def reference(text: str, *, brackets: bool) -> str:
-    """What a recogniser is to write of a transcript's text; `brackets` as in `without_brackets`."""
-    return written(without_brackets(text) if brackets else text)
+def reference(text: str, *, brackets: bool, symbol: str = "") -> str:
+    """What a recogniser is to write of a transcript's text, after a language's `symbol`.
+
+    No ASCII punctuation, capitals, `single_spaced`; other scripts' punctuation stays. `brackets`: `without_brackets`.
+    """
+    said = without_brackets(text) if brackets else text
+    return single_spaced(f"{symbol} {said.translate(_PUNCTUATION).upper()}")
 
 
 def language_symbol(language: str) -> str:
@@ -53,6 +61,16 @@ def characters(text: str, *, symbols: Iterable[str] = (), keep_symbols: bool = T
             tokens.append(symbol)
         place += len(symbol)
     return tokens
+
+
+def listed(tokens: Sequence[str]) -> list[str]:
+    """Tokens of a text as a model's list of tokens has them: white space of any kind is <space>, of several one.
+
+    `espnet2/bin/tokenize_text.py`, which makes the list and what is scored, splits a line into words; training reads
+    the line as it is, so that a no-break space is <unk> there.
+    """
+    plain = [SPACE if token.isspace() else token for token in tokens]
+    return [token for place, token in enumerate(plain) if token != SPACE or plain[place - 1 : place] != [SPACE]]
 
 
 def said_language(text: str) -> str:

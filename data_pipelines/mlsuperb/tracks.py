@@ -11,7 +11,7 @@ Tokens are those of the training texts, ordered by how often they occur, between
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -28,7 +28,7 @@ from data_pipelines.mlsuperb.layout import (
     unsayable_languages,
 )
 from data_pipelines.mlsuperb.phones import phonemizer_for
-from data_pipelines.mlsuperb.texts import characters, language_symbol, reference
+from data_pipelines.mlsuperb.texts import characters, language_symbol, listed, reference
 
 Task = Literal["monolingual", "multilingual", "identification", "joint"]
 TASKS: tuple[Task, ...] = ("monolingual", "multilingual", "identification", "joint")
@@ -97,8 +97,18 @@ class Track(NamedTuple):
 
     def unseen(self, part: Part) -> Counter:
         """Tokens of a part's texts that training never saw, and how often they occur: no model can write them."""
+        return Counter(token for _, unseen in self.with_unseen(part) for token in unseen)
+
+    def with_unseen(self, part: Part) -> Iterator[tuple[Example, list[str]]]:
+        """Examples of a part that have such tokens, with them.
+
+        White space that is none of ASCII's is one in train and dev; in test it is scored as a space (`listed`).
+        """
         known = set(self.tokens)
-        return Counter(token for each in self.parts[part] for token in each.tokens if token not in known)
+        for each in self.parts[part]:
+            tokens = listed(each.tokens) if part == "test" else each.tokens
+            if unseen := [token for token in tokens if token not in known]:
+                yield each, unseen
 
 
 def read_track(root: Path, task: Task, *, duration: Duration, monolingual: str | None = None) -> Track:
@@ -132,7 +142,7 @@ def read_track(root: Path, task: Task, *, duration: Duration, monolingual: str |
     if task in ("monolingual", "multilingual"):
         symbols = []
     parts = {part: [Example(*each) for each in rows] for part, rows in texts.items()}
-    counts = Counter(token for example in parts["train"] for token in example.tokens)
+    counts = Counter(token for example in parts["train"] for token in listed(example.tokens))
     known = sorted(counts, key=lambda token: -counts[token])  # a stable sort: ties by first occurrence
     kind = "language" if task == "identification" else "character"
     if monolingual is not None and MONOLINGUAL_SETS[monolingual].language in PHONE_LANGUAGES:
@@ -158,8 +168,8 @@ def _writer(task: Task, monolingual: str | None) -> Callable[[Utterance], tuple[
     if task == "joint":
 
         def joint(each: Utterance) -> tuple[str, list[str]]:
-            symbol, said = language_symbol(each.language), reference(each.text, brackets=True)
-            text = f"{symbol} {said}".rstrip()
+            symbol = language_symbol(each.language)
+            text = reference(each.text, brackets=True, symbol=symbol)
             return text, characters(text, symbols=(symbol,))
 
         return joint
@@ -172,7 +182,8 @@ def _writer(task: Task, monolingual: str | None) -> Callable[[Utterance], tuple[
     made_by = cache(phonemizer_for)  # asked for by the first text that is not phones already
 
     def phones(each: Utterance) -> tuple[str, list[str]]:
-        said = each.text.split() if each.phones else made_by(language)(reference(each.text, brackets=False))
+        text = " ".join(reference(each.text, brackets=False).split())
+        said = each.text.split() if each.phones else made_by(language)(text)
         return " ".join(said), said
 
     return phones

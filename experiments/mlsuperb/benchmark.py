@@ -92,8 +92,10 @@ def summary(results: dict) -> str:
     kind = {"character": "character errors", "phone": "phone errors"}.get(results["token"])
     for name, row in results["groups"].items():
         said = []
-        if kind and row.get("error_rate_interval"):
+        if kind and "error_rate" in row:
             said.append(f"{kind} {row['error_rate']:.1f} % [{_interval(row['error_rate_interval'])}]")
+        elif kind:
+            said.append(f"no {kind.removesuffix('s')} rate, as all references are empty")
         if "accuracy" in row:
             least = results["chance"]
             chance = f"chance {least['uniform']:.1f}, always {least['language']} {least['majority'][name]:.1f}"
@@ -107,6 +109,7 @@ def summary(results: dict) -> str:
         ("recordings without text", data["recordings_without_text"]),
         *((f"of {part} with more tokens than frames", found) for part, found in data["infeasible"].items()),
         ("empty references in test", data["empty_references"]),
+        ("of train with white space that is <unk>", data.get("unseen_tokens_in", {}).get("train", {"count": 0})),
         ("folders that are not read", data.get("ignored_folders", {"count": 0})),
     ):
         if found["count"]:

@@ -35,6 +35,10 @@ def _anchor(task: str) -> str:
     return task.replace(" ", "-")
 
 
+def _title(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 def figure_text(value: float) -> str:
     """A figure in percent; a dash where it is not known."""
     return MISSING if math.isnan(value) else f"{value:.1f}"
@@ -77,7 +81,7 @@ def layer_blocks(own: dict[Duration, list[Standing]], looks: dict[str, Look]) ->
                     x_title="layer (0: the first layer's input)", width=340, spread=0.0,
                     alt=f"Share of each layer, {TITLES[task]}, {SETS[length]}.",
                 )  # fmt: skip
-                pictures.append(Chart(f"{TITLES[task][:1].upper()}{TITLES[task][1:]}, {SETS[length]}", svg))
+                pictures.append(Chart(_title(f"{TITLES[task]}, {SETS[length]}"), svg))
     if not pictures:
         return []
     figure = Figure(
@@ -88,7 +92,7 @@ def layer_blocks(own: dict[Duration, list[Standing]], looks: dict[str, Look]) ->
         "Shares that stay on the dashed line were hardly trained.",
     )  # fmt: skip
     columns = ["model", "set", "track", ">layers", "heaviest", ">mean layer", ">even share"]
-    return [figure, Table(columns, rows)]
+    return [figure, Table(columns, rows, "Table: the heaviest layers", folded=len(rows) > 8)]
 
 
 def weights_of(each: Standing, task: str) -> list[float] | None:
@@ -120,10 +124,10 @@ def language_blocks(own: dict[Duration, list[Standing]], looks: dict[str, Look])
             blocks.append(
                 Figure(
                     pictures, [(swatch(looks[model]), model) for model in models],
-                    shows=f"{SETS[length][:1].upper()}{SETS[length][1:]}. A row a language, or a set of the "
-                    "monolingual track; best first, by the mean over models.",
+                    shows="A row a language, or a set of the monolingual track; best first, by the mean over models.",
                     caution=f"marks are hollow where there are fewer than {FEW} utterances. A language is mostly one "
                     "source, whose speakers and channel its figure is of, too; the tables have the intervals.",
+                    title=_title(SETS[length]),
                 )
             )  # fmt: skip
         blocks += tables
@@ -166,10 +170,11 @@ def bars(
             [called(language) for language in some], series, name=f"{anchor}-{first}", zero=True,
             stems=len(figures) == 1, spans=len(figures) > 1,
             title="percent", show=lambda value: f"{value:g}", notes=[count(heard(figures, each)) for each in some],
-            notes_title="utterances", width=490, limit=max(filter(math.isfinite, every)),
-            alt=f"{title[:1].upper()}{title[1:]}, of each language.",
+            notes_title="utterances", width=490,
+            limit=100.0 if name == "accuracy" else max(filter(math.isfinite, every)) or 100.0,
+            alt=f"{_title(title)}, of each language.",
         )  # fmt: skip
-        pictures.append(Chart(f"{title[:1].upper()}{title[1:]}{', the rest' * bool(first)}", svg, wide=True))
+        pictures.append(Chart(f"{_title(title)}{', the rest' * bool(first)}", svg))
     return pictures
 
 
@@ -218,11 +223,12 @@ def confusion_blocks(own: dict[Duration, list[Standing]]) -> list:
                 Figure(
                     pictures,
                     [(swatch(Look("green", "s")), "right"), (swatch(Look("vermillion", "s")), "wrong")],
-                    shows=f"{TITLES[task][:1].upper()}{TITLES[task][1:]}, {SETS[length]}. A row is a language that was "
-                    "spoken; squares are larger and darker the more of its utterances were said to be of the column's "
-                    f"language. “Other”: no language, or one without a column.{part}",
+                    shows="A row is a language that was spoken; squares are larger and darker the more of its "
+                    "utterances were said to be of the column's language. “Other”: no language, or one without a "
+                    f"column.{part}",
                     caution="the benchmark trains and tests on the same sources, in which a language is often few "
                     "speakers on one channel: a language told apart here may be a source told apart.",
+                    title=_title(f"{TITLES[task]}, {SETS[length]}"),
                 )
             )
             for model, table in tables.items():
@@ -269,15 +275,19 @@ def text_blocks(every: Sequence[Standing]) -> list:
                              *differing(example["reference"], example["hypothesis"], words=found["token"] == "phone"),
                              figure_text(rate) if math.isfinite(rate) else MISSING])  # fmt: skip
             caption = f"{each.model}, {found['track']}, {SETS[each.duration]}: {len(rows)} utterances"
-            blocks.append(Table(["utterance", "reference", "hypothesis", ">error rate"], rows, caption, folded=True))
+            columns = ["utterance", "reference", "hypothesis", ">error rate"]
+            blocks.append(Table(columns, rows, caption, folded=True, texts=True))
     return [Note("Underlined: in references what was missed, in hypotheses what was put in its place."), *blocks]
 
 
 def differing(reference: str, hypothesis: str, *, words: bool = False) -> tuple[Markup, Markup]:
-    """Both texts, escaped, with what the other has not underlined: characters, or whole `words` (phones)."""
+    """Both texts, escaped, with what the other has not underlined: characters, or whole `words` (phones).
+
+    Capitals and small letters are the same, as where errors are counted.
+    """
     left, right = (re.findall(r"\S+\s*", text) if words else list(text) for text in (reference, hypothesis))
     one, other = Markup(), Markup()
-    plain = [[part.strip() for part in side] if words else side for side in (left, right)]
+    plain = [[(part.strip() if words else part).lower() for part in side] for side in (left, right)]
     for kind, a, b, c, d in SequenceMatcher(None, *plain, autojunk=False).get_opcodes():
         parts = [escape("".join(left[a:b])), escape("".join(right[c:d]))]
         if kind != "equal":
@@ -312,7 +322,7 @@ def training_blocks(own: dict[Duration, list[Standing]], looks: dict[str, Look])
         for each in standing:
             for found in each.every:
                 model, machine = found["model"], found["machine"]
-                models.append([mark(each.model, looks), SETS[each.duration], found["track"], model["identity"],
+                models.append([mark(each.model, looks), each.duration, found["track"], model["identity"],
                                count(model["encoder_parameters"]), count(model["downstream_parameters"]),
                                count(found["protocol"]["iterations"]), duration(number(found["seconds"])),
                                str(machine.get("devices", ""))])  # fmt: skip

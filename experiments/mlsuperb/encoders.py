@@ -58,9 +58,11 @@ def read_encoder(
         name: in place of the one that follows from `model`.
         architecture, normalize_waveform: for files that do not say, as `read_checkpoint` takes them.
 
-    Raises CheckpointError (a stage that was not trained there), ConvertError (no model at that path), and what
-    `shape_of` raises.
+    Raises CheckpointError (a stage that was not trained there), ConvertError (no model at that path), ProtocolError (a
+    name that is none of a folder), and what `shape_of` raises.
     """
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+        raise ProtocolError(f"name is {name!r}; results go to WORKDIR/mlsuperb/NAME: give the name of one folder")
     said = {"architecture": architecture, "normalize_waveform": normalize_waveform}
     if model == LOG_MEL:
         return FrozenEncoder(name or LOG_MEL, "log-mel", LOG_MEL, None, None)
@@ -121,7 +123,11 @@ def _quiet(config: EncoderConfig) -> EncoderConfig:
 
 
 def _stem(model: str) -> str:
-    return Path(model).resolve().stem if "/" in model else model
+    """A name that follows from a path: of a file without its ending, of a folder the whole (mHuBERT-0.3B)."""
+    if "/" not in model:
+        return model
+    path = Path(model).resolve()
+    return path.name if path.is_dir() else path.stem
 
 
 def _laid_out(make, mesh: Mesh) -> Parameters:

@@ -12,10 +12,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, cast
 
 from data_pipelines.batch import HOP, SAMPLE_RATE
 from data_pipelines.mlsuperb.batches import LoadTrackBatch, TrackBatchesConfig
+from data_pipelines.mlsuperb.challenge import Development, read_challenge
 from data_pipelines.mlsuperb.layout import SOURCES, Duration, Part
 from data_pipelines.mlsuperb.tracks import Task, read_track
 from experiments.mlsuperb.protocol import ProtocolConfig, Schedule, schedule_of
@@ -26,11 +27,20 @@ from wavlab_jax.flops import TRAINING_OVER_FORWARD, downstream_flops, row_flops
 
 # Hours of the sets (2305.10615; dev and test are the same for both durations).
 HOURS: dict[Duration | Part, float] = {"10min": 37.4, "1h": 222.5, "dev": 41.8, "test": 45.0}
-# The paper gives no number of utterances. The 2.0 challenge's training set (`espnet/ml_superb_hf`), of about the same
-# hours, has 122,890, which makes 6.5 s each; its 23,892 of dev make 6.3 s of 41.8 hours.
-MEAN_SECONDS = 222.5 * 3600 / 122_890
+# Utterances of the 2.0 challenge (`espnet/ml_superb_hf`: its card; of dev_dialect its viewer, in hundreds).
+CHALLENGE_UTTERANCES: dict[str, int] = {"train": 122_890, "dev": 23_892, "dev_dialect": 7_100}
+# The paper gives no number of utterances, the challenge no hours. The challenge's training set is of about the hours of
+# the 1h set, which makes 6.5 s each; its dev makes 6.3 s of 41.8 hours.
+MEAN_SECONDS = HOURS["1h"] * 3600 / CHALLENGE_UTTERANCES["train"]
 SET_SECONDS = 600.0  # of dev and test, a language and source
-TOKENS: dict[Task, int] = {"monolingual": 60, "multilingual": 5_000, "identification": 146, "joint": 5_143}  # about
+Planned = Task | Literal["challenge"]
+TOKENS: dict[Planned, int] = {  # about; the challenge's texts keep small letters and punctuation, which is some more
+    "monolingual": 60,
+    "multilingual": 5_000,
+    "identification": 146,
+    "joint": 5_143,
+    "challenge": 5_143,
+}
 # Of the bfloat16 peak. Products of float32 arrays have half of it on GPUs (TF32: 156 of 312 TFLOP/s of an A100, 494.7
 # of 989.4 of an H100; NVIDIA's data sheets), and 40 % of that is what plans of pre-training assume as well.
 DEFAULT_UTILISATION = 0.2
@@ -75,9 +85,12 @@ class Estimate(NamedTuple):
         return self.encoder + self.downstream + self.judging
 
 
-def rows_of_track(root: Path, task: Task, name: str | None, *, duration: Duration, cfg: TrackBatchesConfig):
-    """(tokens, Rows) of a track in the benchmark's folder. Raises MlSuperbError."""
-    track = read_track(root, task, duration=duration, monolingual=name)
+def rows_of_track(root: Path, task: Planned, name: str | None, *, duration: Duration, cfg: TrackBatchesConfig):
+    """(tokens, Rows) of a track in the benchmark's folder, or the challenge's. Raises MlSuperbError."""
+    if task == "challenge":
+        track = read_challenge(root, judged_on=cast(Development, name))
+    else:
+        track = read_track(root, task, duration=duration, monolingual=name)
 
     def padded(part: Part) -> tuple[Counter[int], int]:
         load, found = LoadTrackBatch(track, part, cfg, training=False), Counter()
@@ -90,30 +103,38 @@ def rows_of_track(root: Path, task: Task, name: str | None, *, duration: Duratio
     return len(track.tokens), Rows(train, batches, padded("dev")[0], padded("test")[0])
 
 
-def published_rows(task: Task, *, duration: Duration, cfg: TrackBatchesConfig) -> tuple[int, Rows]:
+def published_rows(task: Planned, name: str | None, *, cfg: TrackBatchesConfig) -> tuple[int, Rows]:
     """The same from published sizes: all rows of the mean length, and half a step of padding.
 
     A monolingual set is tested on ten minutes of each source of its language: here of all sources, which is too much.
     """
     samples = round((MEAN_SECONDS + cfg.step / 2) * SAMPLE_RATE)
-    hours = {"dev": SET_SECONDS / 3600, "test": len(SOURCES) * SET_SECONDS / 3600} if task == "monolingual" else HOURS
-    dev, test = (Counter({samples: round(hours[part] * 3600 / MEAN_SECONDS)}) for part in ("dev", "test"))
+    if task == "challenge":
+        judged = [CHALLENGE_UTTERANCES[part] for part in ("dev", name)]
+    else:
+        alone = {"dev": SET_SECONDS / 3600, "test": len(SOURCES) * SET_SECONDS / 3600}
+        hours = alone if task == "monolingual" else HOURS
+        judged = [round(hours[part] * 3600 / MEAN_SECONDS) for part in ("dev", "test")]
+    dev, test = (Counter({samples: rows}) for rows in judged)
     return TOKENS[task], Rows(Counter({samples: cfg.size}), 1, dev, test)
 
 
 def estimate(
     encoder: EncoderConfig | None,
-    tracks: Sequence[tuple[Task, str | None]],
+    tracks: Sequence[tuple[Planned, str | None]],
     *,
     duration: Duration,
     cfg: ProtocolConfig,
     root: Path | None,
 ) -> list[Estimate]:
-    """Each track's operations; `root`: the benchmark's folder, or None for its published sizes."""
+    """Each track's operations; `tracks` as `run_benchmark` takes them, `root`: the folder, or None for published sizes.
+
+    Raises MlSuperbError.
+    """
     found = []
     for task, name in tracks:
         if root is None:
-            tokens, rows = published_rows(task, duration=duration, cfg=cfg.batches)
+            tokens, rows = published_rows(task, name, cfg=cfg.batches)
         else:
             tokens, rows = rows_of_track(root, task, name, duration=duration, cfg=cfg.batches)
         schedule = schedule_of(cfg, task, duration)

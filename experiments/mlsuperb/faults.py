@@ -85,13 +85,15 @@ def faults_of(track: Track, folder: Folder, *, frames_of: Callable[[int], int]) 
     found += [Fault("", IGNORED, name, "none of the benchmark's corpora") for name in folder.ignored]
     for part in PARTS:
         found += [Fault(part, INFEASIBLE, id, "") for id in infeasible(track.parts[part], frames_of)]
-    known = set(track.tokens)
-    for part in ("dev", "test"):
-        for each in track.parts[part]:
-            unseen = dict.fromkeys(token for token in each.tokens if token not in known)
-            if unseen:
-                found.append(Fault(part, UNSEEN, each.utterance.id, " ".join(unseen)))
+    for part in PARTS:
+        for each, unseen in track.with_unseen(part):
+            found.append(Fault(part, UNSEEN, each.utterance.id, " ".join(map(visible, dict.fromkeys(unseen)))))
     return found + [Fault("test", EMPTY, each.utterance.id, "") for each in track.parts["test"] if not each.text]
+
+
+def visible(token: str) -> str:
+    """A token; white space by its number: "U+00A0"."""
+    return f"U+{ord(token):04X}" if token.isspace() else token
 
 
 def write_faults(path: Path, faults: Sequence[Fault]) -> None:

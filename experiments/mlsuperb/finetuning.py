@@ -159,8 +159,22 @@ def _describe(run: FineTuning, workdir: Path) -> None:
         "languages": sorted({each.utterance.group_language for each in run.track.parts["train"]}),
         "tokens": run.track.tokens,
         "token": run.track.token_kind,
+        "texts": written_as(run.track),
     }
     write_json(run.files.recogniser, about)
+
+
+def written_as(track: Track) -> str:
+    """How the texts look that a model of this track writes, for its card."""
+    kinds = {
+        "character": "Texts are in capitals, without ASCII's punctuation",
+        "phone": "Phones are written, with spaces between them",
+        "language": "The language alone is written",
+    }
+    said = kinds[track.token_kind]
+    if judged_set(track) is not None:
+        said = "Texts have capitals, small letters and punctuation, as in the challenge's data"
+    return f"{said}; a token such as `{track.symbols[0]}` names a language." if track.symbols else f"{said}."
 
 
 def _write_results(run: FineTuning, trained: Trained, judged: list[Judged], *, folder: Folder, seconds: float) -> dict:

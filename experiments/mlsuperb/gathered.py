@@ -47,8 +47,12 @@ class Standing(NamedTuple):
 
         Models of which this holds stand among the published rows of this set. The challenge has no figure there.
         """
-        found = [each for each in self.every if each["task"] != "challenge"]
-        return bool(found) and all(each["protocol"]["published"] for each in found)
+        return bool(self.benchmark) and all(each["protocol"]["published"] for each in self.benchmark)
+
+    @property
+    def benchmark(self) -> list[dict]:
+        """Those of the benchmark's own tracks: all but the challenge's."""
+        return [each for each in self.every if each["task"] != "challenge"]
 
     @property
     def every(self) -> list[dict]:
@@ -56,17 +60,16 @@ class Standing(NamedTuple):
         return [*self.sets.values(), *self.tasks.values()]
 
     def figures(self) -> dict[str, dict]:
-        """As `scores_of` takes them: with the monolingual mean, if all 13 sets are there."""
-        if len(self.sets) < len(MONOLINGUAL_SETS):
+        """As `scores_of` takes them: with the monolingual mean, if all 13 sets are there and have an error rate."""
+        rates = {name: found["all"]["error_rate"] for name, found in self.sets.items() if "error_rate" in found["all"]}
+        if len(rates) < len(MONOLINGUAL_SETS):
             return self.tasks
-        rates = {name: found["all"]["error_rate"] for name, found in self.sets.items()}
         return self.tasks | {"monolingual": {"error_rate": monolingual_score(rates)}}
 
     def notes(self) -> str:
         """In what any of them deviates, each once; what was chosen, and which sets are missing."""
         said = list(dict.fromkeys(each for found in self.every for each in found["protocol"]["deviations"]))
-        open_ones = [found for found in self.every if found["task"] != "challenge"]
-        rates = {found["protocol"]["learning_rate"] for found in open_ones} - {LEARNING_RATE}
+        rates = {found["protocol"]["learning_rate"] for found in self.benchmark} - {LEARNING_RATE}
         if rates:
             said.append(f"learning rate {', '.join(f'{rate:g}' for rate in sorted(rates))}, which is open to choice")
         if 0 < len(self.sets) < len(MONOLINGUAL_SETS):
@@ -115,12 +118,13 @@ def write_leaderboard(workdir: Path, path: Path, *, pool: str = "2024") -> str:
 
 
 def _entries(standing: Sequence[Standing]) -> list[Entry]:
-    """A row a model, of the sets that it has here."""
+    """A row a model, of the sets of which it has a track of the benchmark's here."""
     entries = []
     for model in dict.fromkeys(each.model for each in standing):
         own = [each for each in standing if each.model == model]
         notes = "; ".join(dict.fromkeys(filter(None, (each.notes() for each in own))))
-        entries.append(Entry(model, notes, {each.duration: scores_of(each.figures()) for each in own}))
+        scores = {each.duration: scores_of(each.figures()) for each in own if each.benchmark}
+        entries.append(Entry(model, notes, scores))
     return entries
 
 
@@ -239,7 +243,7 @@ def _by_set(own: Sequence[Standing], duration: Duration) -> str:
     rows = []
     for each in own:
         found = [each.sets[name]["all"] if name in each.sets else None for name in names]
-        cells = [row and _cell(row["error_rate"], row.get("error_rate_interval")) for row in found]
+        cells = [row and "error_rate" in row and _cell(row["error_rate"], row["error_rate_interval"]) for row in found]
         rows.append([each.model, *(cell or MISSING for cell in cells)])
     rows.append(["*nothing written*", *("100.0" for _ in names)])
     counts = [_counted(own, lambda each, n=name: each.sets[n]["all"]["utterances"]) for name in names]
@@ -257,6 +261,7 @@ class Averages(NamedTuple):
 
 
 AVERAGES = ("languages right", "CER", "its deviation over languages", "CER of the 15 worst")
+WORST = "The sum over the 15 worst languages is divided by 15, as in the challenge's scorer, of however few languages."
 
 
 def averages_of(standing: Sequence[Standing]) -> list[Averages]:
@@ -282,7 +287,7 @@ def _challenge(own: Sequence[Standing], duration: Duration) -> str:
     if not rows:
         return ""
     table = _table(["model", "track", *AVERAGES, "test utterances"], rows)
-    return f"\n## ML-SUPERB 2.0's means over languages, {SETS[duration]}\n\n{table}"
+    return f"\n## ML-SUPERB 2.0's means over languages, {SETS[duration]}\n\n{table}\n{WORST}\n"
 
 
 def _data(own: Sequence[Standing], duration: Duration) -> str:

@@ -23,7 +23,15 @@ from experiments.mlsuperb.drawn import (
     text_blocks,
     training_blocks,
 )
-from experiments.mlsuperb.gathered import AVERAGES, FIGURES, Standing, averages_of, monolingual_interval, standings
+from experiments.mlsuperb.gathered import (
+    AVERAGES,
+    FIGURES,
+    WORST,
+    Standing,
+    averages_of,
+    monolingual_interval,
+    standings,
+)
 from experiments.mlsuperb.leaderboard import COLUMNS, MISSING, SETS, points_of, scores_of
 from experiments.report import charts
 from experiments.report.page import Chart, Figure, Finding, Look, Note, Section, Table, render, swatch
@@ -97,10 +105,8 @@ def findings(own: dict[Duration, list[Standing]], pool: str) -> list[Finding]:
             words = f"SUPERB points of {best} against the published pool of {pool}, {SETS[length]}"
             more = f"; the most of {len(points)} models with all seven figures" if len(points) > 1 else ""
             found.append(Finding(f"{points[best]:.1f}", f"{words}{more}."))
-        else:
-            words = (
-                "no model has all seven figures by the published protocol, so that none stands beside published ones."
-            )
+        elif any(each.benchmark for each in standing):
+            words = "no model has all seven figures by the published protocol, which SUPERB points are of."
             found.append(Finding("no points", f"{SETS[length][:1].upper()}{SETS[length][1:]}: {words}", "unclear"))
         found += [finding for task in SPOKEN if (finding := chance_finding(standing, task))]
     return found
@@ -128,6 +134,7 @@ def leaderboard_blocks(own: dict[Duration, list[Standing]], pool: str, looks: di
     columns = ["model", *(f">{column}" for column in COLUMNS)]
     for length, standing in own.items():
         rows = []
+        standing = [each for each in standing if each.benchmark]
         for each in (each for each in standing if each.follows):
             scores = scores_of(each.figures())
             rows.append((points_of(scores, pool=pool, duration=length), mark(each.model, looks), scores))
@@ -193,13 +200,13 @@ def figure_blocks(standing: Sequence[Standing], length: Duration, looks: dict[st
         triples = [values[place] or (math.nan,) * 3 for _, values, _ in drawn]
         series.append(charts.Series(looks[each.model], *(list(column) for column in zip(*triples, strict=True))))
     svg = charts.row_chart(
-        [label for label, _, _ in drawn], series, name=f"figures-{length}", title="percent", zero=True, width=640,
+        [label for label, _, _ in drawn], series, name=f"figures-{length}", title="percent", zero=True, width=490,
         show=lambda value: f"{value:g}", alt=f"The figures of each model with intervals and chance, {SETS[length]}.",
     )  # fmt: skip
     legend = [(swatch(looks[each.model]), each.model) for each in standing]
     legend.append((swatch(Look("faint", "|")), "chance"))
     figure = Figure(
-        [Chart("", svg, wide=True)], legend,
+        [Chart("", svg)], legend,
         shows="Error rates (CER, PER) are better left, accuracies right. Chance is the better of a language drawn "
         "evenly and always the most frequent one of the training set; for an error rate, writing nothing (100).",
         good="intervals that leave chance, and each other.",
@@ -216,7 +223,7 @@ def challenge_blocks(standing: Sequence[Standing], looks: dict[str, Look]) -> li
         for each in averages_of(standing)
     ]
     columns = ["model", "track", *(f">{name}" for name in AVERAGES), ">utterances"]
-    return [Table(columns, rows, "ML-SUPERB 2.0, means over languages")] if rows else []
+    return [Table(columns, rows, "ML-SUPERB 2.0, means over languages"), Note(WORST)] if rows else []
 
 
 def deviation_blocks(every: Sequence[Standing]) -> list:

@@ -21,7 +21,7 @@ from wavlab_jax.adapters import BottleneckConfig, LoraConfig, adapted
 from wavlab_jax.checkpoint import restore_parameters
 from wavlab_jax.convert.adapters import stored_adapter
 from wavlab_jax.convert.checkpoint import Checkpoint, from_encoder
-from wavlab_jax.convert.tokenizer import fine_tuned_settings, tokenizer_files
+from wavlab_jax.convert.tokenizer import DELIMITER, bar_for, fine_tuned_settings, tokenizer_files
 from wavlab_jax.encoder import Encoder
 from wavlab_jax.model import assemble, read_description
 from wavlab_jax.sharding import MeshConfig, abstract_on, make_mesh
@@ -100,10 +100,12 @@ def _sections(folder: Path, about: dict) -> dict[str, str]:
     languages = ", ".join(f"{name_of(code)} ({code})" for code in about["languages"])
     told = [
         f"`{Path(about['model']).name}`, fine-tuned with a linear layer by CTC, on ML-SUPERB's batches and texts, with "
-        "WavLab-JAX. Texts are in capitals, without punctuation; a token such as `[eng]` names a language.",
+        f"WavLab-JAX. {about.get('texts', '')}".rstrip(),
         "",
         f"Languages: {languages}.",
     ]
+    if {DELIMITER, SPACE} <= set(about["tokens"]):
+        told += ["", f"`{bar_for(about['tokens'])}` stands for `{DELIMITER}`, which is a space in vocab.json."]
     found = [read_result(path) for path in (*folder.glob("results.json"), *sorted(folder.glob("*/results.json")))]
     return {"Fine-tuning": "\n".join(told)} | ({"Results": "\n\n".join(map(_results, found))} if found else {})
 

@@ -146,7 +146,7 @@ def data_facts(track: Track, folder: Folder, faults: Sequence[Fault]) -> dict:
         "recordings_without_text": named(folder.untold),
         "infeasible": {part: places(INFEASIBLE, part) for part in PARTS},
         "unseen_tokens_dev": dict(track.unseen("dev").most_common()),
-        "unseen_tokens_in": {part: places(UNSEEN, part) for part in ("dev", "test")},
+        "unseen_tokens_in": {part: places(UNSEEN, part) for part in PARTS},
         "empty_references": places(EMPTY, "test"),
     }
 

@@ -119,7 +119,9 @@ def figures(track: Track, judged: Sequence[Judged]) -> dict:
         row: dict = {"utterances": len(some)}
         if track.token_kind != "language":
             errors = pooled([each.errors for each in some])
-            row |= {"error_rate": error_rate(some), "error_rate_interval": _error_interval(some), **errors._asdict()}
+            if errors.tokens:  # of references that are all empty there is none
+                row |= {"error_rate": error_rate(some), "error_rate_interval": _error_interval(some)}
+            row |= errors._asdict()
         if track.symbols:
             row |= {"accuracy": accuracy(some), "accuracy_interval": _accuracy_interval(some)}
         return row
@@ -139,18 +141,16 @@ def figures(track: Track, judged: Sequence[Judged]) -> dict:
     } | ({"confusions": confusions(judged)} if track.symbols else {})
 
 
-def _error_interval(judged: Sequence[Judged]) -> list[float] | None:
+def _error_interval(judged: Sequence[Judged]) -> list[float]:
     found = [each.errors for each in judged]
     return _percent([each.total for each in found], [each.tokens for each in found])
 
 
-def _accuracy_interval(judged: Sequence[Judged]) -> list[float] | None:
+def _accuracy_interval(judged: Sequence[Judged]) -> list[float]:
     return _percent([each.right for each in judged], [1] * len(judged))
 
 
-def _percent(totals: Sequence[int], weights: Sequence[int]) -> list[float] | None:
-    if not any(weights):
-        return None
+def _percent(totals: Sequence[int], weights: Sequence[int]) -> list[float]:
     interval, _ = of_pooled(totals, weights)
     return [100 * interval.low, 100 * interval.high]
 

@@ -57,7 +57,8 @@ class SuperbCommand:
     """The benchmark's folder, as unpacked, or a miniature of it (`python -m data_pipelines miniature`)."""
     plan: str | None = None
     """A chip, such as a100-80 or v5e: nothing is run, and the hours that the tracks would take on one are estimated by
-    formula. MODEL may also be an architecture of `list`; without --mlsuperb, rows are by the published sizes."""
+    formula. MODEL may also be an architecture of `list`; without --mlsuperb, rows are by the published sizes. The
+    challenge too: --track challenge."""
     utilisation: float = DEFAULT_UTILISATION
     """Of a plan: the share of the chip's bfloat16 peak that is assumed to be reached."""
     track: tuple[TrackName | Literal["challenge"], ...] = tuple(TASKS)
@@ -164,8 +165,8 @@ def _tracks(command: SuperbCommand) -> list:
     _check_options(command, command.track, judged_on=["challenge"], hours=list(TASKS))
     if "challenge" not in command.track:
         return tracks_of([TASKS[each] for each in command.track], command.sets)
-    if len(set(command.track)) > 1 or command.sets or command.plan:
-        raise ProtocolError("--track challenge is of a folder of its own: give it alone, without --sets and --plan")
+    if len(set(command.track)) > 1 or command.sets:
+        raise ProtocolError("--track challenge is of a folder of its own: give it alone, without --sets")
     return [("challenge", command.judged_on or "dev")]
 
 

@@ -35,7 +35,7 @@ def matrix(
         axes.set_yticks(range(len(rows)), rows, color=colour("ink"))
         axes.tick_params(axis="x", top=False, bottom=False, labeltop=True, labelbottom=False)
         axes.text(
-            1, 1 + (top - 12) / height, title, transform=axes.transAxes, ha="right", va="top", color=colour("muted"),
+            0, 1 + (top - 12) / height, title, transform=axes.transAxes, ha="left", va="top", color=colour("muted"),
             fontsize=11,
         )  # fmt: skip
         for place in range(len(rows)):  # a track for the eye from the label to the square

@@ -44,12 +44,16 @@ class Look(NamedTuple):
 
 
 class Table(NamedTuple):
-    """Columns and rows of text; a column whose title starts with ">" holds numbers. `folded`: shown on request."""
+    """Columns and rows of text; a column whose title starts with ">" holds numbers.
+
+    `folded`: shown on request. `texts`: cells are long texts of any script, which are broken wherever they must be.
+    """
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
     folded: bool = False
+    texts: bool = False
     kind: str = "table"
 
 
@@ -62,13 +66,15 @@ class Chart(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """Charts under one legend, and what to make of them: what they show, what would be good, what to beware of."""
+    """Charts under one `title` and legend, and what to make of them: what they show, what would be good, what to
+    beware of."""
 
     charts: Sequence[Chart]
     legend: Sequence[tuple[Markup, str]]
     shows: str
     good: str = ""
     caution: str = ""
+    title: str = ""
     kind: str = "figure"
 
 
@@ -174,7 +180,9 @@ td .swatch{margin-right:9px}
 .pill{white-space:nowrap;font-weight:600}
 .better{color:var(--green)}.worse{color:var(--vermillion)}.unclear{color:var(--muted)}
 .pill.unclear{font-weight:400}
+.texts td.t+.t{overflow-wrap:anywhere;unicode-bidi:plaintext;width:42%}
 details{margin:0 0 16px}
+details+details{margin-top:-14px}
 summary{cursor:pointer;color:var(--blue);font-size:14px;padding:4px 0;margin-bottom:6px}
 footer{color:var(--muted);font-size:13px;padding-top:4px;padding-bottom:48px}
 @media (max-width:640px){
@@ -184,7 +192,12 @@ footer{color:var(--muted);font-size:13px;padding-top:4px;padding-bottom:48px}
   section{padding:20px 16px;border-radius:10px}
   .findings li{grid-template-columns:1fr;gap:2px}
   .findings b{text-align:left}
-  th.n{white-space:nowrap}
+  caption span{display:inline-block;position:sticky;left:0;max-width:calc(100vw - 58px)}
+  table{border-collapse:separate;border-spacing:0}
+  th,td{line-height:22px}
+  th:first-child,td:first-child{position:sticky;left:0;z-index:1;background:var(--card)}
+  td.t:first-child{white-space:normal;min-width:124px}
+  th.n{min-width:78px}
   td.t+.t{min-width:116px}
   td.n+.t{min-width:150px}
   .scroll>svg.chart{max-width:none;width:480px}
@@ -199,9 +212,9 @@ footer{color:var(--muted);font-size:13px;padding-top:4px;padding-bottom:48px}
 
 TEMPLATE = """\
 {% macro table(block) %}
-<div class="table"><table>
+<div class="table{{ ' texts' if block.texts }}"><table>
 {% if block.caption and not block.folded %}
-<caption>{{ block.caption }}</caption>
+<caption><span>{{ block.caption }}</span></caption>
 {% endif %}
 <thead><tr>{% for column in block.columns %}
 <th scope="col" class="{{ 'n' if column.startswith('>') else 't' }}">{{ column.removeprefix('>') }}</th>
@@ -216,6 +229,9 @@ TEMPLATE = """\
 {% endmacro %}
 {% macro figure(block) %}
 <figure>
+{% if block.title %}
+<h3>{{ block.title }}</h3>
+{% endif %}
 {% if block.legend %}
 <ul class="legend">{% for mark, text in block.legend %}<li>{{ mark }}{{ text }}</li>{% endfor %}</ul>
 {% endif %}

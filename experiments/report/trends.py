@@ -34,7 +34,7 @@ def trends(
     panels: Sequence[tuple[Panel, Sequence[Trend]]], *, name: str, alt: str, x_title: str, width: float,
     height: float = 118.0, spread: float = 0.006,
 ) -> Markup:  # fmt: skip
-    """`panels` above each other over one x axis.
+    """`panels` above each other over one x axis, which counts something: steps, layers.
 
     Series stand apart by `spread` of its length, so that their intervals can be told.
     """
@@ -76,7 +76,9 @@ def trends(
             axes.set_xlim(-0.02 * end, 1.02 * end)
             axes.set_ylim(0, max(axes.get_ylim()[1], 1e-3)) if panel.zero else None
             axes.yaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
-            axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(6 if width > 350 else 4, steps=[1, 2, 5, 10]))
+            axes.xaxis.set_major_locator(
+                matplotlib.ticker.MaxNLocator(6 if width > 350 else 4, steps=[1, 2, 5, 10], integer=True)
+            )
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
             axes.axhline(axes.get_ylim()[0], color=colour("faint"), linewidth=1)
             if panel.show is not None:

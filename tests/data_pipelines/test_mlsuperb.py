@@ -83,6 +83,18 @@ def test_texts_are_written_as_published():
     assert texts.reference("straße", brackets=True) == "STRASSE"
 
 
+def test_white_space_that_is_not_ascii_is_unknown_in_training_and_a_space_where_it_is_scored(small):
+    """As in ESPnet, whose list of tokens and scoring split lines into words, and whose training does not."""
+    assert texts.reference(" «\u00a0oui\u00a0» \t  non\u00a0! ", brackets=True) == "«\u00a0OUI\u00a0» NON"
+    assert texts.reference("\u00a0 oui", brackets=True, symbol="[fra]") == "[fra] \u00a0 OUI"
+    assert texts.listed(["A", "\u00a0", "<space>", "B", "\u3000"]) == ["A", "<space>", "B", "<space>"]
+    track = read_track(small(["mls_eng_000001 x A\u00a0A  A", "mls_eng_000002 x A"]), "multilingual", duration="10min")
+    assert track.tokens == ["<blank>", "<unk>", "A", "<space>", "<sos/eos>"]
+    assert track.encode(track.parts["train"][0].tokens) == [2, 1, 2, 3, 2]
+    assert texts.scored_characters(track.parts["test"][0].text) == ["A", "<space>", "A", "<space>", "A"]
+    assert dict(track.unseen("train")) == dict(track.unseen("dev")) == {"\u00a0": 1} and not track.unseen("test")
+
+
 def test_tokens_of_characters_and_symbols():
     assert texts.characters("[eng] AB C", symbols=["[eng]"]) == ["[eng]", "<space>", "A", "B", "<space>", "C"]
     assert texts.scored_characters("[eng]  AB", symbols=["[eng]"]) == ["<space>", "A", "B"]

@@ -96,6 +96,16 @@ def test_the_track_is_the_recipes(dataset, tmp_path):
     assert batch.samples.tolist() == [16_000, 16_000] and (batch.units[0, :, 0] >= 0).sum() == len("HELLO YOU") + 2
 
 
+def test_texts_are_scored_with_the_white_space_that_they_have(dataset, tmp_path):
+    """The challenge's scorer reads data/dev/text itself; training reads what Kaldi's scripts make of it."""
+    assert published_text("cv_eng_1", " [eng] A\u00a0B  C ", split="dev") == "[eng] A\u00a0B  C"
+    unpack(dataset, tmp_path)
+    (tmp_path / "data" / "dev" / "text").write_text("cv_eng_000010 [eng] A\u00a0B  C\n", "utf-8")
+    (example,) = read_challenge(tmp_path).parts["test"]
+    assert example.text == "[eng] A\u00a0B  C"
+    assert example.tokens == ["[eng]", "<space>", "A", "\u00a0", "B", "<space>", "C"]
+
+
 def test_lines_without_a_recording_are_named(dataset, tmp_path):
     unpack(dataset, tmp_path)
     (tmp_path / "data" / "raw_audio" / "cv_eng_000010.wav").unlink()

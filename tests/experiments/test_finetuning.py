@@ -151,8 +151,11 @@ def test_one_training_on_the_challenge_is_judged_on_both_sets(root, model, tmp_p
     assert [each["track"] for each in read_results(workdir)] == ["challenge dev", "challenge dev_dialect"]
     text = write_leaderboard(workdir, tmp_path / "table.md")
     assert "| tuned | challenge dev | " in text and "| tuned | challenge dev_dialect | " in text
-    card = read_recogniser(files.folder).sections["Results"]
-    assert "Track: challenge dev, 1h" in card and "Track: challenge dev_dialect, 1h" in card
+    sections = read_recogniser(files.folder).sections
+    assert all(f"Track: challenge {name}, 1h" in sections["Results"] for name in ("dev", "dev_dialect"))
+    assert (
+        "small letters and punctuation, as in the challenge's data; a token such as `[deu]`" in sections["Fine-tuning"]
+    )
 
 
 @pytest.mark.soak
@@ -203,6 +206,7 @@ def test_transformers_has_the_same_logits_and_reads_the_same_text(whole, tmp_pat
     assert logits.peer.startswith("HubertForCTC") and logits.largest < 1e-4 and hidden.wrong() == []
     card = (tmp_path / "out" / "README.md").read_text()
     assert "AutoModelForCTC" in card and "| 8 | normal |" in card and "`hubert`, fine-tuned" in card
+    assert "Texts are in capitals, without ASCII's punctuation; a token such as `[deu]` names a language." in card
 
 
 @pytest.mark.torch

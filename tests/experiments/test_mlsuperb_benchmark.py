@@ -17,10 +17,13 @@ from data_pipelines.mlsuperb.tracks import Track
 from experiments.mlsuperb import benchmark, training, verbs
 from experiments.mlsuperb.benchmark import run_benchmark, summary, tracks_of
 from experiments.mlsuperb.encoders import LOG_MEL, read_encoder
+from experiments.mlsuperb.faults import visible
 from experiments.mlsuperb.gathered import write_leaderboard
 from experiments.mlsuperb.judging import COLUMNS, text_of
 from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError, deviations, incomplete, schedule_of
 from tests.experiments.small_mlsuperb import CFG, DOWNSTREAM, encoder, run, write_challenge, write_folder
+from tests.wavlab_jax import tiny
+from wavlab_jax.convert import export_huggingface
 from wavlab_jax.downstream import SpecAugmentConfig
 from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.train import Interrupted
@@ -262,6 +265,21 @@ def test_tracks_and_models_by_name(tmp_path):
     mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
     log_mel = read_encoder(LOG_MEL, workdir=tmp_path, mesh=mesh)
     assert (log_mel.kind, log_mel.config, log_mel.params) == ("log-mel", None, None)
+    for name in ("a/b", "../a", "..", "", "a/"):
+        with pytest.raises(ProtocolError, match="give the name of one folder"):
+            read_encoder(LOG_MEL, workdir=tmp_path, mesh=mesh, name=name)
+
+
+def test_a_folder_with_a_dot_is_named_whole(tmp_path):
+    mesh = make_mesh(MeshConfig(), devices=jax.devices()[:1])
+    export_huggingface(tiny.randomised(tiny.encoder(pre_norm=True, extractor_norm="layer")), tmp_path / "mHuBERT-0.3B")
+    model = read_encoder(str(tmp_path / "mHuBERT-0.3B"), workdir=tmp_path, mesh=mesh)
+    assert (model.name, model.kind) == ("mHuBERT-0.3B", "imported")
+    assert read_encoder(f"{tmp_path}/mHuBERT-0.3B/", workdir=tmp_path, mesh=mesh).name == "mHuBERT-0.3B"
+
+
+def test_white_space_is_named_by_its_number():
+    assert [visible(token) for token in ("Ä", "\u00a0", "<unk>")] == ["Ä", "U+00A0", "<unk>"]
 
 
 def test_text_of_tokens():

@@ -10,6 +10,7 @@ from experiments.mlsuperb.encoders import read_encoder, shape_of
 from experiments.mlsuperb.estimate import estimate, summed
 from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError
 from experiments.stage_files import StageFiles
+from tests.experiments.small_mlsuperb import write_challenge, write_folder
 from tests.wavlab_jax import tiny
 from wavlab_jax.compiled_program import read_program
 from wavlab_jax.downstream import Downstream, DownstreamConfig, logits_of
@@ -44,6 +45,30 @@ def test_hours_follow_from_the_protocol(capsys):
     assert f"| {one.operations / 156e12 / 3600:,.2f} |" in said
 
 
+def test_the_challenge_is_planned_by_its_own_schedule(capsys):
+    """Its 400,000 batches, and 20 validations of its own dev set; the judged set is read once."""
+    config = architecture("hubert_base")
+    dev, dialects = (
+        estimate(config, [("challenge", name)], duration="10min", cfg=ProtocolConfig(), root=None)[0]
+        for name in ("dev", "dev_dialect")
+    )
+    row = row_flops(config, DownstreamConfig(tokens=dev.tokens), samples=round(dev.seconds * 16_000))
+    assert dev.name == "challenge dev" and dev.schedule.iterations == 400_000 and dev.schedule.validations == 20
+    assert dev.encoder + dev.downstream == pytest.approx(3_200_000 * row.frozen_training)
+    assert dev.judging == pytest.approx(21 * 23_892 * row.forward)
+    assert dev.judging - dialects.judging == pytest.approx((23_892 - 7_100) * row.forward, rel=1e-6)
+    verbs.superb("hubert_base --plan a100-80 --track challenge --judged-on dev_dialect".split())
+    assert f"| challenge dev_dialect | 400,000 | 8.0 x {dev.seconds:.1f} |" in capsys.readouterr().out
+
+
+def test_the_challenge_s_own_folder_is_counted(tmp_path, capsys):
+    root = write_challenge(tmp_path / "challenge", write_folder(tmp_path / "benchmark"))
+    verbs.superb(f"log-mel --plan h100 --track challenge --mlsuperb {root}".split())
+    assert (
+        "| challenge dev | 400,000 | 4.0 x 2.0 | 889 |" in capsys.readouterr().out
+    )  # one batch, of four rows below 2 s
+
+
 def test_the_thirteen_sets_are_one_row():
     sets = [("monolingual", name) for name in ("eng1", "deu2")]
     both = estimate(tiny.encoder(), [*sets, ("joint", None)], duration="1h", cfg=ProtocolConfig(scale=0.1), root=None)
@@ -74,7 +99,7 @@ def test_what_cannot_be_planned(tmp_path):
         verbs.superb("hubert_base --plan h100 --utilisation 40".split())
     with pytest.raises(ProtocolError, match="--sets eng1 is of the monolingual track"):
         verbs.superb("hubert_base --plan h100 --track joint --sets eng1".split())
-    for more in ("--track challenge joint", "--track challenge --sets eng1", "--track challenge --plan h100"):
+    for more in ("--track challenge joint", "--track challenge --sets eng1", "--track challenge joint --plan h100"):
         with pytest.raises(ProtocolError, match="give it alone"):
             verbs.superb(f"hubert_base --mlsuperb {tmp_path} {more}".split())
     with pytest.raises(ProtocolError, match="--hours is of --track .*, and not of challenge"):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS
-from experiments.mlsuperb.drawn import confusion_matrix, differing
+from experiments.mlsuperb.drawn import bars, confusion_matrix, differing
 from experiments.mlsuperb.gathered import write_leaderboard
 from experiments.mlsuperb.page import write_page
 from experiments.mlsuperb.protocol import ProtocolError
 from experiments.mlsuperb.scoring import ChallengeScores
+from experiments.report.page import Look
 from tests.experiments.read_page import Page
 from wavlab_jax.evaluation.superb_score import Scores, published_points
 
@@ -185,12 +186,48 @@ def test_both_sets_of_the_challenge_have_their_four_figures(two_sets):
     for track, figures in (("challenge dev", "81.2 21.2 11.2 61.2"), ("challenge dev_dialect", "82.2 22.2 12.2 62.2")):
         assert f"| ours | {track} | {' | '.join(figures.split())} | 60 |" in text
         assert ["ours", track, *figures.split(), "60"] in table
+    assert "divided by 15" in text and "divided by 15" in found.text("figures-1h")
+
+
+def test_a_set_with_the_challenge_alone_has_no_row_of_dashes(tmp_path):
+    write(tmp_path, "ours", published=True)
+    write(tmp_path, "ours", published=True, duration="1h", sets=(), challenge=("challenge dev",))
+    for track in ("multilingual", "identification", "joint"):
+        shutil.rmtree(tmp_path / "mlsuperb" / "ours" / "1h" / track)
+    text, found = write_leaderboard(tmp_path, tmp_path / "table.md"), Page(write_page(tmp_path, tmp_path / "page.html"))
+    leaderboard = text.split("## Intervals")[0]
+    assert "10 minutes a language" in leaderboard and "1 hour a language" not in leaderboard
+    assert "1 hour a language" not in found.text("leaderboard") and "no points" not in found.text("summary")
+    assert "| ours | challenge dev | 81.2 |" in text and "81.2" in found.text("figures-1h")
+
+
+def ticks(svg):
+    """What is written along the axes of a chart."""
+    return {text.strip() for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)}
+
+
+def test_axes_are_of_whole_layers_and_of_all_percents(tmp_path):
+    write(tmp_path, "ours", published=True, layers=1)
+    source = write_page(tmp_path, tmp_path / "page.html").read_text()
+    layers = source.split('<section id="layers">')[1].split("</section>")[0]
+    assert {"0", "1"} <= ticks(layers) and not {"0.5", "0.2"} & ticks(layers)
+    none_right = {"ours": {"deu": row(accuracy=0.0)}}
+    (chart,) = bars(none_right, ["deu"], "accuracy", "languages right", "anchor", {"ours": Look("green", "o")})
+    assert {"0", "100"} <= ticks(chart.svg) and "0.02" not in ticks(chart.svg)
+
+
+def test_long_texts_are_broken_and_wide_tables_are_not(page):
+    _, found = page
+    texts = found.source.split('<section id="texts">')[1].split("</section>")[0]
+    assert texts.count('class="table texts"') == texts.count("<table>") > 0
+    assert found.source.count('class="table texts"') == texts.count("<table>")
 
 
 def test_what_differs_is_underlined():
     assert differing("A<C", "AB<") == ("A&lt;<u>C</u>", "A<u>B</u>&lt;")
     assert differing("ab a b", "ab b", words=True) == ("ab <u>a </u>b", "ab b")
     assert differing("A", "") == ("<u>A</u>", "(nothing)")
+    assert differing("d e s U", "d e s u", words=True) == ("d e s U", "d e s u")
 
 
 def test_confusions_of_many_languages_are_of_those_that_are_shown():

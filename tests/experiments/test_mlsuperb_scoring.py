@@ -1,5 +1,6 @@
 """ML-SUPERB's figures, worked out by hand on a handful of utterances."""
 
+import json
 import math
 from pathlib import Path
 
@@ -54,6 +55,18 @@ def test_error_rates_are_pooled_within_groups():
     assert found["all"]["error_rate"] == pytest.approx(100 * 7 / 24)
     assert found["languages"]["eng"]["error_rate"] == pytest.approx(100 * 1 / 17)
     assert found["left_out"] == {"train": {"no text": 1}}
+
+
+def test_references_that_are_all_empty_have_no_error_rate():
+    """Their insertions count in the rates of what they are part of; and results.json is JSON that anyone reads."""
+    empty = track("multilingual")
+    turkish = empty.parts["test"][-1]
+    parts = empty.parts | {"test": [*empty.parts["test"][:-1], turkish._replace(text="")]}
+    found = figures(empty._replace(parts=parts), judge(empty._replace(parts=parts), dict.fromkeys(TEXTS, "XY")))
+    assert found["groups"]["few-shot"] == found["languages"]["tur"]
+    assert found["languages"]["tur"] == dict(utterances=1, tokens=0, substitutions=0, deletions=0, insertions=2)
+    assert found["all"]["error_rate"] == pytest.approx(100 * (5 + 10 + 3 + 2) / 18)
+    json.dumps(found, allow_nan=False)
 
 
 def test_language_is_the_first_symbol_said():

@@ -19,6 +19,7 @@ SCLITE = [
     ("hello", "hello", (0, 0, 0)),
     ("ccaeededbdbebbbc", "dabccbecebbab", (3, 6, 3)),
     ("abcd", "", (0, 4, 0)),
+    ("ABéI", "abÉi", (1, 0, 0)),  # cases of ASCII are the same, of others not
 ]
 
 
@@ -26,6 +27,13 @@ def test_counts_are_those_of_sclite():
     counted = count_errors([reference for reference, _, _ in SCLITE], [hypothesis for _, hypothesis, _ in SCLITE])
     for (reference, hypothesis, expected), errors in zip(SCLITE, counted, strict=True):
         assert errors == (len(reference), *expected), (reference, hypothesis)
+
+
+def test_phones_that_differ_in_case_alone_are_the_same_to_sclite():
+    """As it says itself of these: (0, 0, 0), (0, 1, 0) and, of wide letters, (1, 0, 0)."""
+    pairs = [("d e s U", "d e s u"), ("k o N n i ch i w a", "k o n i ch I w a"), ("ＡＢ", "ａｂ")]
+    counted = count_errors(*([each[side].split() for each in pairs] for side in (0, 1)))
+    assert [errors[1:] for errors in counted] == [(0, 0, 0), (0, 1, 0), (1, 0, 0)]
 
 
 def test_pooled_rate_weighs_by_tokens():

@@ -10,7 +10,7 @@ import transformers
 from tests.wavlab_jax import tiny
 from wavlab_jax.convert import ConvertError, from_encoder
 from wavlab_jax.convert import huggingface as folders
-from wavlab_jax.convert.tokenizer import fine_tuned_settings, text_of, tokenizer_files
+from wavlab_jax.convert.tokenizer import BARS, DELIMITER, fine_tuned_settings, text_of, tokenizer_files
 from wavlab_jax.encoder import encode
 
 pytestmark = pytest.mark.torch
@@ -93,8 +93,27 @@ def test_a_tokenizer_comes_back_from_a_folder_and_goes_out_again(tmp_path):
     assert "vocab" not in (tmp_path / "again" / "config.json").read_text().replace("vocab_size", "")
 
 
+@pytest.mark.parametrize(
+    ("tokens", "said"),
+    [
+        ([*CHARACTERS, "|"], "A｜ A"),  # where a space is written |, one that looks like it
+        ([*CHARACTERS, "|", "｜"], "A∣ A"),
+        (["<blank>", "<unk>", "|", "A", "<sos/eos>"], "A|A"),
+    ],
+)
+def test_a_bar_in_the_texts_is_no_space(tokens, said, tmp_path):
+    """The challenge's texts keep their punctuation."""
+    written(tmp_path / "out", tokens)
+    tokenizer = transformers.AutoProcessor.from_pretrained(tmp_path / "out").tokenizer
+    classes = [tokens.index(token) for token in ("A", "|", "<space>", "A") if token in tokens]
+    assert tokenizer.decode(classes) == text_of(classes, tokenizer_files(tokens, **PARTS)) == said
+    assert tokenizer(said).input_ids == classes
+
+
 def test_a_vocabulary_that_cannot_be_written_is_refused():
-    with pytest.raises(ConvertError, match=r"has \| more than once"):
-        tokenizer_files([*CHARACTERS, "|"], **PARTS)
+    with pytest.raises(ConvertError, match="has │ more than once"):
+        tokenizer_files([*CHARACTERS, DELIMITER, *BARS], **PARTS)
+    with pytest.raises(ConvertError, match="has A more than once"):
+        tokenizer_files([*CHARACTERS, "A"], **PARTS)
     with pytest.raises(ConvertError, match="no '<blank>', the blank token"):
         tokenizer_files(CHARACTERS[1:], **PARTS)

@@ -14,7 +14,9 @@ from wavlab_jax.convert.names import ConvertError
 
 TOKENIZER_FILES = ("vocab.json", "tokenizer_config.json", "special_tokens_map.json")
 PROCESSOR = "Wav2Vec2Processor"
-DELIMITER = "|"  # what wav2vec 2.0's tokenizers write for a space: one character, so that they can read a text as well
+# What wav2vec 2.0's tokenizers write for a space: one character, so that they can read a text as well. transformers 5
+# takes it for one whatever tokenizer_config.json says, so that a bar of the texts is written as one that looks like it.
+DELIMITER, BARS = "|", ("｜", "∣", "│")
 _PHONES = "Wav2Vec2PhonemeCTCTokenizer"
 RUNS_CODE = "auto_map"  # an entry by which a folder brings Python of its own along
 
@@ -30,21 +32,22 @@ def tokenizer_files(
         space: the token that stands for a space, if there is one.
         phones: tokens are phones (or names of languages), which are written with a space between them.
 
-    Raises ConvertError: a token is there twice, or is what stands for a space in such files.
+    Raises ConvertError: a token is there twice, or nothing that looks like a bar is left to stand for one.
     """
-    names = [DELIMITER if token == space else token for token in tokens]
+    written = {space: DELIMITER, DELIMITER: bar_for(tokens)} if space in tokens else {}
+    names = [written.get(token, token) for token in tokens]
     twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise ConvertError(
-            f"the vocabulary has {', '.join(twice[:5])} more than once ({DELIMITER!r} is written for {space!r}): "
-            "transformers' tokenizers need every token once; leave it out of the texts"
+            f"the vocabulary has {', '.join(twice[:5])} more than once ({DELIMITER!r} is written for {space!r}, "
+            f"{written.get(DELIMITER, DELIMITER)!r} for {DELIMITER!r}): transformers' tokenizers need every token "
+            "once; leave it out of the texts"
         )
     for part, token in (("blank", blank), ("unknown", unknown), ("end", end)):
         if token not in names:
             raise ConvertError(f"the vocabulary of {len(tokens)} tokens has no {token!r}, the {part} token")
     kind = _PHONES if phones else "Wav2Vec2CTCTokenizer"
     own = {"do_phonemize": False, "phone_delimiter_token": " "} if phones else {}
-    delimiter = {"word_delimiter_token": DELIMITER} if DELIMITER in names else {"word_delimiter_token": None}
     return {
         "vocab.json": {name: index for index, name in enumerate(names)},
         "tokenizer_config.json": {
@@ -56,10 +59,15 @@ def tokenizer_files(
             "eos_token": end,
             "do_lower_case": False,
             "clean_up_tokenization_spaces": False,
-            **delimiter,
+            "word_delimiter_token": DELIMITER if space in tokens else None,
             **own,
         },
     }
+
+
+def bar_for(tokens: Sequence[str]) -> str:
+    """What is written for a bar in a vocabulary: the first of `BARS` that it does not have, or the last of them."""
+    return next((bar for bar in BARS if bar not in tokens), BARS[-1])
 
 
 def fine_tuned_settings(files: Mapping[str, Any], *, dropout: float) -> dict[str, Any]:
