@@ -142,6 +142,7 @@ def test_a_finished_prepare_is_left_alone(raw, whole):
 # The command line
 
 
+@pytest.mark.once
 def test_the_command_line(raw, tmp_path):
     out = tmp_path / "out"
     for expected in (r"60 clips, 0\.\d+ h decoded", "already prepared"):

@@ -49,6 +49,7 @@ def alive(pid):
         return False
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_a_killed_prepare_goes_on_and_ends_the_same(tmp_path, workers):
     folder, out = tmp_path / "corpus", tmp_path / "out"

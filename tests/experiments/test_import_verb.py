@@ -31,6 +31,7 @@ def published(tmp_path_factory):
     return folder / "checkpoint.pt"
 
 
+@pytest.mark.once
 def test_import_writes_a_folder_and_says_what_it_found(published, tmp_path):
     chosen = ("--licence", "cc0-1.0", "--normalize-waveform", "True")
     found = launch("import", published, "--out", tmp_path / "hf", *chosen)

@@ -126,6 +126,7 @@ def test_kill_9_and_the_same_command_again_end_bit_for_bit_the_same(whole, audio
     assert_same(tmp_path / "killed", whole)
 
 
+@pytest.mark.soak
 def test_ctrl_c_of_a_recipe_and_the_same_command_again(whole, audio, tmp_path):
     """While `prepare`'s workers start, and while a stage trains."""
     workdir, command = tmp_path / "stopped", ("recipe", "demo")

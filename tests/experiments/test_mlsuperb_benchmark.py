@@ -185,6 +185,7 @@ def test_a_killed_run_goes_on_to_the_same_numbers(whole, root, tmp_path, monkeyp
         run(root, tmp_path, seed=1)
 
 
+@pytest.mark.soak
 def test_devices_do_not_change_what_is_learned(whole, root, tmp_path):
     _, results = whole
     sharded = run(root, tmp_path, devices=4, fsdp=2)

@@ -202,7 +202,7 @@ def test_units_that_cannot_be_made_are_refused_before_any_work(field, value):
 # --- killed, and shared ---
 
 
-@pytest.mark.once
+@pytest.mark.soak
 def test_kill_9_at_each_stage_and_the_same_command_again(corpus, whole, tmp_path):
     """Killed while features are kept, while the fit goes on, and while labels are written; nothing is done twice."""
     needed, done = dict(whole[1]), []

@@ -14,6 +14,7 @@ from wavlab_jax.convert.layouts import write_checkpoint
 from wavlab_jax.convert.names import wanted
 from wavlab_jax.convert.torch_files import write_torch_file
 
+pytestmark = pytest.mark.once
 ROOT = Path(__file__).resolve().parents[2]
 # 152 MB in 12 layers, none of whose tensors is more than 3 % of the file.
 LARGE = tiny.encoder(width=512, heads=8, feed_forward=2048, layers=12, position_groups=16)
