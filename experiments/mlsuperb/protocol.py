@@ -7,12 +7,13 @@ is cut at ESPnet's default (`espnet2/tasks/abs_task.py` grad_clip). The benchmar
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 from data_pipelines.mlsuperb.batches import TrackBatchesConfig
 from data_pipelines.mlsuperb.layout import PARTS, SOURCES, Duration
 from data_pipelines.mlsuperb.tracks import Task, Track
+from wavlab_jax.downstream import DownstreamConfig
 from wavlab_jax.optim import OptimizerConfig
 from wavlab_jax.train import LoopConfig
 
@@ -167,10 +168,11 @@ def deviations(
     miniature: bool,
     incomplete: Sequence[str] = (),
     challenge: bool = False,
+    downstream: DownstreamConfig | None = None,
 ) -> list[str]:
     """In what this run is not the published protocol, or not the `challenge`'s baseline; none by default.
 
-    The learning rate may be any, but for the baseline.
+    The learning rate may be any, but for the baseline. `downstream`: the model's shape, where another was asked for.
     """
     found, most, averaged = [], VALIDATIONS, AVERAGED
     if challenge:
@@ -188,4 +190,10 @@ def deviations(
         )
     if cfg.batches.size != BATCH:
         found.append(f"batches of {cfg.batches.size}, not {BATCH}")
+    if downstream is not None:
+        published = DownstreamConfig(tokens=downstream.tokens)
+        names = [each.name for each in fields(published)]
+        both = {name: (getattr(downstream, name), getattr(published, name)) for name in names}
+        other = [f"{name} {ours} in place of {theirs}" for name, (ours, theirs) in both.items() if ours != theirs]
+        found += [f"downstream model: {', '.join(other)}"] if other else []
     return found

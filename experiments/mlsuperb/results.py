@@ -43,7 +43,14 @@ class Followed(NamedTuple):
 def write_results(run: Run, trained: Trained, judged: Sequence[Judged], *, folder: Folder, seconds: float) -> dict:
     """Writes results.json and left_out.tsv of `superb`; returns the first."""
     challenge, lacks = judged_set(run.track) is not None, folder.lacks(run.track)
-    deviates = deviations(run.cfg, run.schedule, miniature=folder.miniature, incomplete=lacks, challenge=challenge)
+    deviates = deviations(
+        run.cfg,
+        run.schedule,
+        miniature=folder.miniature,
+        incomplete=lacks,
+        challenge=challenge,
+        downstream=run.downstream,
+    )
     differences = list(CHALLENGE_DIFFERENCES if challenge else DIFFERENCES)
     followed = Followed(not deviates, deviates, differences, ACCUMULATE, run.cfg.learning_rate)
     config = run.encoder.config

@@ -24,7 +24,7 @@ from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError, deviati
 from tests.experiments.small_mlsuperb import CFG, DOWNSTREAM, encoder, run, write_challenge, write_folder
 from tests.wavlab_jax import tiny
 from wavlab_jax.convert import export_huggingface
-from wavlab_jax.downstream import SpecAugmentConfig
+from wavlab_jax.downstream import DownstreamConfig, SpecAugmentConfig
 from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.train import Interrupted
 
@@ -215,6 +215,12 @@ def test_the_published_schedule_is_the_default():
         schedule = schedule_of(ProtocolConfig(), task, duration)
         assert (schedule.iterations, schedule.validations, schedule.averaged) == (iterations, 30, 5)
         assert deviations(ProtocolConfig(), schedule, miniature=False) == []
+    shape = DownstreamConfig(tokens=9)
+    assert deviations(ProtocolConfig(), schedule, miniature=False, downstream=shape) == []
+    other = dataclasses.replace(shape, width=64, heads=4)
+    assert deviations(ProtocolConfig(), schedule, miniature=False, downstream=other) == [
+        "downstream model: width 64 in place of 256, heads 4 in place of 8"
+    ]
     short = schedule_of(ProtocolConfig(scale=0.001), "monolingual", "10min")
     assert (short.iterations, short.validate_every, short.averaged) == (16, 16, 1)
     said = deviations(ProtocolConfig(scale=0.001, learning_rate=2e-4), short, miniature=True)
