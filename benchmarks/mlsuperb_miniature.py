@@ -9,9 +9,6 @@ Every track for each model, as `python -m experiments superb MODEL --mlsuperb wo
 turns track by track, and those of one shape share their compiled programs. A tiny HuBERT with random weights is written
 by transformers, and judged on the first track by the command itself, as is the table. What was finished is kept; run it
 again to go on. `--track` and `--sets` choose some; `--write docs/mlsuperb.md` puts the table into that file.
-
-`--small` identifies languages with a downstream model of a twentieth of the size, which learns something in as many
-minutes, into WORKDIR/small; the first five models only.
 """
 
 import argparse
@@ -25,14 +22,11 @@ from experiments.mlsuperb.encoders import LOG_MEL, read_encoder
 from experiments.mlsuperb.protocol import BATCH, ProtocolConfig
 from experiments.mlsuperb.results import read_results
 from experiments.run import configure_jax
-from wavlab_jax.downstream import DownstreamConfig
 from wavlab_jax.sharding import MeshConfig, make_mesh
 
 TASKS = ("identification", "joint", "multilingual", "monolingual")
 STAGES = ("wavlab_mk", "wavlab_ms", "wavlab_mk_continued")
-BEGIN, END = "<!-- benchmarks/mlsuperb_miniature.py{} -->", "<!-- end -->"
-SMALL = DownstreamConfig(tokens=3, projection=32, channels=32, width=64, heads=4, feed_forward=256)
-COMMAND = (sys.executable, "-m", "experiments")
+BEGIN, END = "<!-- benchmarks/mlsuperb_miniature.py -->", "<!-- end -->"
 STEP = 2.5  # seconds; lengths are 2.5, 5, 10 and 20: few programs to compile
 
 
@@ -55,7 +49,7 @@ def write_hubert(folder: Path) -> None:
     Wav2Vec2FeatureExtractor().save_pretrained(folder)
 
 
-def write_table(workdir: Path, page: Path, *, given: str, small: bool) -> None:
+def write_table(workdir: Path, page: Path, *, given: str) -> None:
     """The table of the workdir between the page's two marks, and what it took."""
     seconds = sum(results["seconds"] for results in read_results(workdir))
     table = (workdir / "mlsuperb" / "leaderboard.md").read_text("utf-8").replace("\n## ", "\n#### ")
@@ -63,18 +57,13 @@ def write_table(workdir: Path, page: Path, *, given: str, small: bool) -> None:
     machine = next(read_results(workdir))["machine"]
     said = (
         f"`benchmarks/mlsuperb_miniature.py {given}`: {seconds / 60:.0f} minutes of training and judging on\n"
-        f"{machine['cores']} shared cores ({machine['processor']}).\n"
+        f"{machine['cores']} shared cores ({machine['processor']}). So few updates teach nothing: figures lie at\n"
+        "chance and differences between models mean nothing. It shows that the paths run. Stage 1 is `wavlab_mk`,\n"
+        "stage 2 `wavlab_ms`, the control `wavlab_mk_continued`; `hubert_tiny_random` is the Hugging Face folder.\n"
     )
-    if not small:
-        said += (
-            "So few updates teach nothing: figures lie at chance and differences between models mean nothing. It\n"
-            "shows that the paths run. Stage 1 is `wavlab_mk`, stage 2 `wavlab_ms`, control `wavlab_mk_continued`,\n"
-            "and `hubert_tiny_random` is the Hugging Face folder.\n"
-        )
-    begin = BEGIN.format(" --small" if small else "")
-    before, rest = page.read_text("utf-8").split(begin)
-    _, after = rest.split(END, 1)
-    page.write_text(f"{before}{begin}\n\n{said}\n{table}\n{END}{after}", "utf-8")
+    before, rest = page.read_text("utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    page.write_text(f"{before}{BEGIN}\n\n{said}\n{table}\n{END}{after}", "utf-8")
 
 
 def main() -> None:
@@ -86,54 +75,43 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--track", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--sets", nargs="+", default=())
-    parser.add_argument("--small", action="store_true")
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
-    small, workdir = arguments.small, arguments.workdir
-    if small:
-        arguments.track = ("identification",)
+    workdir = arguments.workdir
     configure_jax(workdir)
     mesh = make_mesh(MeshConfig())
     batches = TrackBatchesConfig(size=BATCH, step=STEP, doubling=True, fillers=True)
     cfg = ProtocolConfig(scale=arguments.scale, learning_rate=arguments.learning_rate, batches=batches)
     models = (*STAGES, f"random:{STAGES[0]}", LOG_MEL)
     encoders = [read_encoder(model, workdir=workdir, mesh=mesh) for model in models]
-    results = workdir / "small" if small else workdir
     for track in tracks_of(arguments.track, arguments.sets):
         for encoder in encoders:
             run_benchmark(
                 encoder,
                 root=arguments.mlsuperb,
-                workdir=results,
+                workdir=workdir,
                 tracks=[track],
                 duration="10min",
                 cfg=cfg,
                 mesh=mesh,
-                downstream=SMALL if small else None,
             )
-    if not small:
-        judge_hubert(arguments)
-    subprocess.run([*COMMAND, "leaderboard", "--workdir", str(results)], check=True)
-    if arguments.write:
-        some = ["--small"] if small else [] if arguments.track == TASKS else ["--track", *arguments.track]
-        some += ["--sets", *arguments.sets] if arguments.sets else []
-        numbers = f"--scale {arguments.scale:g} --learning-rate {arguments.learning_rate:g}"
-        write_table(results, arguments.write, given=" ".join([*some, numbers]), small=small)
-
-
-def judge_hubert(arguments: argparse.Namespace) -> None:
-    """The Hugging Face folder on the first track, by the command itself."""
-    workdir = arguments.workdir
     folder = workdir / "hubert_tiny_random"
     if not folder.exists():
         write_hubert(folder)
+    command = [sys.executable, "-m", "experiments"]
     said = [f"--{name}" for name in ("mlsuperb", "workdir", "scale", "learning-rate")]
     values = (arguments.mlsuperb, workdir, arguments.scale, arguments.learning_rate)
     given = [str(each) for pair in zip(said, values, strict=True) for each in pair]
     lengths = ["--batches.step", str(STEP), "--batches.doubling", "True", "--batches.fillers", "True"]
     name = {"identification": "lid"}.get(arguments.track[0], arguments.track[0])
     track = ["--track", name, *(["--sets", *arguments.sets] if arguments.sets else [])]
-    subprocess.run([*COMMAND, "superb", str(folder), *given, *track, *lengths], check=True)
+    subprocess.run([*command, "superb", str(folder), *given, *track, *lengths], check=True)
+    subprocess.run([*command, "leaderboard", "--workdir", str(workdir)], check=True)
+    if arguments.write:
+        some = [] if arguments.track == TASKS else ["--track", *arguments.track]
+        some += ["--sets", *arguments.sets] if arguments.sets else []
+        numbers = f"--scale {arguments.scale:g} --learning-rate {arguments.learning_rate:g}"
+        write_table(workdir, arguments.write, given=" ".join([*some, numbers]))
 
 
 if __name__ == "__main__":
