@@ -57,9 +57,10 @@ def write_table(workdir: Path, page: Path, *, given: str) -> None:
     machine = next(read_results(workdir))["machine"]
     said = (
         f"`benchmarks/mlsuperb_miniature.py {given}`: {seconds / 60:.0f} minutes of training and judging on\n"
-        f"{machine['cores']} shared cores ({machine['processor']}). So few updates teach nothing: figures lie at\n"
-        "chance and differences between models mean nothing. It shows that the paths run. Stage 1 is `wavlab_mk`,\n"
-        "stage 2 `wavlab_ms`, the control `wavlab_mk_continued`; `hubert_tiny_random` is the Hugging Face folder.\n"
+        f"{machine['cores']} shared cores ({machine['processor']}). So few updates teach\n"
+        "nothing: models write hardly anything yet, and differences mean nothing. It shows that the paths run.\n"
+        "Stage 1 is `wavlab_mk`, stage 2 `wavlab_ms`, the control `wavlab_mk_continued`; `hubert_tiny_random` is the\n"
+        "Hugging Face folder.\n"
     )
     before, rest = page.read_text("utf-8").split(BEGIN)
     _, after = rest.split(END)

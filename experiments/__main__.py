@@ -161,7 +161,8 @@ def train(arguments: list[str]) -> None:
 
     connect()
     configure_jax(command.places.workdir)
-    train_stage(command.config, workdir=command.places.workdir, corpus=command.places.corpus_folder())
+    places = command.places
+    train_stage(command.config, workdir=places.workdir, corpus=places.corpus_folder(), launched=True)
     say(f"trained: {StageFiles(command.places.workdir, command.config.name).folder}")
 
 

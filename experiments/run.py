@@ -49,10 +49,11 @@ def configure_jax(workdir: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
+def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path, launched: bool = False) -> None:
     """Trains `cfg` to its last step, or continues it; returns at once if that is done.
 
     With several processes (`experiments.hosts`) all of them call this, and the first writes what there is one of.
+    `launched`: this is what the process was launched for, and it says when, after that, its first step ended.
 
     Raises StageError (changed configuration), CorpusChanged, SamplingError (too little to draw from), CheckpointError,
     UnitQualityError (too few alignments to probe phones), UnitsError, ManifestError, HostsError (processes that were
@@ -143,7 +144,7 @@ def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path) -> None:
             work=work_of(cfg, mesh),
             probes=probes,
             shown=objective_of(cfg.learner.objective).SHOWN,
-            say_start=is_first(),
+            say_start=launched and is_first(),
         )
     if is_first():
         write_json(files.finished, {"step": cfg.loop.steps})

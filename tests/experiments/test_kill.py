@@ -122,8 +122,11 @@ def test_kill_9_and_the_same_command_again_end_bit_for_bit_the_same(whole, audio
         run = Launched(tmp_path / "killed", *command, audio=audio).when_lines(after)
         run.process.kill()
         run.ended(-9)
-    Launched(tmp_path / "killed", *command, audio=audio).ended(0)
+    said = Launched(tmp_path / "killed", *command, audio=audio).ended(0)
     assert_same(tmp_path / "killed", whole)
+    told = [StageFiles(workdir, STAGE).metrics / "metrics.jsonl" for workdir in (tmp_path / "killed", whole)]
+    assert said.count("the first step ended") == 1 and "first_step_seconds" in told[0].read_text()
+    assert "first_step_seconds" not in told[1].read_text()  # a recipe was not launched for the stage alone
 
 
 @pytest.mark.soak
