@@ -25,7 +25,8 @@ def test_the_forward_section_computes_in_the_precision_that_it_says(monkeypatch)
         ours, theirs = programs(*pair, waveform, dtype=dtype)
         found[dtype] = np.asarray(ours()[-1], np.float32), theirs()[-1].float().numpy()
     for exact, rounded in zip(*found.values(), strict=True):
-        assert 1e-3 < np.abs(exact - rounded).max() < 0.5
+        # By the norm: the largest of 1,536 differences depends on which processor rounded.
+        assert 1e-3 < np.linalg.norm(exact - rounded) / np.linalg.norm(exact) < 0.5
     peaks = []
     monkeypatch.setattr(train_step, "peak", lambda dtype: peaks.append(dtype) or {"best": 1e12})
     for dtype in found:

@@ -19,7 +19,7 @@ from data_pipelines.mlsuperb.batches import LoadTrackBatch, TrackBatchesConfig
 from data_pipelines.mlsuperb.challenge import Development, read_challenge
 from data_pipelines.mlsuperb.layout import SOURCES, Duration, Part
 from data_pipelines.mlsuperb.tracks import Task, read_track
-from experiments.mlsuperb.protocol import ProtocolConfig, Schedule, schedule_of
+from experiments.mlsuperb.protocol import ProtocolConfig, Schedule, downstream_of, schedule_of
 from wavlab_jax.chips import Chip
 from wavlab_jax.downstream import DownstreamConfig
 from wavlab_jax.encoder import EncoderConfig
@@ -138,7 +138,7 @@ def estimate(
         else:
             tokens, rows = rows_of_track(root, task, name, duration=duration, cfg=cfg.batches)
         schedule = schedule_of(cfg, task, duration)
-        encode, recognise = _costs(encoder, tokens)
+        encode, recognise = _costs(encoder, downstream_of(cfg, tokens=tokens))
         passes = schedule.iterations / rows.batches
         seconds = _total(rows.train, lambda samples: samples / SAMPLE_RATE) / rows.train.total()
         judged = [(rows.dev, schedule.validations), (rows.test, 1)]
@@ -157,9 +157,10 @@ def estimate(
     return found
 
 
-def _costs(encoder: EncoderConfig | None, tokens: int) -> tuple[Callable[[int], float], Callable[[int], float]]:
-    """Samples of a row -> operations of the encoder and of the downstream model, both forward."""
-    head = DownstreamConfig(tokens=tokens)
+def _costs(
+    encoder: EncoderConfig | None, head: DownstreamConfig
+) -> tuple[Callable[[int], float], Callable[[int], float]]:
+    """Samples of a row -> operations of the encoder and of the downstream model `head`, both forward."""
     if encoder is None:  # what makes log-mel features is left out
         head = replace(head, projection=0)
         return lambda samples: 0.0, lambda samples: downstream_flops(head, samples // HOP + 1, inputs=head.channels)

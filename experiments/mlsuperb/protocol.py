@@ -27,6 +27,7 @@ VALIDATIONS = 30  # epochs, each followed by the loss on the dev set
 AVERAGED = 5  # of the best checkpoints by that loss
 ACCUMULATE = 4  # batches an update
 BATCH = 8  # utterances, at least
+WIDTH, HEAD_WIDTH = 256, 32  # of the downstream model, and of each of its heads
 LEARNING_RATE = 1e-4
 # Of the baseline of ML-SUPERB 2.0's challenge, whose downstream model, batches and updates are the same (ESPnet
 # `egs2/ml_superb2/asr1/conf/tuning/train_mms_ctc_baseline.yaml`).
@@ -60,17 +61,31 @@ class ProtocolConfig:
         scale: share of the published iterations; validations and averaged checkpoints become fewer with it.
         learning_rate: of Adam; the one thing that the benchmark lets each model choose.
         batches: of the track.
+        accumulate: batches an update; the published iterations are batches, so that fewer make more updates.
+        width: channels of the downstream model's convolutions and Transformer, whose heads and feed-forward layers keep
+            their proportions to it. A narrow one learns in minutes on a laptop.
         seed: of initial values, order, dropout and masks.
     """
 
     scale: float = 1.0
     learning_rate: float = LEARNING_RATE
     batches: TrackBatchesConfig = field(default_factory=lambda: TrackBatchesConfig(size=BATCH))
+    accumulate: int = ACCUMULATE
+    width: int = WIDTH
     seed: int = 0
 
     def __post_init__(self):
         if not 0 < self.scale <= 1:
             raise ProtocolError(f"scale is {self.scale:g}; it is a share of the published iterations, up to 1")
+        if self.accumulate < 1:
+            raise ProtocolError(f"accumulate is {self.accumulate}; an update takes one batch at least")
+        if self.width < 1 or self.width % HEAD_WIDTH:
+            raise ProtocolError(f"width is {self.width}; it is a multiple of {HEAD_WIDTH}, which is that of one head")
+
+
+def downstream_of(cfg: ProtocolConfig, *, tokens: int) -> DownstreamConfig:
+    """The downstream model's shape."""
+    return DownstreamConfig(tokens=tokens, width=cfg.width, heads=cfg.width // HEAD_WIDTH, feed_forward=4 * cfg.width)
 
 
 @dataclass(frozen=True)
@@ -105,7 +120,7 @@ def schedule_of(cfg: ProtocolConfig, task: Task | Literal["challenge"], duration
         published, most, averaged = ITERATIONS[task == "monolingual", duration], VALIDATIONS, AVERAGED
     wanted = published * cfg.scale
     validations = most if cfg.scale == 1 else min(max(int(wanted // 25), 1), most)
-    every = max(round(wanted / validations / ACCUMULATE), 1) * ACCUMULATE
+    every = max(round(wanted / validations / cfg.accumulate), 1) * cfg.accumulate
     return Schedule(published, every * validations, every, min(averaged, validations))
 
 
@@ -121,7 +136,7 @@ def optimizer_of(cfg: ProtocolConfig) -> OptimizerConfig:
         weight_decay=1e-6,
         decoupled_decay=False,
         clip_norm=5.0,
-        accumulate=ACCUMULATE,
+        accumulate=cfg.accumulate,
     )
 
 
@@ -172,7 +187,7 @@ def deviations(
 ) -> list[str]:
     """In what this run is not the published protocol, or not the `challenge`'s baseline; none by default.
 
-    The learning rate may be any, but for the baseline. `downstream`: the model's shape, where another was asked for.
+    The learning rate may be any, but for the baseline. `downstream`: the model's shape, where it is not that of `cfg`.
     """
     found, most, averaged = [], VALIDATIONS, AVERAGED
     if challenge:
@@ -190,10 +205,11 @@ def deviations(
         )
     if cfg.batches.size != BATCH:
         found.append(f"batches of {cfg.batches.size}, not {BATCH}")
-    if downstream is not None:
-        published = DownstreamConfig(tokens=downstream.tokens)
-        names = [each.name for each in fields(published)]
-        both = {name: (getattr(downstream, name), getattr(published, name)) for name in names}
-        other = [f"{name} {ours} in place of {theirs}" for name, (ours, theirs) in both.items() if ours != theirs]
-        found += [f"downstream model: {', '.join(other)}"] if other else []
-    return found
+    if cfg.accumulate != ACCUMULATE:
+        every = "each batch" if cfg.accumulate == 1 else f"every {cfg.accumulate} batches"
+        found.append(f"an update for {every}, not for {ACCUMULATE}")
+    downstream = downstream or downstream_of(cfg, tokens=3)
+    published = DownstreamConfig(tokens=downstream.tokens)
+    both = {each.name: (getattr(downstream, each.name), getattr(published, each.name)) for each in fields(published)}
+    other = [f"{name} {ours} in place of {theirs}" for name, (ours, theirs) in both.items() if ours != theirs]
+    return [*found, f"downstream model: {', '.join(other)}"] if other else found

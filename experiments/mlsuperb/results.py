@@ -18,7 +18,7 @@ from data_pipelines.mlsuperb.layout import PARTS, Part
 from data_pipelines.mlsuperb.tracks import Track
 from experiments.machine import describe_machine, git_commit
 from experiments.mlsuperb.faults import EMPTY, INFEASIBLE, UNSEEN, Fault, Folder, faults_of, write_faults
-from experiments.mlsuperb.protocol import ACCUMULATE, CHALLENGE_DIFFERENCES, DIFFERENCES, ProtocolError, deviations
+from experiments.mlsuperb.protocol import CHALLENGE_DIFFERENCES, DIFFERENCES, ProtocolError, deviations
 from experiments.mlsuperb.scoring import Judged, averages, chance, figures
 from experiments.mlsuperb.training import Run, Trained, judged_set
 from experiments.run import write_json
@@ -52,7 +52,7 @@ def write_results(run: Run, trained: Trained, judged: Sequence[Judged], *, folde
         downstream=run.downstream,
     )
     differences = list(CHALLENGE_DIFFERENCES if challenge else DIFFERENCES)
-    followed = Followed(not deviates, deviates, differences, ACCUMULATE, run.cfg.learning_rate)
+    followed = Followed(not deviates, deviates, differences, run.cfg.accumulate, run.cfg.learning_rate)
     config = run.encoder.config
     faults = faults_of(run.track, folder, frames_of=partial(frames_for, log_mel=config is None))
     facts = data_facts(run.track, folder, faults)

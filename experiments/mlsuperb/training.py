@@ -24,6 +24,7 @@ from experiments.mlsuperb.protocol import (
     ProtocolConfig,
     ProtocolError,
     Schedule,
+    downstream_of,
     loop_of,
     optimizer_of,
     schedule_of,
@@ -96,7 +97,7 @@ class Run:
 
     Attributes:
         track, encoder, cfg, mesh, files: of it.
-        downstream: the shape of the model; by default as published, but for the number of tokens.
+        downstream: the shape of the model, but for the number of tokens; by default that of `cfg`.
     """
 
     track: Track
@@ -115,7 +116,8 @@ class Run:
     @property
     def learner(self) -> LearnerConfig:
         """What the step computes. Log-mel features have 80 channels already, and no encoder."""
-        head = replace(self.downstream or DownstreamConfig(tokens=3), tokens=len(self.track.tokens))
+        tokens = len(self.track.tokens)
+        head = replace(self.downstream or downstream_of(self.cfg, tokens=tokens), tokens=tokens)
         if self.encoder.config is None:
             head = replace(head, projection=0)
         return LearnerConfig(

@@ -23,9 +23,11 @@ with interrupts_end_at_once():
     from experiments.mlsuperb.finetuning import FineTuning, RecogniserFiles, fine_tune
     from experiments.mlsuperb.gathered import write_leaderboard
     from experiments.mlsuperb.protocol import (
+        ACCUMULATE,
         BATCH,
         CHALLENGE_LEARNING_RATE,
         LEARNING_RATE,
+        WIDTH,
         ProtocolConfig,
         ProtocolError,
     )
@@ -74,6 +76,11 @@ class SuperbCommand:
     """Share of the published iterations. Below 1 it is not the published protocol, and every output says so."""
     learning_rate: float | None = None
     """The one thing that the benchmark leaves open; by default 1e-4, and of the challenge 2e-4."""
+    accumulate: int = ACCUMULATE
+    """Batches an update. Any but the published 4 is not the published protocol, and every output says so."""
+    width: int = WIDTH
+    """Channels of the downstream model; published is 256. A narrow one, such as 64, learns in minutes on a laptop, and
+    every output says so."""
     name: str | None = None
     """Of the model, in the table and of its folder; by default it follows from MODEL."""
     workdir: Path = WORKDIR
@@ -142,7 +149,7 @@ def superb(arguments: Sequence[str]) -> None:
     tracks, hours = _tracks(command), command.hours or "10min"
     rate = CHALLENGE_LEARNING_RATE if "challenge" in command.track else LEARNING_RATE
     rate = rate if command.learning_rate is None else command.learning_rate
-    cfg = ProtocolConfig(command.scale, rate, command.batches, command.seed)
+    cfg = ProtocolConfig(command.scale, rate, command.batches, command.accumulate, command.width, command.seed)
     if command.plan is not None:
         return print(_planned(command, tracks, cfg))
     if command.mlsuperb is None:

@@ -20,11 +20,19 @@ from experiments.mlsuperb.encoders import LOG_MEL, read_encoder
 from experiments.mlsuperb.faults import visible
 from experiments.mlsuperb.gathered import write_leaderboard
 from experiments.mlsuperb.judging import COLUMNS, text_of
-from experiments.mlsuperb.protocol import ProtocolConfig, ProtocolError, deviations, incomplete, schedule_of
+from experiments.mlsuperb.protocol import (
+    ProtocolConfig,
+    ProtocolError,
+    deviations,
+    downstream_of,
+    incomplete,
+    schedule_of,
+)
 from tests.experiments.small_mlsuperb import CFG, DOWNSTREAM, encoder, run, write_challenge, write_folder
 from tests.wavlab_jax import tiny
 from wavlab_jax.convert import export_huggingface
 from wavlab_jax.downstream import DownstreamConfig, SpecAugmentConfig
+from wavlab_jax.model import abstract_parameters, count
 from wavlab_jax.sharding import MeshConfig, make_mesh
 from wavlab_jax.train import Interrupted
 
@@ -101,8 +109,9 @@ def test_readers_find_the_keys_of_the_example(whole):
 
 
 def test_the_verbs_from_folder_to_table(root, tmp_path, capsys):
-    """As they are typed, with the published downstream model: four batches of log-mel features, one update."""
+    """As they are typed, with a narrow downstream model: four batches of log-mel features, two updates."""
     command = f"log-mel --mlsuperb {root} --workdir {tmp_path} --track lid --scale 1e-5 --seed 3 --name mel"
+    command += " --width 32 --accumulate 2"
     command += " --batches.size 2 --batches.step 0.6 --batches.fillers True --batches.threads 0"
     verbs.superb(command.split())
     said = capsys.readouterr().out
@@ -110,7 +119,10 @@ def test_the_verbs_from_folder_to_table(root, tmp_path, capsys):
     assert "[1/1] mel, identification, 10min: 4 batches, 6 tokens" in said and "results: " in said
     assert results["model"]["kind"] == "log-mel" and results["all"]["utterances"] == 16
     assert (results["protocol"]["iterations"], results["protocol"]["batch"], results["protocol"]["seed"]) == (4, 2, 3)
-    assert results["model"]["downstream_parameters"] == 4_599_303
+    said = results["protocol"]["deviations"]
+    assert said[-2] == "an update for every 2 batches, not for 4" and "width 32 in place of 256, heads 1" in said[-1]
+    default = abstract_parameters(None, dataclasses.replace(downstream_of(ProtocolConfig(), tokens=6), projection=0))
+    assert count(default) == 4_599_303 > 10 * results["model"]["downstream_parameters"]
     verbs.superb(command.split())
     assert "done already" in capsys.readouterr().out
     verbs.leaderboard(["--workdir", str(tmp_path)])
@@ -226,9 +238,19 @@ def test_the_published_schedule_is_the_default():
     assert (short.iterations, short.validate_every, short.averaged) == (16, 16, 1)
     said = deviations(ProtocolConfig(scale=0.001, learning_rate=2e-4), short, miniature=True)
     assert len(said) == 2 and "miniature" in said[0] and "16 of 15,000" in said[1]
-    for scale in (0, 1.5):
-        with pytest.raises(ProtocolError, match="share of the published"):
-            ProtocolConfig(scale=scale)
+    narrow = ProtocolConfig(width=64, accumulate=1)
+    assert deviations(narrow, schedule_of(narrow, "joint", "10min"), miniature=False) == [
+        "an update for each batch, not for 4",
+        "downstream model: width 64 in place of 256, heads 2 in place of 8, feed_forward 256 in place of 1024",
+    ]
+    for wrong, why in (
+        (dict(scale=0), "share of the published"),
+        (dict(scale=1.5), "share of the published"),
+        (dict(accumulate=0), "takes one batch"),
+        (dict(width=40), "a multiple of 32"),
+    ):
+        with pytest.raises(ProtocolError, match=why):
+            ProtocolConfig(**wrong)
 
 
 def test_what_is_wrong_with_the_last_track_is_said_before_the_first_is_trained(whole, root, tmp_path):
