@@ -7,8 +7,8 @@
 Every track for each model, as `python -m experiments superb MODEL --mlsuperb work/mlsuperb --workdir work/demo` does it
 with the options that this prints; here models take turns track by track, and those of one shape share their compiled
 programs. A tiny HuBERT with random weights is written by transformers, and judged on the first track by the command
-itself, as is the table. What was finished is kept; run it again to go on. `--track` and `--sets` choose some, so that two
-of it can run side by side, a core each; `--write docs/mlsuperb.md` puts the table into that file.
+itself, as is the table. What was finished is kept; run it again to go on. `--track` and `--sets` choose some, so that
+two of it can run side by side, a core each; `--write docs/mlsuperb.md` puts the table into that file.
 
 The published downstream model would learn nothing in the time that a laptop has. This one is a quarter as wide, and is
 updated after each batch, at a higher rate: 300 batches a monolingual set, 1,500 of the others.
@@ -80,8 +80,9 @@ def write_table(workdir: Path, page: Path, *, given: list[str]) -> None:
     table = (workdir / "mlsuperb" / "leaderboard.md").read_text("utf-8").replace("\n## ", "\n#### ")
     table = "###" + table.removeprefix("#")
     machine = next(read_results(workdir))["machine"]
+    command = " ".join(["benchmarks/mlsuperb_miniature.py", *given])
     said = (
-        f"`{' '.join(['benchmarks/mlsuperb_miniature.py', *given])}`: {seconds / 60:.0f} minutes of training and judging,\n"
+        f"`{command}`: {seconds / 60:.0f} minutes of training and judging,\n"
         f"summed over its runs, on {machine['cores']} shared cores ({machine['processor']}).\n"
         "Stage 1 is `wavlab_mk`, stage 2 `wavlab_ms`, the control `wavlab_mk_continued`; `hubert_tiny_random` is the\n"
         "Hugging Face folder.\n"
