@@ -124,7 +124,9 @@ def chance_finding(standing: Sequence[Standing], task: str) -> Finding | None:
     said = f"{side} chance" if side else "not distinguishable from chance"
     words = f"Languages right in {TITLES[task]}, {SETS[best['set']]}: {model} [{low:.1f}, {high:.1f}], {said} "
     words += f"({chance:.1f}), on {count(best['all']['utterances'])} utterances"
-    more = f"; the highest of {len(rows)} models." if len(rows) > 1 else "."
+    alike = sum(row["all"]["accuracy"] == best["all"]["accuracy"] for _, row in rows) - 1
+    others = f", and that of {alike} more" if alike else ""
+    more = f"; the highest of {len(rows)} models{others}." if len(rows) > 1 else "."
     return Finding(f"{best['all']['accuracy']:.1f}%", words + more, "fact" if tone == "better" else tone)
 
 

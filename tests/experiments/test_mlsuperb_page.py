@@ -10,8 +10,8 @@ import pytest
 
 from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS
 from experiments.mlsuperb.drawn import bars, confusion_matrix, differing
-from experiments.mlsuperb.gathered import write_leaderboard
-from experiments.mlsuperb.page import write_page
+from experiments.mlsuperb.gathered import Standing, write_leaderboard
+from experiments.mlsuperb.page import chance_finding, write_page
 from experiments.mlsuperb.protocol import ProtocolError
 from experiments.mlsuperb.scoring import ChallengeScores
 from experiments.report.page import Look
@@ -133,6 +133,16 @@ def test_only_what_follows_the_protocol_stands_among_published_rows(page):
     assert "not by the published protocol" in found.text("leaderboard")
     assert f"{points:.1f} SUPERB points of ours" in found.text("summary")
     assert "[68.0, 73.0], above chance (35.0), on 60 utterances; the highest of 3 models" in found.text("summary")
+
+
+def test_none_is_called_the_highest_where_several_are():
+    least = {"uniform": 4.0, "majority": {"all": 13.0}}
+    standing = [
+        Standing(name, "10min", {}, {"identification": {"set": "10min", "chance": least, "all": row(accuracy=value)}})
+        for name, value in (("a", 20.0), ("b", 20.0), ("c", 8.0))
+    ]
+    assert chance_finding(standing, "identification").text.endswith("the highest of 3 models, and that of 1 more.")
+    assert chance_finding(standing[1:], "identification").text.endswith("the highest of 2 models.")
 
 
 def test_every_part_shows_its_figures(page):
