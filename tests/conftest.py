@@ -34,6 +34,7 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("house")
 
+RECIPE = ("test_recipes", "test_run", "test_probes", "test_hosts", "test_objective_stages")  # of tests/experiments
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 
@@ -45,14 +46,17 @@ def pytest_report_header():
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With `--dist loadfile`, a process takes whole files; all that look at the one small recipe go to one process."""
+    """With `--dist loadfile`, a process takes whole files; all that look at the one small recipe go to one process.
+
+    Its stages are trained once then, which takes two minutes.
+    """
     return ByFile(config, log) if config.getvalue("dist") == "loadfile" else None
 
 
 class ByFile(LoadFileScheduling):
     def _split_scope(self, nodeid):
         file = super()._split_scope(nodeid)
-        return "recipe" if Path(file).name in ("test_recipes.py", "test_run.py") else file
+        return "recipe" if Path(file).stem in RECIPE else file
 
 
 def pytest_ignore_collect(collection_path: Path, config):
