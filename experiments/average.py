@@ -39,7 +39,7 @@ def average_stage(
     is there. Raises AverageError, CheckpointError.
     """
     files, result = StageFiles(workdir, stage), StageFiles(workdir, f"{stage}@{name}")
-    if (last is None) == (best is None) or (last or best) < 1:
+    if (last is None) == (best is None) or (best if last is None else last) < 1:
         raise AverageError("give --last N or --best N, one of them, at least 1")
     if not files.checkpoints.is_dir():
         raise CheckpointError(f"{files.checkpoints} does not exist: has {stage} been trained in this workdir?")

@@ -118,8 +118,8 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
     data = len(devices) // max(cfg.fsdp, 1) if cfg.data == -1 else cfg.data
     if min(data, cfg.fsdp) < 1 or data * cfg.fsdp != len(devices):
         raise ShardingError(
-            f"mesh data={cfg.data}, fsdp={cfg.fsdp} does not cover {len(devices)} devices exactly: give a mesh.fsdp, at "
-            "least 1, that divides their number, and leave mesh.data at -1, all that are left"
+            f"mesh data={cfg.data}, fsdp={cfg.fsdp} does not cover {len(devices)} devices exactly: give a mesh.fsdp, "
+            "at least 1, that divides their number, and leave mesh.data at -1, all that are left"
         )
     return Mesh(_laid_out(devices, data, cfg.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 

@@ -98,6 +98,12 @@ def test_what_was_averaged_is_said_and_another_mean_is_refused(averaged, answer)
     assert "is a mean of checkpoints, which is not trained" in answer("train", MEAN).stderr
 
 
+def test_how_many_must_be_said(answer, tmp_path):
+    for wrong in ((), ("--last", "0"), ("--best", "0"), ("--last", "-1"), ("--last", "1", "--best", "1")):
+        told = answer("average", NAME, *wrong, "--workdir", str(tmp_path))
+        assert told.returncode == 1 and told.stderr == "error: give --last N or --best N, one of them, at least 1\n"
+
+
 def test_a_fork_takes_a_whole_state_and_goes_on_from_there(averaged, corpus, answer):
     """From step 3 of 6, with nothing changed but the name: the source's numbers, from there on."""
     cfg = small(NAME)
