@@ -31,7 +31,7 @@ class PlanConfig:
     Attributes:
         topology: of TPUs, a chip and its sides: v5e:16x16, v4:4x4x2. Compiled by libtpu where it is installed.
         chips: their number, where there is no topology: GPUs, and estimates.
-        chip: which: a100-80, h100, v4, ...
+        chip: which they are, beside `chips` alone: a100-80, h100, v4, ...
         utilisation: share of the chips' peak that the run is assumed to reach (MFU), for times and costs.
         search: compile further sizes to find the most audio that a chip can hold in one pass.
         compile: False: by formula alone, in seconds where compiling for a TPU takes minutes; nothing is searched then.
@@ -50,6 +50,8 @@ class PlanConfig:
             raise StageError("give either --topology (TPUs: v5e:16x16) or --chips N with --chip (GPUs: a100-80)")
         if self.chips is not None and (self.chips < 1 or self.chip is None):
             raise StageError("--chips N, at least 1, goes with --chip: a100-80, h100, v4, ...")
+        if self.topology is not None and self.chip is not None:
+            raise StageError(f"--topology {self.topology} says which chip it is of: leave out --chip {self.chip}")
         if not 0 < self.utilisation <= 1:
             raise StageError(f"utilisation is {self.utilisation:g}; it is a share of the peak, above 0 and at most 1")
 

@@ -90,6 +90,8 @@ class LoopConfig:
         for name in ("steps", "log_every", "save_every", "keep", "skip_in_row", "skip_in_all"):
             if getattr(self, name) < 1:
                 raise LoopError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.profile_steps < 0:
+            raise LoopError(f"loop.profile_steps is {self.profile_steps}; give how many steps to trace, or 0 for none")
         if self.keep_best < 0 or self.keep_every < 0 or self.keep_every % self.save_every:
             raise LoopError(
                 f"loop.keep_every is {self.keep_every}, loop.keep_best {self.keep_best}: neither may be negative, and "

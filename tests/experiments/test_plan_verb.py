@@ -43,6 +43,11 @@ def test_a_plan_must_say_for_what():
     for config in (PlanConfig(), PlanConfig(topology="v5e:2x2", chips=4), PlanConfig(chips=4)):
         with pytest.raises(StageError, match="--chip"):
             plans.plan_stage(stage, config)
+    for chips in (0, -4):
+        with pytest.raises(StageError, match="--chips N, at least 1"):
+            plans.plan_stage(stage, PlanConfig(chips=chips, chip="h100"))
+    with pytest.raises(StageError, match="leave out --chip h100"):
+        plans.plan_stage(stage, PlanConfig(topology="v5e:16x16", chip="h100", compile=False))
     with pytest.raises(StageError, match="share of the peak"):
         plans.plan_stage(stage, PlanConfig(chips=4, chip="h100", utilisation=40.0))
 

@@ -170,6 +170,11 @@ def test_a_loop_that_cannot_run_is_refused(field):
     assert getattr(LoopConfig(**{field: 1}), field) == 1
 
 
+def test_a_negative_number_of_steps_is_not_traced():
+    with pytest.raises(LoopError, match="loop.profile_steps is -3; give how many"):
+        LoopConfig(profile_steps=-3)
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [("seconds_per_device", 0.0), ("seconds_per_device", -1.0), ("seconds_per_device", float("nan")),
