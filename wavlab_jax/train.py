@@ -69,7 +69,8 @@ class LoopConfig:
             the run, or "skip" it: the next batch follows, and the learning rate goes on as if it had counted.
         skip_in_row, skip_in_all: how many such steps are borne, one after the other and in the whole run, before it
             stops all the same.
-        profile_steps: that are traced, once a process, into the stage's folder `profile`; 0 for none.
+        profile_steps: that each call of `train` traces, of its first process, into the stage's folder `profile`; 0 for
+            none.
         wandb: project of Weights & Biases that the metrics go to as well; empty for none. The run is called as the
             stage is, and stays one run however often it is continued.
     """
