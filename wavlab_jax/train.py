@@ -229,7 +229,7 @@ def train(
             clock.stepped()
         if saved < done:
             save(read_pending(window))
-    checkpoints.wait()
+        checkpoints.wait()  # a signal that comes again meanwhile must not end the save
     if done < cfg.steps:
         said = f"stopped after step {done} of {cfg.steps}, saved; the same command continues"
         raise Interrupted(said, number=stopping())

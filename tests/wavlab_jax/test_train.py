@@ -103,6 +103,28 @@ def same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+def test_a_signal_that_comes_again_does_not_end_the_last_save(tmp_path, monkeypatch):
+    """Schedulers send SIGTERM to a launcher that passes it on and to the process itself, and a save takes a while."""
+    missed, wait = [], Checkpoints.wait
+    before = signal.signal(signal.SIGTERM, lambda *_: missed.append("ended"))
+
+    def waiting(checkpoints):
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait(checkpoints)
+
+    def interrupting(first):
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from batches(first)
+
+    monkeypatch.setattr(Checkpoints, "wait", waiting)
+    try:
+        with pytest.raises(Interrupted, match="stopped after step 1 of 12, saved"):
+            run(tmp_path, stream=interrupting)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not missed and list(steps_of(tmp_path / "checkpoints")) == [1]
+
+
 @pytest.mark.parametrize("stop_at", [2, *(pytest.param(k, marks=pytest.mark.soak) for k in (5, 8))])
 def test_an_interrupted_run_ends_bit_for_bit_where_a_whole_one_does(whole, tmp_path, stop_at):
     """SIGTERM while batch `stop_at` is read, between and at the intervals of saving and logging."""
