@@ -22,10 +22,10 @@ from experiments.hosts import agree, check_shared, is_first, peer_lost, wait_for
 from experiments.machine import git_commit, versions
 from experiments.probe_clips import check_alignments
 from experiments.probes import make_probes
-from experiments.stage import StageConfig, StageError, as_text, check_unchanged, flatten
+from experiments.stage import StageConfig, StageError, as_text, beginning, check_unchanged, flatten
 from experiments.stage_files import StageFiles, write_json
 from experiments.targets import Labels, make_labels
-from experiments.trained import beginning, check_corpus, imported_model, is_finished, lineage, load_model
+from experiments.trained import check_corpus, imported_model, is_finished, lineage, load_model
 from wavlab_jax.checkpoint import Checkpoints, restore_state, start, steps_of
 from wavlab_jax.chips import chip_of
 from wavlab_jax.clock import Work
@@ -309,7 +309,8 @@ def _remember(
     if cfg.init_from:
         inputs["init_from"] = lineage(workdir, cfg.init_from)
     if fork is not None:
-        inputs["continue_from"] = {"stage": fork.stage, "step": fork.step, "begun": beginning(workdir, fork.stage)}
+        begun = beginning(StageFiles(workdir, fork.stage))
+        inputs["continue_from"] = {"stage": fork.stage, "step": fork.step, "begun": begun}
     if files.inputs.exists() and json.loads(files.inputs.read_text()) != inputs:
         raise StageError(
             f"{files.folder} was trained on other units or from another parent: then "

@@ -8,7 +8,7 @@ import pytest
 from data_pipelines.mixing import MixingConfig
 from experiments.__main__ import parse_stage
 from experiments.commands import QualityCommand, StageCommand
-from experiments.stage import StageError, as_started, as_text, check_unchanged, flatten
+from experiments.stage import StageError, as_started, as_text, beginning, check_unchanged, flatten
 from experiments.stage_files import StageFiles
 from experiments.stages import SIZES, STAGES, run_of, stage_function
 from wavlab_jax.model import abstract_parameters, count
@@ -98,6 +98,21 @@ def test_a_changed_stage_is_refused_by_name_and_free_values_are_not(tmp_path):
     changed = dataclasses.replace(cfg, learner=dataclasses.replace(cfg.learner, optimizer=optimizer))
     with pytest.raises(StageError, match=r"learner.optimizer.peak_learning_rate: .* then, 0.5 now"):
         check_unchanged(changed, files)
+
+
+def test_what_a_run_was_begun_with_outlasts_the_values_that_are_free(tmp_path):
+    """Its forks and means are known by it, and it may go on with other ones, which stand in its config.txt then."""
+    cfg = stage_function("wavlab_mk", size="demo")()
+    files = StageFiles(tmp_path, cfg.name)
+    files.folder.mkdir(parents=True)
+    files.inputs.write_text("{}")
+    found = []
+    other = dataclasses.replace(cfg.learner, seed=9)
+    free = dataclasses.replace(cfg, seconds_per_device=7.0, loop=dataclasses.replace(cfg.loop, keep=9))
+    for each in (cfg, free, dataclasses.replace(cfg, learner=other)):
+        files.config.write_text(as_text(each))
+        found.append(beginning(files))
+    assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.parametrize(("name", "size"), EVERY)
