@@ -31,11 +31,14 @@ if [ $# -eq 0 ]; then sed -n '2,/^set -u/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2; fi
 stopped() { case $1 in 75 | 138 | 143) true ;; *) false ;; esac }
 lost() { case $1 in 69 | 134 | 137) true ;; *) false ;; esac }
 
-# `run COMMAND...`: its status; signals that reach this shell are passed on to it, and it is waited for.
+# `run COMMAND...`: its status; signals that reach this shell are passed on to it, and it is waited for. It has a process
+# group of its own, so that Ctrl-C reaches it once, by this shell; in this one's, bash would have it ignore Ctrl-C.
 run() {
-  "$@" &
+  set -m
+  "$@" </dev/null &
   child=$!
-  for name in TERM USR1 INT; do
+  set +m
+  for name in TERM USR1 INT HUP; do
     # shellcheck disable=SC2064
     trap "told=1; kill -$name $child 2>/dev/null" "$name"
   done
@@ -44,7 +47,7 @@ run() {
     status=$?
     kill -0 "$child" 2>/dev/null || break # a signal ends `wait` before the child ends
   done
-  trap - TERM USR1 INT
+  trap - TERM USR1 INT HUP
   return "$status"
 }
 

@@ -151,6 +151,33 @@ def test_launch(launch):
     assert launch("--again", *command, **job) == (0, [srun.replace("launch.sh", "launch.sh --again")])
 
 
+def test_ctrl_c_reaches_what_is_run_again_once(tmp_path):
+    """A terminal sends it to its whole process group, and the shell passes it on: a second one would end a run unsaved.
+
+    Before training begins nothing but Python's own handler answers it, which is there where it is not ignored.
+    """
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\nimport pathlib, signal, sys, time\nheard = []\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "signal.signal(signal.SIGINT, lambda *_: heard.append(1))\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'ready').touch()\n"
+        "while not heard: time.sleep(0.02)\n"
+        "time.sleep(0.5)\nsys.exit(130 + len(heard) - 1)\n"
+    )
+    python.chmod(0o755)
+    command = [ROOT / "experiments" / "launch.sh", "--again", "train", "wavlab_mk"]
+    env = os.environ | {"PYTHON": str(python), "WAVLAB_AGAIN_SECONDS": "0"}
+    shell = subprocess.Popen(command, env=env, start_new_session=True, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "ready").exists() and shell.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if shell.poll() is None:
+        os.killpg(shell.pid, signal.SIGINT)
+    said = shell.communicate(timeout=30)[1]
+    assert shell.returncode == 130, said
+
+
 # --- two real processes ---
 
 
