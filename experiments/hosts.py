@@ -68,7 +68,9 @@ def connection(environment: Mapping[str, str]) -> Connection | None:
         if int(processes) == 1:
             return None
         return Connection(address, int(processes), int(process), cluster_detection_method="deactivate")
-    if int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in environment:
+    # a shell that salloc opens as a step, of one, keeps the allocation's SLURM_NTASKS (srun --preserve-env)
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
+    if int(tasks) > 1 and "SLURM_STEP_NODELIST" in environment:
         return Connection(local_device_ids=_gpus_of_task(environment), cluster_detection_method="slurm")
     several = len(environment.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
     return Connection() if several or environment.get(AUTOMATIC) == "auto" else None

@@ -4,7 +4,7 @@
 # Runs `python -m experiments ...` and, where that was stopped by a scheduler or lost another host, sees to it that it is
 # run again. docs/scaling.md shows it on TPU pods, under Slurm, by hand and on spot machines.
 #
-#   in a Slurm batch script   starts a task of itself on every place of the allocation (srun); puts the job back into the
+#   in a Slurm batch script   (or the shell that salloc opens) starts a task of itself on every place of the allocation (srun); puts the job back into the
 #                             queue (scontrol requeue) when the tasks were stopped before they were done, or one of them
 #                             was lost and the job has been restarted less than WAVLAB_REQUEUES (5) times so far
 #   in a Slurm task (srun)    runs the command; jax asks Slurm for the other tasks
@@ -27,6 +27,12 @@ requeues=${WAVLAB_REQUEUES:-5} # of a Slurm job that lost a task
 again=
 if [ "${1:-}" = --again ]; then again=1; shift; fi
 if [ $# -eq 0 ]; then sed -n '2,/^set -u/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2; fi
+
+if [ ! -f "$here/experiments/__main__.py" ]; then
+  echo "error: $0 is a copy outside of its repository, as sbatch makes one of a script that it is given: have a batch" \
+    "script call experiments/launch.sh (docs/scaling.md, Slurm)" >&2
+  exit 2
+fi
 
 stopped() { case $1 in 75 | 138 | 143) true ;; *) false ;; esac }
 lost() { case $1 in 69 | 134 | 137) true ;; *) false ;; esac }
@@ -53,7 +59,9 @@ run() {
 
 told= # whether this shell itself was asked to stop
 
-if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then
+step=${SLURM_STEP_ID:-}
+[ "$step" != 4294967290 ] || step= # the shell that salloc opens may be a step, but is no task (SLURM_INTERACTIVE_STEP)
+if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "$step" ]; then
   # srun does not take this over from sbatch by itself
   [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}"
   run srun --kill-on-bad-exit=0 "$here/experiments/launch.sh" ${again:+--again} "$@"
@@ -61,7 +69,8 @@ if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then
   restarts=${SLURM_RESTART_COUNT:-0} # by whatever cause
   if stopped "$status" || { lost "$status" && [ "$restarts" -lt "$requeues" ]; }; then
     echo "ended with status $status; back into the queue: job $SLURM_JOB_ID" >&2
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID" ||
+      echo "it could not be requeued (sbatch --requeue allows it, salloc never): start the same command again" >&2
   elif lost "$status"; then
     echo "ended with status $status, a task was lost; job $SLURM_JOB_ID was restarted $restarts times already, and" \
       "WAVLAB_REQUEUES is $requeues: see why in its log, then submit it again" >&2

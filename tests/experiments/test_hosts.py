@@ -53,6 +53,7 @@ def by_hand(address="10.0.0.1:1234", processes="2", process="1"):
         (slurm("2", "1(x2)", gpus="0", visible=None), Connection(None, None, None, None, "slurm")),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # the batch script itself, which is no task
         (slurm("1", "1"), None),
+        (slurm("8", "1") | {"SLURM_STEP_NUM_TASKS": "1"}, None),  # the shell that salloc opens
         ({"WAVLAB_HOSTS": "auto"}, Connection()),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, Connection()),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
@@ -149,6 +150,15 @@ def test_launch(launch):
     more = {"SLURM_RESTART_COUNT": "5", "WAVLAB_REQUEUES": "6", **job}
     assert launch(*command, statuses="69", **more) == (69, [srun, requeue])
     assert launch("--again", *command, **job) == (0, [srun.replace("launch.sh", "launch.sh --again")])
+    assert launch(*command, SLURM_STEP_ID="4294967290", **job) == (0, [srun])  # the shell that salloc opens
+    assert launch(*command, statuses="75 1", **job) == (75, [srun, requeue])  # which Slurm may refuse
+
+
+def test_a_copy_of_the_launcher_says_so(tmp_path):
+    """`sbatch experiments/launch.sh ...` runs a copy, beside which there is nothing."""
+    copy = Path(shutil.copy(ROOT / "experiments" / "launch.sh", tmp_path / "slurm_script"))
+    done = subprocess.run([copy, "train", "wavlab_mk"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "have a batch script call experiments/launch.sh" in done.stderr
 
 
 def test_ctrl_c_reaches_what_is_run_again_once(tmp_path):
