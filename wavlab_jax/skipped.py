@@ -74,7 +74,7 @@ class Skips:
         self.total, self._run = self.total + 1, self._run + 1
         if self._run <= self._in_row and self.total <= self._in_all:
             return False
-        bound = ""
+        bound = " --loop.non-finite skip goes on past such steps; docs/health.md says what to look at first."
         if self._in_row:
             bound = (
                 f" It is number {self._run} in a row and {self.total} in all (loop.skip_in_row allows {self._in_row}, "

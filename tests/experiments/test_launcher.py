@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from experiments import __main__ as launcher
 from experiments.stages import STAGES
 from wavlab_jax.encoder.architectures import ARCHITECTURES
 
@@ -66,6 +68,16 @@ def test_mistakes_are_answered_without_a_traceback(answer, arguments, expected):
 def test_a_mistake_ends_the_process_with_one_line():
     found = launch("show", "hubert_base_it1", "--learner.encoder.heads", "5")
     assert found.returncode == 1 and found.stderr == "error: width 768 is not a multiple of heads 5\n"
+
+
+def test_a_device_without_memory_is_told_what_takes_less(answer, monkeypatch):
+    def full(arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9663676416 bytes.")
+
+    monkeypatch.setitem(launcher.VERBS, "train", full)
+    found = answer("train", "wavlab_mk")
+    assert found.returncode == 1 and "Traceback" in found.stderr
+    assert found.stderr.splitlines()[-1].startswith("error: out of memory. ") and "--seconds-per-device" in found.stderr
 
 
 def test_help_of_every_verb(answer):
