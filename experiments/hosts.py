@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +24,11 @@ COORDINATOR, PROCESSES, PROCESS = "WAVLAB_COORDINATOR", "WAVLAB_PROCESSES", "WAV
 AUTOMATIC = "WAVLAB_HOSTS"  # "auto": jax.distributed asks the cloud, as it does on TPU pods
 HEARTBEAT = "WAVLAB_HEARTBEAT_SECONDS"  # after which a process that is gone ends the others; jax: 100
 CONNECT = "WAVLAB_CONNECT_SECONDS"  # that a process waits for the others when it starts; jax: 300
+SAID_SECONDS = 20.0  # of waiting for the others, after which it is said
+TOGETHER = (
+    f"start the same command on every host; {COORDINATOR}, {PROCESSES} and {PROCESS} say by hand where process 0 is, "
+    "how many there are, and which this is"
+)
 LOST = 69  # exit status (EX_UNAVAILABLE) where another process is gone; launch.sh knows it
 _TRANSPORT = re.compile(r"Gloo|NCCL|Connection (reset|closed|refused)|coordination service", re.IGNORECASE)
 SEEN_SECONDS = 90.0  # network file systems may hide a new file so long from a host that looked for it before
@@ -112,7 +118,9 @@ def _tasks_of_node(environment: Mapping[str, str]) -> int:
 def connect(environment: Mapping[str, str] = os.environ) -> None:
     """Joins the other processes, if there are any. Before anything else touches a device.
 
-    Raises HostsError if they do not come together within WAVLAB_CONNECT_SECONDS.
+    Where they do not come together within WAVLAB_CONNECT_SECONDS, jax aborts this process (status 134), with words that
+    help nobody: so what is waited for is said on standard error after `SAID_SECONDS`, or half of that time if it is
+    less. Raises HostsError where jax finds out before.
     """
     found = connection(environment)
     if found is None:
@@ -122,16 +130,29 @@ def connect(environment: Mapping[str, str] = os.environ) -> None:
         for argument, name in (("heartbeat_timeout_seconds", HEARTBEAT), ("initialization_timeout", CONNECT))
         if name in environment
     }
+    limit = timeouts.get("initialization_timeout", 300)
+    saying = threading.Timer(min(SAID_SECONDS, limit / 2), _say_waiting, (found, limit))
+    saying.daemon = True
+    saying.start()
     # jax would catch SIGTERM itself; `wavlab_jax.train` does, and other signals too
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**found._asdict(), **timeouts)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise HostsError(
-            f"the processes did not come together ({reason}): start the same command on every host; {COORDINATOR}, "
-            f"{PROCESSES} and {PROCESS} say by hand where process 0 is, how many there are, and which this is"
-        ) from error
+        raise HostsError(f"the processes did not come together ({reason}): {TOGETHER}") from error
+    finally:
+        saying.cancel()
+
+
+def _say_waiting(to: Connection, limit: int) -> None:
+    by_hand = f" This is number {to.process_id} of {to.num_processes}, and number 0 is {to.coordinator_address}."
+    print(
+        f"waiting for the other processes, {limit} s at most ({CONNECT})."
+        f"{'' if to.coordinator_address is None else by_hand} If they do not come: {TOGETHER}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _seconds(environment: Mapping[str, str], name: str) -> int:

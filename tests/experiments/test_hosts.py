@@ -77,6 +77,21 @@ def test_what_it_says_by_halves_is_named(environment, told):
         connection(environment)
 
 
+def test_what_is_waited_for_is_said_before_jax_gives_up():
+    """jax then aborts the process, with a stack of its own functions."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    env = os.environ | by_hand(address) | {"WAVLAB_CONNECT_SECONDS": "2"}
+    command = [sys.executable, "-c", "from experiments.hosts import connect; connect()"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGABRT
+    assert done.stderr.startswith(
+        "waiting for the other processes, 2 s at most (WAVLAB_CONNECT_SECONDS). This is number"
+    )
+    assert f"number 1 of 2, and number 0 is {address}. If they do not come: start the same command" in done.stderr
+
+
 def test_what_runs_on_one_host_says_so():
     refuse_several("evaluate", {})
     with pytest.raises(HostsError, match="evaluate runs in one process, on one host"):
