@@ -349,7 +349,7 @@ def main() -> int:
         print(f"\n{SAID}", file=sys.stderr)
         leave(130)
         return 130
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # of whatever class: other processes may wait for this one
         return _told(error)
     return 0
 

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 from experiments import __main__ as launcher
+from experiments import hosts
 from experiments.stages import STAGES
 from wavlab_jax.encoder.architectures import ARCHITECTURES
 
@@ -78,6 +79,15 @@ def test_a_device_without_memory_is_told_what_takes_less(answer, monkeypatch):
     found = answer("train", "wavlab_mk")
     assert found.returncode == 1 and "Traceback" in found.stderr
     assert found.stderr.splitlines()[-1].startswith("error: out of memory. ") and "--seconds-per-device" in found.stderr
+
+
+def test_an_error_of_any_class_ends_one_of_several_processes_at_once(answer, monkeypatch):
+    """Python's own way out leads through jax, which would wait there for the others, as they wait for this one."""
+    left = []
+    monkeypatch.setattr(hosts, "leave", left.append)
+    monkeypatch.setitem(launcher.VERBS, "train", lambda arguments: {}["absent"])
+    found = answer("train", "wavlab_mk")
+    assert found.returncode == 1 and left == [1] and "KeyError: 'absent'" in found.stderr
 
 
 def test_help_of_every_verb(answer):

@@ -252,6 +252,11 @@ def test_weights_and_biases_is_one_run_however_often_it_is_continued(tmp_path, m
     monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
     with pytest.raises(TrackerError, match="loop.wandb is 'speech', but Weights & Biases is not installed: pip"):
         WandbTracker(tmp_path, project="speech", name="stage", config={})
+    no_key = SimpleNamespace(init=lambda **_: {}["api_key not configured"])
+    monkeypatch.setitem(sys.modules, "wandb", no_key)
+    (tmp_path / "refused").mkdir()
+    with pytest.raises(TrackerError, match="api_key not configured.*`wandb login`, or WANDB_MODE=offline"):
+        WandbTracker(tmp_path / "refused", project="speech", name="stage", config={})
     told = []
 
     def init(**given):
