@@ -341,7 +341,10 @@ def main() -> int:
             refuse_several(verb)
         VERBS[verb](arguments[1:])
     except BrokenPipeError:
+        from experiments.hosts import leave
+
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(141)
         return 141
     except KeyboardInterrupt:
         from experiments.hosts import leave

@@ -1,5 +1,6 @@
 """The command line: as a process, as it is shipped, and most of its answers in this one, where imports are done."""
 
+import os
 import re
 import subprocess
 import sys
@@ -88,6 +89,19 @@ def test_an_error_of_any_class_ends_one_of_several_processes_at_once(answer, mon
     monkeypatch.setitem(launcher.VERBS, "train", lambda arguments: {}["absent"])
     found = answer("train", "wavlab_mk")
     assert found.returncode == 1 and left == [1] and "KeyError: 'absent'" in found.stderr
+
+
+def test_a_closed_connection_ends_one_of_several_processes_at_once(monkeypatch):
+    left = []
+    monkeypatch.setattr(hosts, "leave", left.append)
+    monkeypatch.setattr(sys, "argv", ["python -m experiments", "train", "wavlab_mk"])
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # it is pytest's stdout here
+
+    def closed(arguments):
+        raise BrokenPipeError
+
+    monkeypatch.setitem(launcher.VERBS, "train", closed)
+    assert launcher.main() == 141 and left == [141]
 
 
 def test_help_of_every_verb(answer):
