@@ -193,7 +193,9 @@ def test_ctrl_c_reaches_what_is_run_again_once(tmp_path):
     python.chmod(0o755)
     command = [ROOT / "experiments" / "launch.sh", "--again", "train", "wavlab_mk"]
     env = os.environ | {"PYTHON": str(python), "WAVLAB_AGAIN_SECONDS": "0"}
-    shell = subprocess.Popen(command, env=env, start_new_session=True, stderr=subprocess.PIPE)
+    # what runs in a shell's background, as these tests may, ignores Ctrl-C, and so does what it starts
+    as_a_terminal = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    shell = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, **as_a_terminal)
     deadline = time.monotonic() + 30
     while not (tmp_path / "ready").exists() and shell.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
