@@ -130,5 +130,10 @@ def test_a_fork_takes_a_whole_state_and_goes_on_from_there(averaged, corpus, ans
     ):
         with pytest.raises(StageError, match=told):
             train_stage(dataclasses.replace(cfg, name="new", continue_from=wrong), workdir=averaged, corpus=corpus)
+    post = dataclasses.replace(cfg.learner.encoder, pre_norm=not cfg.learner.encoder.pre_norm)  # of equal shapes
+    other = dataclasses.replace(cfg, name="new", learner=dataclasses.replace(cfg.learner, encoder=post))
+    for said in ({"continue_from": f"{NAME}@3"}, {"init_from": MEAN}):
+        with pytest.raises(StageError, match="new cannot go on from hubert_base_it1.*: pre_norm is "):
+            train_stage(dataclasses.replace(other, **said), workdir=averaged, corpus=corpus)
     with pytest.raises(StageError, match="give one of them"):
         dataclasses.replace(cfg, init_from=NAME, continue_from=NAME)

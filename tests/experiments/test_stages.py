@@ -113,6 +113,9 @@ def test_what_a_run_was_begun_with_outlasts_the_values_that_are_free(tmp_path):
         files.config.write_text(as_text(each))
         found.append(beginning(files))
     assert found[0] == found[1] != found[2]
+    files.inputs.unlink()
+    with pytest.raises(StageError, match="wavlab_mk is not there any more.*bring it back"):
+        beginning(files)
 
 
 @pytest.mark.parametrize(("name", "size"), EVERY)
