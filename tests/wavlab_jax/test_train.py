@@ -32,6 +32,7 @@ from wavlab_jax.checkpoint import (
 from wavlab_jax.clock import TIMES
 from wavlab_jax.metrics import MetricsWriter, read_lines
 from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
+from wavlab_jax.skipped import Skips
 from wavlab_jax.step import abstract_state, initial_state, make_train_step
 from wavlab_jax.train import Interrupted, LoopConfig, LoopError, NonFinite, Probes, train
 
@@ -240,6 +241,15 @@ def test_a_run_that_skips_is_resumed_bit_for_bit(skipping, tmp_path, stop_at):
     same(run(tmp_path, loop=SKIP, stream=interrupting), skipping[1])
     assert lines_of(tmp_path) == lines_of(skipping[0])
     assert (tmp_path / "skipped.jsonl").read_text() == (skipping[0] / "skipped.jsonl").read_text()
+
+
+def test_what_hosts_that_are_gone_have_named_is_dropped_as_well(tmp_path):
+    """Steps after the checkpoint, whose rows the hosts that are left will name."""
+    for name in ("skipped.jsonl", "skipped-3.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps({"step": step}) + "\n" for step in (4, 9)))
+    Skips(tmp_path, record={}, resume_step=6, in_row=1, in_all=1, describe=list)
+    for name in ("skipped.jsonl", "skipped-3.jsonl"):
+        assert [line["step"] for line in read_lines(tmp_path / name)] == [4]
 
 
 @pytest.mark.parametrize(
