@@ -160,7 +160,10 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     spec = tuple(LOGICAL_TO_MESH[axis] for axis in rows[0])
     for size, axis in zip(shape, spec, strict=True):
         if axis and size % mesh.shape[axis]:
-            raise ShardingError(f"parameter {path} {shape}: {size} does not divide over {mesh.shape[axis]} ({axis})")
+            raise ShardingError(
+                f"parameter {path} {shape}: {size} does not divide over {mesh.shape[axis]} ({axis}): choose a "
+                f"mesh.{axis} that divides it"
+            )
     return P(*spec)
 
 
