@@ -357,12 +357,6 @@ def main() -> int:
     return 0
 
 
-LESS_MEMORY = (
-    "Training takes less of a device with a smaller --seconds-per-device (the same steps, in more passes), with "
-    "--learner.encoder.rematerialize layers, and with --mesh.fsdp on several; `plan` says beforehand what fits"
-)
-
-
 def _told(error: Exception) -> int:
     """Prints an error; returns the exit status. What does not concern all of several processes ends this one here."""
     from experiments.hosts import LOST, HostsError, PeerLost, is_first, leave, peer_lost
@@ -373,6 +367,8 @@ def _told(error: Exception) -> int:
     if not _is_ours(error) and not isinstance(error, OSError):
         traceback.print_exception(error)  # not one of ours: the traceback is worth more than a line
         if "RESOURCE_EXHAUSTED" in str(error):
+            from experiments.plan import LESS_MEMORY
+
             print(f"error: out of memory. {LESS_MEMORY}", file=sys.stderr)
         status = 1
     elif isinstance(error, Interrupted):

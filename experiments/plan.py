@@ -22,6 +22,10 @@ from wavlab_jax.targets.random_projection import RandomProjectionConfig, random_
 
 CPU_HEADROOM = 0.9  # of a chip's memory that an estimate may fill: compilers, drivers and fragmentation take some
 DEFAULT_UTILISATION = 0.4
+LESS_MEMORY = (
+    "Training takes less of a device with a smaller --seconds-per-device (the same steps, in more passes), with "
+    "--learner.encoder.rematerialize layers, and with --mesh.fsdp on several; `plan` says beforehand what fits"
+)
 
 
 @dataclasses.dataclass(frozen=True)
