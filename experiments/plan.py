@@ -110,6 +110,7 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
             "chips": mesh.size,
             "mesh": dict(mesh.shape),
             "memory_bytes": pod.chip.memory_bytes,
+            "usable_bytes": limit,
             "compiled_by": _compiler(pod, cfg),
         },
         "parameters": {name: count(part) for name, part in params.items()},
@@ -130,7 +131,6 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
             found = compiled(step)
         except DoesNotFit as error:
             result["does_not_fit"] = str(error)
-            notes.append("this step does not fit: lower seconds_per_device, or recompute more (rematerialize)")
         else:
             total = found.program.flops * mesh.size
             again = result["flops_per_step"]["recomputed"]
@@ -143,6 +143,8 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
                 f"{each.times} x {each.kind} {list(each.shapes)} over {plan.axes_of(each, mesh)}"
                 for each in plan.strangers(found.program, stage.learner, mesh)
             ]
+    if "does_not_fit" in result or not result.get("fits", True):
+        notes.append(f"this step does not fit. {LESS_MEMORY}")
     if cfg.compile and cfg.search:
         rows_now = -(-step.rows // (step.passes * mesh.size))
         own = {rows_now: None if "does_not_fit" in result else found.memory.total}  # as compiled above
@@ -239,7 +241,15 @@ def table(result: dict) -> str:
     if "does_not_fit" in result:
         lines.append(f"does not fit        {result['does_not_fit']}")
     elif not result.get("fits", True):
-        lines.append("does not fit        this step needs more memory than the chip has")
+        usable, all_of_it = (devices[name] / 2**30 for name in ("usable_bytes", "memory_bytes"))
+        lines.append(
+            f"does not fit        this step needs more than {usable:.1f} GiB"
+            + (
+                ", which is what the chip has"
+                if usable == all_of_it
+                else f" of {all_of_it:.1f}, the most that is planned"
+            )
+        )
     for each in result.get("exchanges", ()):
         size = f"{each['bytes'] / 2**30:8.3f} GiB"
         lines.append(f"exchanges a step    {each['count']:>5} {each['kind']:<18} over {each['axes']:<10} {size}")
