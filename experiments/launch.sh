@@ -4,9 +4,10 @@
 # Runs `python -m experiments ...` and, where that was stopped by a scheduler or lost another host, sees to it that it is
 # run again. docs/scaling.md shows it on TPU pods, under Slurm, by hand and on spot machines.
 #
-#   in a Slurm batch script   (or the shell that salloc opens) starts a task of itself on every place of the allocation (srun); puts the job back into the
-#                             queue (scontrol requeue) when the tasks were stopped before they were done, or one of them
-#                             was lost and the job has been restarted less than WAVLAB_REQUEUES (5) times so far
+#   in a Slurm batch script   (or the shell that salloc opens) starts a task of itself on every place of the allocation
+#                             (srun); puts the job back into the queue (scontrol requeue) when the tasks were stopped
+#                             before they were done, or one of them was lost and the job has been restarted less than
+#                             WAVLAB_REQUEUES (5) times so far
 #   in a Slurm task (srun)    runs the command; jax asks Slurm for the other tasks
 #   on a TPU machine          runs the command; jax asks the cloud for the other hosts of a pod
 #   elsewhere                 runs the command, alone, or as WAVLAB_COORDINATOR, WAVLAB_PROCESSES, WAVLAB_PROCESS say
