@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import signal
 from collections.abc import Iterator
 
 import grain
@@ -11,6 +12,10 @@ from data_pipelines.batch import Batch
 from data_pipelines.shared_batches import Place, SharedBatches, be_worker, own_copy, supported
 from data_pipelines.stalls import STALL_SECONDS, StallError, next_in_time
 from data_pipelines.worker_processes import follow_parent, interrupts_blocked
+
+# A scheduler that ends an allocation may send these to every process of it; the trainer answers them, and needs batches
+# until it has.
+STOPS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Batches(Iterator[Batch]):
@@ -53,14 +58,14 @@ class Batches(Iterator[Batch]):
             start = functools.partial(_start_worker, place=self._shared.place if self._shared else None)
             stream = stream.mp_prefetch(options, worker_init_fn=start)
         self._workers, self._started = workers, False
-        with interrupts_blocked() if workers else contextlib.nullcontext():
+        with interrupts_blocked(*STOPS) if workers else contextlib.nullcontext():
             self._iterator = iter(stream)
 
     def __next__(self) -> Batch:
         if self._iterator is None:
             raise StopIteration
-        # The first batch starts the processes; the trainer decides what Ctrl-C means, and they make batches until then.
-        with interrupts_blocked() if self._workers and not self._started else contextlib.nullcontext():
+        # The first batch starts the processes; the trainer decides what signals mean, and they make batches until then.
+        with interrupts_blocked(*STOPS) if self._workers and not self._started else contextlib.nullcontext():
             try:
                 batch = next_in_time(self._iterator, step=self._step, seconds=self._stall_seconds)
             except StallError as error:

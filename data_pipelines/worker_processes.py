@@ -25,16 +25,18 @@ def cores() -> int:
 
 
 @contextlib.contextmanager
-def interrupts_blocked() -> Iterator[None]:
+def interrupts_blocked(*others: int) -> Iterator[None]:
     """Processes that are started in this block, or by threads that are, never see Ctrl-C; this one answers it after.
 
-    Ctrl-C reaches the whole process group. A worker can only arrange itself with that once it runs our code; before,
+    Nor do they see the signals `others`, which this process answers as soon as it can. Ctrl-C reaches the whole process
+    group, and so may what a scheduler sends. A worker can only arrange itself with that once it runs our code; before,
     while it imports, it would die of it with a traceback, and the run with it. A blocked signal is inherited instead.
     The mask is the thread's alone: a thread of some library may still take the signal, and Python would raise it here
     between a process' start and the message that it waits for. So the answer is put off as well.
     """
-    resource_tracker.ensure_running()  # started by the first process, it would unblock the signal again
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *others})
+    resource_tracker.ensure_running()  # a process as well; started by the first other one, it would unblock them then
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, *others})
     taken = []
     answer = signal.getsignal(signal.SIGINT)
     puts_off = callable(answer) and threading.current_thread() is threading.main_thread()

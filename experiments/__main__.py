@@ -341,7 +341,10 @@ def main() -> int:
             refuse_several(verb)
         VERBS[verb](arguments[1:])
     except BrokenPipeError:
+        from experiments.hosts import leave
+
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(141)
         return 141
     except KeyboardInterrupt:
         from experiments.hosts import leave
@@ -349,7 +352,7 @@ def main() -> int:
         print(f"\n{SAID}", file=sys.stderr)
         leave(130)
         return 130
-    except (ValueError, RuntimeError, OSError) as error:
+    except Exception as error:  # of whatever class: other processes may wait for this one
         return _told(error)
     return 0
 
@@ -363,6 +366,10 @@ def _told(error: Exception) -> int:
     error = error if together else peer_lost(error) or error
     if not _is_ours(error) and not isinstance(error, OSError):
         traceback.print_exception(error)  # not one of ours: the traceback is worth more than a line
+        if "RESOURCE_EXHAUSTED" in str(error):
+            from experiments.plan import LESS_MEMORY
+
+            print(f"error: out of memory. {LESS_MEMORY}", file=sys.stderr)
         status = 1
     elif isinstance(error, Interrupted):
         status = error.status

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import wavlab_jax.model as models
 from data_pipelines.atomic import whole_folder
 from experiments.machine import git_commit, versions
+from experiments.stage import beginning
 from experiments.stage_files import StageFiles, write_json
-from experiments.trained import beginning
 from wavlab_jax.checkpoint import CheckpointError, average, steps_of, write_parameters
 
 
@@ -39,13 +39,13 @@ def average_stage(
     is there. Raises AverageError, CheckpointError.
     """
     files, result = StageFiles(workdir, stage), StageFiles(workdir, f"{stage}@{name}")
-    if (last is None) == (best is None) or (last or best) < 1:
+    if (last is None) == (best is None) or (best if last is None else last) < 1:
         raise AverageError("give --last N or --best N, one of them, at least 1")
     if not files.checkpoints.is_dir():
         raise CheckpointError(f"{files.checkpoints} does not exist: has {stage} been trained in this workdir?")
     steps = _chosen(files.checkpoints, last=last, best=best)
     inputs = json.loads(files.inputs.read_text())
-    inputs["average_of"] = {"stage": stage, "steps": steps, "begun": beginning(workdir, stage)}
+    inputs["average_of"] = {"stage": stage, "steps": steps, "begun": beginning(files)}
     if result.folder.exists():
         if json.loads(result.inputs.read_text()) != inputs:
             raise AverageError(

@@ -4,10 +4,12 @@ The same command runs on every host (`experiments/launch.sh`). All processes sha
 file system); the first one writes what there is one of.
 """
 
+import contextlib
 import hashlib
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +25,11 @@ COORDINATOR, PROCESSES, PROCESS = "WAVLAB_COORDINATOR", "WAVLAB_PROCESSES", "WAV
 AUTOMATIC = "WAVLAB_HOSTS"  # "auto": jax.distributed asks the cloud, as it does on TPU pods
 HEARTBEAT = "WAVLAB_HEARTBEAT_SECONDS"  # after which a process that is gone ends the others; jax: 100
 CONNECT = "WAVLAB_CONNECT_SECONDS"  # that a process waits for the others when it starts; jax: 300
+SAID_SECONDS = 20.0  # of waiting for the others, after which it is said
+TOGETHER = (
+    f"start the same command on every host; {COORDINATOR}, {PROCESSES} and {PROCESS} say by hand where process 0 is, "
+    "how many there are, and which this is"
+)
 LOST = 69  # exit status (EX_UNAVAILABLE) where another process is gone; launch.sh knows it
 _TRANSPORT = re.compile(r"Gloo|NCCL|Connection (reset|closed|refused)|coordination service", re.IGNORECASE)
 SEEN_SECONDS = 90.0  # network file systems may hide a new file so long from a host that looked for it before
@@ -68,7 +75,9 @@ def connection(environment: Mapping[str, str]) -> Connection | None:
         if int(processes) == 1:
             return None
         return Connection(address, int(processes), int(process), cluster_detection_method="deactivate")
-    if int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_STEP_NODELIST" in environment:
+    # a shell that salloc opens as a step, of one, keeps the allocation's SLURM_NTASKS (srun --preserve-env)
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", environment.get("SLURM_NTASKS", "1"))
+    if int(tasks) > 1 and "SLURM_STEP_NODELIST" in environment:
         return Connection(local_device_ids=_gpus_of_task(environment), cluster_detection_method="slurm")
     several = len(environment.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
     return Connection() if several or environment.get(AUTOMATIC) == "auto" else None
@@ -110,7 +119,9 @@ def _tasks_of_node(environment: Mapping[str, str]) -> int:
 def connect(environment: Mapping[str, str] = os.environ) -> None:
     """Joins the other processes, if there are any. Before anything else touches a device.
 
-    Raises HostsError if they do not come together within WAVLAB_CONNECT_SECONDS.
+    Where they do not come together within WAVLAB_CONNECT_SECONDS, jax aborts this process (status 134), with words that
+    help nobody: so what is waited for is said on standard error after `SAID_SECONDS`, or half of that time if it is
+    less. Raises HostsError where jax finds out before.
     """
     found = connection(environment)
     if found is None:
@@ -120,16 +131,29 @@ def connect(environment: Mapping[str, str] = os.environ) -> None:
         for argument, name in (("heartbeat_timeout_seconds", HEARTBEAT), ("initialization_timeout", CONNECT))
         if name in environment
     }
+    limit = timeouts.get("initialization_timeout", 300)
+    saying = threading.Timer(min(SAID_SECONDS, limit / 2), _say_waiting, (found, limit))
+    saying.daemon = True
+    saying.start()
     # jax would catch SIGTERM itself; `wavlab_jax.train` does, and other signals too
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(**found._asdict(), **timeouts)
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise HostsError(
-            f"the processes did not come together ({reason}): start the same command on every host; {COORDINATOR}, "
-            f"{PROCESSES} and {PROCESS} say by hand where process 0 is, how many there are, and which this is"
-        ) from error
+        raise HostsError(f"the processes did not come together ({reason}): {TOGETHER}") from error
+    finally:
+        saying.cancel()
+
+
+def _say_waiting(to: Connection, limit: int) -> None:
+    by_hand = f" This is number {to.process_id} of {to.num_processes}, and number 0 is {to.coordinator_address}."
+    print(
+        f"waiting for the other processes, {limit} s at most ({CONNECT})."
+        f"{'' if to.coordinator_address is None else by_hand} If they do not come: {TOGETHER}",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _seconds(environment: Mapping[str, str], name: str) -> int:
@@ -225,6 +249,7 @@ def peer_lost(error: BaseException) -> PeerLost | None:
 def leave(status: int) -> None:
     """Ends this process at once if others may wait for it: jax would wait for them before it let go."""
     if status and jax.distributed.is_initialized() and jax.process_count() > 1:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError):  # nobody reads it any more
+                stream.flush()
         os._exit(status)

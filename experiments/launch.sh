@@ -4,9 +4,10 @@
 # Runs `python -m experiments ...` and, where that was stopped by a scheduler or lost another host, sees to it that it is
 # run again. docs/scaling.md shows it on TPU pods, under Slurm, by hand and on spot machines.
 #
-#   in a Slurm batch script   starts a task of itself on every place of the allocation (srun); puts the job back into the
-#                             queue (scontrol requeue) when the tasks were stopped before they were done, or one of them
-#                             was lost and the job has been restarted less than WAVLAB_REQUEUES (5) times so far
+#   in a Slurm batch script   (or the shell that salloc opens) starts a task of itself on every place of the allocation
+#                             (srun); puts the job back into the queue (scontrol requeue) when the tasks were stopped
+#                             before they were done, or one of them was lost and the job has been restarted less than
+#                             WAVLAB_REQUEUES (5) times so far
 #   in a Slurm task (srun)    runs the command; jax asks Slurm for the other tasks
 #   on a TPU machine          runs the command; jax asks the cloud for the other hosts of a pod
 #   elsewhere                 runs the command, alone, or as WAVLAB_COORDINATOR, WAVLAB_PROCESSES, WAVLAB_PROCESS say
@@ -28,14 +29,23 @@ again=
 if [ "${1:-}" = --again ]; then again=1; shift; fi
 if [ $# -eq 0 ]; then sed -n '2,/^set -u/{/^#/s/^# \{0,1\}//p}' "$0"; exit 2; fi
 
+if [ ! -f "$here/experiments/__main__.py" ]; then
+  echo "error: $0 is a copy outside of its repository, as sbatch makes one of a script that it is given: have a batch" \
+    "script call experiments/launch.sh (docs/scaling.md, Slurm)" >&2
+  exit 2
+fi
+
 stopped() { case $1 in 75 | 138 | 143) true ;; *) false ;; esac }
 lost() { case $1 in 69 | 134 | 137) true ;; *) false ;; esac }
 
-# `run COMMAND...`: its status; signals that reach this shell are passed on to it, and it is waited for.
+# `run COMMAND...`: its status; signals that reach this shell are passed on to it, and it is waited for. It has a process
+# group of its own, so that Ctrl-C reaches it once, by this shell; in this one's, bash would have it ignore Ctrl-C.
 run() {
-  "$@" &
+  set -m
+  "$@" </dev/null &
   child=$!
-  for name in TERM USR1 INT; do
+  set +m
+  for name in TERM USR1 INT HUP; do
     # shellcheck disable=SC2064
     trap "told=1; kill -$name $child 2>/dev/null" "$name"
   done
@@ -44,13 +54,15 @@ run() {
     status=$?
     kill -0 "$child" 2>/dev/null || break # a signal ends `wait` before the child ends
   done
-  trap - TERM USR1 INT
+  trap - TERM USR1 INT HUP
   return "$status"
 }
 
 told= # whether this shell itself was asked to stop
 
-if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then
+step=${SLURM_STEP_ID:-}
+[ "$step" != 4294967290 ] || step= # the shell that salloc opens may be a step, but is no task (SLURM_INTERACTIVE_STEP)
+if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "$step" ]; then
   # srun does not take this over from sbatch by itself
   [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}"
   run srun --kill-on-bad-exit=0 "$here/experiments/launch.sh" ${again:+--again} "$@"
@@ -58,7 +70,8 @@ if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "${SLURM_STEP_ID:-}" ]; then
   restarts=${SLURM_RESTART_COUNT:-0} # by whatever cause
   if stopped "$status" || { lost "$status" && [ "$restarts" -lt "$requeues" ]; }; then
     echo "ended with status $status; back into the queue: job $SLURM_JOB_ID" >&2
-    scontrol requeue "$SLURM_JOB_ID"
+    scontrol requeue "$SLURM_JOB_ID" ||
+      echo "it could not be requeued (sbatch --requeue allows it, salloc never): start the same command again" >&2
   elif lost "$status"; then
     echo "ended with status $status, a task was lost; job $SLURM_JOB_ID was restarted $restarts times already, and" \
       "WAVLAB_REQUEUES is $requeues: see why in its log, then submit it again" >&2

@@ -22,6 +22,10 @@ from wavlab_jax.targets.random_projection import RandomProjectionConfig, random_
 
 CPU_HEADROOM = 0.9  # of a chip's memory that an estimate may fill: compilers, drivers and fragmentation take some
 DEFAULT_UTILISATION = 0.4
+LESS_MEMORY = (
+    "Training takes less of a device with a smaller --seconds-per-device (the same steps, in more passes), with "
+    "--learner.encoder.rematerialize layers, and with --mesh.fsdp on several; `plan` says beforehand what fits"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,7 @@ class PlanConfig:
     Attributes:
         topology: of TPUs, a chip and its sides: v5e:16x16, v4:4x4x2. Compiled by libtpu where it is installed.
         chips: their number, where there is no topology: GPUs, and estimates.
-        chip: which: a100-80, h100, v4, ...
+        chip: which they are, beside `chips` alone: a100-80, h100, v4, ...
         utilisation: share of the chips' peak that the run is assumed to reach (MFU), for times and costs.
         search: compile further sizes to find the most audio that a chip can hold in one pass.
         compile: False: by formula alone, in seconds where compiling for a TPU takes minutes; nothing is searched then.
@@ -50,6 +54,8 @@ class PlanConfig:
             raise StageError("give either --topology (TPUs: v5e:16x16) or --chips N with --chip (GPUs: a100-80)")
         if self.chips is not None and (self.chips < 1 or self.chip is None):
             raise StageError("--chips N, at least 1, goes with --chip: a100-80, h100, v4, ...")
+        if self.topology is not None and self.chip is not None:
+            raise StageError(f"--topology {self.topology} says which chip it is of: leave out --chip {self.chip}")
         if not 0 < self.utilisation <= 1:
             raise StageError(f"utilisation is {self.utilisation:g}; it is a share of the peak, above 0 and at most 1")
 
@@ -104,6 +110,7 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
             "chips": mesh.size,
             "mesh": dict(mesh.shape),
             "memory_bytes": pod.chip.memory_bytes,
+            "usable_bytes": limit,
             "compiled_by": _compiler(pod, cfg),
         },
         "parameters": {name: count(part) for name, part in params.items()},
@@ -124,7 +131,6 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
             found = compiled(step)
         except DoesNotFit as error:
             result["does_not_fit"] = str(error)
-            notes.append("this step does not fit: lower seconds_per_device, or recompute more (rematerialize)")
         else:
             total = found.program.flops * mesh.size
             again = result["flops_per_step"]["recomputed"]
@@ -137,6 +143,8 @@ def plan_stage(stage: StageConfig, cfg: PlanConfig, *, corpus: Path | None = Non
                 f"{each.times} x {each.kind} {list(each.shapes)} over {plan.axes_of(each, mesh)}"
                 for each in plan.strangers(found.program, stage.learner, mesh)
             ]
+    if "does_not_fit" in result or not result.get("fits", True):
+        notes.append(f"this step does not fit. {LESS_MEMORY}")
     if cfg.compile and cfg.search:
         rows_now = -(-step.rows // (step.passes * mesh.size))
         own = {rows_now: None if "does_not_fit" in result else found.memory.total}  # as compiled above
@@ -233,7 +241,15 @@ def table(result: dict) -> str:
     if "does_not_fit" in result:
         lines.append(f"does not fit        {result['does_not_fit']}")
     elif not result.get("fits", True):
-        lines.append("does not fit        this step needs more memory than the chip has")
+        usable, all_of_it = (devices[name] / 2**30 for name in ("usable_bytes", "memory_bytes"))
+        lines.append(
+            f"does not fit        this step needs more than {usable:.1f} GiB"
+            + (
+                ", which is what the chip has"
+                if usable == all_of_it
+                else f" of {all_of_it:.1f}, the most that is planned"
+            )
+        )
     for each in result.get("exchanges", ()):
         size = f"{each['bytes'] / 2**30:8.3f} GiB"
         lines.append(f"exchanges a step    {each['count']:>5} {each['kind']:<18} over {each['axes']:<10} {size}")

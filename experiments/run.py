@@ -22,14 +22,14 @@ from experiments.hosts import agree, check_shared, is_first, peer_lost, wait_for
 from experiments.machine import git_commit, versions
 from experiments.probe_clips import check_alignments
 from experiments.probes import make_probes
-from experiments.stage import StageConfig, StageError, as_text, check_unchanged, flatten
+from experiments.stage import StageConfig, StageError, as_text, beginning, check_unchanged, flatten
 from experiments.stage_files import StageFiles, write_json
 from experiments.targets import Labels, make_labels
-from experiments.trained import beginning, check_corpus, imported_model, is_finished, lineage, load_model
+from experiments.trained import check_corpus, imported_model, is_finished, lineage, load_model
 from wavlab_jax.checkpoint import Checkpoints, restore_state, start, steps_of
 from wavlab_jax.chips import chip_of
 from wavlab_jax.clock import Work
-from wavlab_jax.convert.continuing import continued
+from wavlab_jax.convert.continuing import continued, disagreements
 from wavlab_jax.convert.heads import head_parameters
 from wavlab_jax.convert.layouts import read_checkpoint
 from wavlab_jax.flops import row_flops
@@ -210,7 +210,18 @@ def fork_of(cfg: StageConfig, workdir: Path) -> Fork | None:
             f"continue_from {cfg.continue_from}: step {taken}; {stage} keeps {', '.join(map(str, kept)) or 'none'}, "
             f"and this stage makes {cfg.loop.steps} steps"
         )
+    _check_architecture(cfg, source)
     return Fork(stage, taken, source.checkpoints)
+
+
+def _check_architecture(cfg: StageConfig, source: StageFiles) -> None:
+    """Raises StageError where the parameters of `source` would compute something else in `cfg`; shapes do not tell."""
+    wrong = disagreements(read_description(source.model).encoder, cfg.learner.encoder)
+    if wrong:
+        raise StageError(
+            f"{cfg.name} cannot go on from {source.folder.name}: {'; '.join(wrong)}. Its parameters would compute "
+            "something else: give learner.encoder these settings"
+        )
 
 
 def work_of(cfg: StageConfig, mesh: Mesh) -> Work:
@@ -229,11 +240,13 @@ def inherit(cfg: StageConfig, workdir: Path, mesh: Mesh) -> Callable[[Parameters
     """What a stage takes over from `cfg.init_from`, as a function of its fresh parameters; says so.
 
     Of a stage: the encoder, and the head too if it predicts the same units. Of an imported model: every tensor of the
-    encoder that fits, and the head if `cfg.init_head`.
+    encoder that fits, and the head if `cfg.init_head`. Raises StageError, CheckpointError, ConvertError.
     """
     imported = imported_model(workdir, cfg.init_from)
     if imported is not None:
         return lambda fresh: continue_imported(cfg, imported, fresh)
+    lineage(workdir, cfg.init_from)
+    _check_architecture(cfg, StageFiles(workdir, cfg.init_from))
     params = parameters(load_model(workdir, cfg.init_from, mesh))
     before, now = (json.loads(StageFiles(workdir, name).inputs.read_text()) for name in (cfg.init_from, cfg.name))
     same = all(before.get(key) == now.get(key) for key in ("units", "more_units"))
@@ -309,7 +322,8 @@ def _remember(
     if cfg.init_from:
         inputs["init_from"] = lineage(workdir, cfg.init_from)
     if fork is not None:
-        inputs["continue_from"] = {"stage": fork.stage, "step": fork.step, "begun": beginning(workdir, fork.stage)}
+        begun = beginning(StageFiles(workdir, fork.stage))
+        inputs["continue_from"] = {"stage": fork.stage, "step": fork.step, "begun": begun}
     if files.inputs.exists() and json.loads(files.inputs.read_text()) != inputs:
         raise StageError(
             f"{files.folder} was trained on other units or from another parent: then "

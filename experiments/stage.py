@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -147,6 +148,19 @@ def _related(path: str, other: str) -> bool:
 def paths_of(files: StageFiles) -> set[str]:
     """The fields that the configuration of this folder's run had."""
     return {line.split(" = ", 1)[0] for line in files.config.read_text().splitlines()}
+
+
+def beginning(files: StageFiles) -> str:
+    """A digest of what a run was begun with, wherever it is by now: its inputs, and its configuration but for values
+    that are free to change, which may be others when it goes on. Raises StageError if it is not there."""
+    if not (files.config.exists() and files.inputs.exists()):
+        raise StageError(
+            f"{files.folder} is not there any more, from which a run of this workdir was begun: bring it back (its "
+            f"{files.config.name} and {files.inputs.name} will do), or begin anew in another --workdir"
+        )
+    lines = files.config.read_text().splitlines(keepends=True)
+    fixed = "".join(line for line in lines if not line.startswith(FREE_TO_CHANGE))
+    return hashlib.sha256(fixed.encode() + files.inputs.read_bytes()).hexdigest()[:16]
 
 
 START_ANEW = "give these values again (and --size demo if that is what it is), or another --workdir to start anew"

@@ -88,12 +88,6 @@ def lineage(workdir: Path, stage: str) -> str:
     return hashlib.sha256(made_by).hexdigest()[:16]
 
 
-def beginning(workdir: Path, stage: str) -> str:
-    """A digest of what a stage was begun with, wherever it is by now: its configuration and its inputs."""
-    files = StageFiles(workdir, stage)
-    return hashlib.sha256(files.config.read_bytes() + files.inputs.read_bytes()).hexdigest()[:16]
-
-
 def load_model(workdir: Path, stage: str, mesh: Mesh) -> models.Model:
     """The newest model of a stage, placed on `mesh`. Raises CheckpointError if it was not trained there."""
     files = StageFiles(workdir, stage)

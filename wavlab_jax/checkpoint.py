@@ -71,7 +71,8 @@ class Checkpoints:
         self._data, self._about = dict(data or {}), {"format": FORMAT, **(about or {})}
         kept = [policies.LatestN(keep)]
         kept += [policies.EveryNSteps(keep_every)] if keep_every else []
-        kept += [policies.BestN(get_metric_fn=_score, reverse=True, n=keep_best)] if keep_best else []
+        best = {"get_metric_fn": _score, "reverse": True, "keep_checkpoints_without_metrics": False}
+        kept += [policies.BestN(n=keep_best, **best)] if keep_best else []
         self._manager = ocp.CheckpointManager(
             self.folder,
             item_names=ITEMS,

@@ -95,20 +95,25 @@ def tpu_pod(topology: str) -> Pod:
     # a v4 chip's two cores work as one device, which its compile-only client must be told
     more = {"chip_config_name": "megacore"} if chip.name == "v4" else {}
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more)
+        name = f"{chip.name}:{topology.partition(':')[2]}"
+        described = topologies.get_topology_desc(platform="tpu", topology_name=name, **more)
     except Exception as error:  # a plain RuntimeError of JAX or of libtpu, whatever went wrong
         raise PlanError(f"{topology}: {str(error).splitlines()[0]}") from error
     return Pod(described.devices, chip, True)
 
 
 def chip_of_topology(topology: str) -> Chip:
-    """Of "v5e:16x16". Raises PlanError or ChipError."""
+    """Of "v5e:16x16". Raises PlanError, also for a chip that is no TPU, or ChipError."""
     name, _, sides = topology.partition(":")
-    if not sides or not all(side.isdigit() and int(side) for side in sides.split("x")):
+    if not sides or not all(side.isdecimal() and int(side) for side in sides.split("x")):
         raise PlanError(
             f"{topology!r} is not a topology: give a chip and its sides, for instance v5e:16x16 or v4:4x4x2"
         )
-    return chip_named(name)
+    chip = chip_named(name)
+    if chip.platform != "tpu":
+        number = math.prod(int(side) for side in sides.split("x"))
+        raise PlanError(f"{topology}: topologies are of TPUs; give --chips {number} --chip {chip.name}")
+    return chip
 
 
 def chips_of_topology(topology: str) -> int:

@@ -13,12 +13,13 @@ WARM_UP = 10  # steps of this process before: programs of every static length ar
 class Profile:
     """Traces `steps` steps after `WARM_UP` others (fewer, if the run is shorter) into `folder`; 0 steps: nothing.
 
+    Of several processes the first alone: they would write to one folder in the same second, for which jax has no place.
     A context: what ends early is written as far as it came.
     """
 
     def __init__(self, folder: Path, *, steps: int, left: int):
         """`left`: steps that this process will take."""
-        self._folder = folder
+        self._folder, steps = folder, steps if jax.process_index() == 0 else 0
         self._first = min(WARM_UP, max(left - steps, 0))
         self._last = self._first + steps - 1
         self._taken, self._running = 0, False

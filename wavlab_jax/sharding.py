@@ -115,9 +115,12 @@ def make_mesh(cfg: MeshConfig, devices=None) -> Mesh:
     Raises ShardingError: the axes do not cover the devices exactly, or the torus cannot be laid out so.
     """
     devices = jax.devices() if devices is None else devices
-    data = len(devices) // cfg.fsdp if cfg.data == -1 else cfg.data
-    if data < 1 or data * cfg.fsdp != len(devices):
-        raise ShardingError(f"mesh data={cfg.data}, fsdp={cfg.fsdp} does not cover {len(devices)} devices exactly")
+    data = len(devices) // max(cfg.fsdp, 1) if cfg.data == -1 else cfg.data
+    if min(data, cfg.fsdp) < 1 or data * cfg.fsdp != len(devices):
+        raise ShardingError(
+            f"mesh data={cfg.data}, fsdp={cfg.fsdp} does not cover {len(devices)} devices exactly: give a mesh.fsdp, "
+            "at least 1, that divides their number, and leave mesh.data at -1, all that are left"
+        )
     return Mesh(_laid_out(devices, data, cfg.fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
@@ -157,7 +160,10 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     spec = tuple(LOGICAL_TO_MESH[axis] for axis in rows[0])
     for size, axis in zip(shape, spec, strict=True):
         if axis and size % mesh.shape[axis]:
-            raise ShardingError(f"parameter {path} {shape}: {size} does not divide over {mesh.shape[axis]} ({axis})")
+            raise ShardingError(
+                f"parameter {path} {shape}: {size} does not divide over {mesh.shape[axis]} ({axis}): choose a "
+                f"mesh.{axis} that divides it"
+            )
     return P(*spec)
 
 

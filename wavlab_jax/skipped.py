@@ -21,7 +21,7 @@ class Skips:
     """Counts the steps that were skipped and names each in FOLDER/skipped.jsonl, of host n > 0 skipped-n.jsonl.
 
     A line: {"step", "loss", "gradient_norm" (as text), "where", "rows" (this host's)}. Lines after the step that a run
-    resumes from are dropped, as it will write them again.
+    resumes from are dropped, as it will write them again; also those of hosts that it has no more.
     """
 
     def __init__(
@@ -40,11 +40,14 @@ class Skips:
         """
         host = jax.process_index()
         self.path = folder / (f"skipped-{host}.jsonl" if host else "skipped.jsonl")
+        for gone in () if host else folder.glob("skipped-*.jsonl"):  # of hosts that there were before, and are no more
+            if int(gone.stem.partition("-")[2]) >= jax.process_count():
+                _write(gone, _lines(gone, resume_step))
         self.total, self._run = record.get("skipped", 0), record.get("skipped_in_row", 0)
         self._in_row, self._in_all, self._describe = in_row, in_all, describe
-        self._lines = [line for line in read_lines(self.path) if line["step"] <= resume_step]
+        self._lines = _lines(self.path, resume_step)
         if self.path.exists():
-            self._write()
+            _write(self.path, self._lines)
 
     def record(self) -> dict:
         """What a checkpoint remembers."""
@@ -70,11 +73,11 @@ class Skips:
                     "rows": rows,
                 }
             )
-            self._write()
+            _write(self.path, self._lines)
         self.total, self._run = self.total + 1, self._run + 1
         if self._run <= self._in_row and self.total <= self._in_all:
             return False
-        bound = ""
+        bound = " --loop.non-finite skip goes on past such steps; docs/health.md says what to look at first."
         if self._in_row:
             bound = (
                 f" It is number {self._run} in a row and {self.total} in all (loop.skip_in_row allows {self._in_row}, "
@@ -85,9 +88,14 @@ class Skips:
             "The step's rows:\n  " + "\n  ".join(rows)
         )
 
-    def _write(self) -> None:
-        with whole_file(self.path) as temporary:  # on the disk when the block ends: a checkpoint may follow
-            temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self._lines))
+
+def _lines(path: Path, last: int) -> list[dict]:
+    return [line for line in read_lines(path) if line["step"] <= last]
+
+
+def _write(path: Path, lines: list[dict]) -> None:
+    with whole_file(path) as temporary:  # on the disk when the block ends: a checkpoint may follow
+        temporary.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 
 
 def first_place(result: StepResult) -> str:

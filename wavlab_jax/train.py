@@ -69,7 +69,8 @@ class LoopConfig:
             the run, or "skip" it: the next batch follows, and the learning rate goes on as if it had counted.
         skip_in_row, skip_in_all: how many such steps are borne, one after the other and in the whole run, before it
             stops all the same.
-        profile_steps: that are traced, once a process, into the stage's folder `profile`; 0 for none.
+        profile_steps: that each call of `train` traces, of its first process, into the stage's folder `profile`; 0 for
+            none.
         wandb: project of Weights & Biases that the metrics go to as well; empty for none. The run is called as the
             stage is, and stays one run however often it is continued.
     """
@@ -90,6 +91,8 @@ class LoopConfig:
         for name in ("steps", "log_every", "save_every", "keep", "skip_in_row", "skip_in_all"):
             if getattr(self, name) < 1:
                 raise LoopError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.profile_steps < 0:
+            raise LoopError(f"loop.profile_steps is {self.profile_steps}; give how many steps to trace, or 0 for none")
         if self.keep_best < 0 or self.keep_every < 0 or self.keep_every % self.save_every:
             raise LoopError(
                 f"loop.keep_every is {self.keep_every}, loop.keep_best {self.keep_best}: neither may be negative, and "
@@ -226,7 +229,7 @@ def train(
             clock.stepped()
         if saved < done:
             save(read_pending(window))
-    checkpoints.wait()
+        checkpoints.wait()  # a signal that comes again meanwhile must not end the save
     if done < cfg.steps:
         said = f"stopped after step {done} of {cfg.steps}, saved; the same command continues"
         raise Interrupted(said, number=stopping())

@@ -22,7 +22,7 @@ class WandbTracker:
     """
 
     def __init__(self, folder: Path, *, project: str, name: str, config: Mapping[str, Any]):
-        """`config` is shown beside the run. Raises TrackerError if wandb is not installed."""
+        """`config` is shown beside the run. Raises TrackerError if wandb is not installed or refuses to begin."""
         try:
             import wandb
         except ImportError as error:
@@ -37,9 +37,15 @@ class WandbTracker:
             identity = secrets.token_hex(4)
             with whole_file(path) as temporary:
                 temporary.write_text(json.dumps({"id": identity}) + "\n")
-        self._run = wandb.init(
-            project=project, name=name, id=identity, resume="allow", dir=str(folder), config=dict(config)
-        )
+        try:
+            self._run = wandb.init(
+                project=project, name=name, id=identity, resume="allow", dir=str(folder), config=dict(config)
+            )
+        except Exception as error:  # of its own classes: no key, no network
+            raise TrackerError(
+                f"loop.wandb is {project!r}, but Weights & Biases did not begin ({error}): `wandb login`, or "
+                "WANDB_MODE=offline and `wandb sync` later, or leave it out"
+            ) from error
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """One line."""

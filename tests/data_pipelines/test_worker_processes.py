@@ -1,4 +1,4 @@
-"""Workers of the loader: Ctrl-C does not reach them, not even while they start, and they end with their parent."""
+"""Workers of the loader: signals do not reach them, not even while they start, and they end with their parent."""
 
 import os
 import signal
@@ -15,14 +15,15 @@ from tests.experiments.small_corpus import write_corpus
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# Reads batches for good. The handler stands for a trainer's: Ctrl-C is noted, and does not interrupt.
+# Reads batches for good. The handler stands for a trainer's: signals are noted, and do not interrupt.
 LOADER = """
 import signal, sys
 from data_pipelines.manifest import Manifest
 from data_pipelines.pipeline import DataConfig, train_batches
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, lambda *_: print("noted", flush=True))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda *_: print("noted", flush=True))
     cfg = DataConfig(lengths=(16_000,), seconds_per_step=4.0, mixing=None, workers=2, threads=1)
     with train_batches(cfg, Manifest.load(sys.argv[1]), ()) as batches:
         print("starting", flush=True)
@@ -52,7 +53,7 @@ def workers_of(session):
     return found
 
 
-def test_workers_outlast_ctrl_c_while_they_start_and_end_with_a_killed_parent(corpus, tmp_path):
+def test_workers_outlast_signals_while_they_start_and_end_with_a_killed_parent(corpus, tmp_path):
     (tmp_path / "loader.py").write_text(LOADER)
     with open(tmp_path / "errors", "w") as errors:
         parent = subprocess.Popen(
@@ -69,9 +70,10 @@ def test_workers_outlast_ctrl_c_while_they_start_and_end_with_a_killed_parent(co
         while len(workers := workers_of(parent.pid)) < 2:
             assert time.monotonic() < deadline
             time.sleep(0.001)
-        os.killpg(parent.pid, signal.SIGINT)  # the workers have a process by now, and nothing else
-        said = [parent.stdout.readline() for _ in range(4)]
-        assert sorted(said) == ["batch\n"] * 3 + ["noted\n"], (tmp_path / "errors").read_text()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            os.killpg(parent.pid, number)  # the workers have a process by now, and nothing else
+        said = [parent.stdout.readline() for _ in range(6)]
+        assert sorted(said) == ["batch\n"] * 3 + ["noted\n"] * 3, (tmp_path / "errors").read_text()
         assert workers_of(parent.pid) == workers
     finally:
         parent.kill()

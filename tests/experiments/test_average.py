@@ -98,6 +98,12 @@ def test_what_was_averaged_is_said_and_another_mean_is_refused(averaged, answer)
     assert "is a mean of checkpoints, which is not trained" in answer("train", MEAN).stderr
 
 
+def test_how_many_must_be_said(answer, tmp_path):
+    for wrong in ((), ("--last", "0"), ("--best", "0"), ("--last", "-1"), ("--last", "1", "--best", "1")):
+        told = answer("average", NAME, *wrong, "--workdir", str(tmp_path))
+        assert told.returncode == 1 and told.stderr == "error: give --last N or --best N, one of them, at least 1\n"
+
+
 def test_a_fork_takes_a_whole_state_and_goes_on_from_there(averaged, corpus, answer):
     """From step 3 of 6, with nothing changed but the name: the source's numbers, from there on."""
     cfg = small(NAME)
@@ -124,5 +130,10 @@ def test_a_fork_takes_a_whole_state_and_goes_on_from_there(averaged, corpus, ans
     ):
         with pytest.raises(StageError, match=told):
             train_stage(dataclasses.replace(cfg, name="new", continue_from=wrong), workdir=averaged, corpus=corpus)
+    post = dataclasses.replace(cfg.learner.encoder, pre_norm=not cfg.learner.encoder.pre_norm)  # of equal shapes
+    other = dataclasses.replace(cfg, name="new", learner=dataclasses.replace(cfg.learner, encoder=post))
+    for said in ({"continue_from": f"{NAME}@3"}, {"init_from": MEAN}):
+        with pytest.raises(StageError, match="new cannot go on from hubert_base_it1.*: pre_norm is "):
+            train_stage(dataclasses.replace(other, **said), workdir=averaged, corpus=corpus)
     with pytest.raises(StageError, match="give one of them"):
         dataclasses.replace(cfg, init_from=NAME, continue_from=NAME)

@@ -53,6 +53,7 @@ def by_hand(address="10.0.0.1:1234", processes="2", process="1"):
         (slurm("2", "1(x2)", gpus="0", visible=None), Connection(None, None, None, None, "slurm")),
         ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, None),  # the batch script itself, which is no task
         (slurm("1", "1"), None),
+        (slurm("8", "1") | {"SLURM_STEP_NUM_TASKS": "1"}, None),  # the shell that salloc opens
         ({"WAVLAB_HOSTS": "auto"}, Connection()),
         ({"TPU_WORKER_HOSTNAMES": "a,b"}, Connection()),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
@@ -74,6 +75,21 @@ def test_what_the_environment_says(environment, found):
 def test_what_it_says_by_halves_is_named(environment, told):
     with pytest.raises(HostsError, match=told):
         connection(environment)
+
+
+def test_what_is_waited_for_is_said_before_jax_gives_up():
+    """jax then aborts the process, with a stack of its own functions."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    env = os.environ | by_hand(address) | {"WAVLAB_CONNECT_SECONDS": "2"}
+    command = [sys.executable, "-c", "from experiments.hosts import connect; connect()"]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGABRT
+    assert done.stderr.startswith(
+        "waiting for the other processes, 2 s at most (WAVLAB_CONNECT_SECONDS). This is number"
+    )
+    assert f"number 1 of 2, and number 0 is {address}. If they do not come: start the same command" in done.stderr
 
 
 def test_what_runs_on_one_host_says_so():
@@ -149,6 +165,44 @@ def test_launch(launch):
     more = {"SLURM_RESTART_COUNT": "5", "WAVLAB_REQUEUES": "6", **job}
     assert launch(*command, statuses="69", **more) == (69, [srun, requeue])
     assert launch("--again", *command, **job) == (0, [srun.replace("launch.sh", "launch.sh --again")])
+    assert launch(*command, SLURM_STEP_ID="4294967290", **job) == (0, [srun])  # the shell that salloc opens
+    assert launch(*command, statuses="75 1", **job) == (75, [srun, requeue])  # which Slurm may refuse
+
+
+def test_a_copy_of_the_launcher_says_so(tmp_path):
+    """`sbatch experiments/launch.sh ...` runs a copy, beside which there is nothing."""
+    copy = Path(shutil.copy(ROOT / "experiments" / "launch.sh", tmp_path / "slurm_script"))
+    done = subprocess.run([copy, "train", "wavlab_mk"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "have a batch script call experiments/launch.sh" in done.stderr
+
+
+def test_ctrl_c_reaches_what_is_run_again_once(tmp_path):
+    """A terminal sends it to its whole process group, and the shell passes it on: a second one would end a run unsaved.
+
+    Before training begins nothing but Python's own handler answers it, which is there where it is not ignored.
+    """
+    python = tmp_path / "python"
+    python.write_text(
+        f"#!{sys.executable}\nimport pathlib, signal, sys, time\nheard = []\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "signal.signal(signal.SIGINT, lambda *_: heard.append(1))\n"
+        f"pathlib.Path({str(tmp_path)!r}, 'ready').touch()\n"
+        "while not heard: time.sleep(0.02)\n"
+        "time.sleep(0.5)\nsys.exit(130 + len(heard) - 1)\n"
+    )
+    python.chmod(0o755)
+    command = [ROOT / "experiments" / "launch.sh", "--again", "train", "wavlab_mk"]
+    env = os.environ | {"PYTHON": str(python), "WAVLAB_AGAIN_SECONDS": "0"}
+    # what runs in a shell's background, as these tests may, ignores Ctrl-C, and so does what it starts
+    as_a_terminal = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    shell = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, **as_a_terminal)
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "ready").exists() and shell.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    if shell.poll() is None:
+        os.killpg(shell.pid, signal.SIGINT)
+    said = shell.communicate(timeout=30)[1]
+    assert shell.returncode == 130, said
 
 
 # --- two real processes ---

@@ -1,12 +1,16 @@
 """The command line: as a process, as it is shipped, and most of its answers in this one, where imports are done."""
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
+from experiments import __main__ as launcher
+from experiments import hosts
 from experiments.stages import STAGES
 from wavlab_jax.encoder.architectures import ARCHITECTURES
 
@@ -66,6 +70,38 @@ def test_mistakes_are_answered_without_a_traceback(answer, arguments, expected):
 def test_a_mistake_ends_the_process_with_one_line():
     found = launch("show", "hubert_base_it1", "--learner.encoder.heads", "5")
     assert found.returncode == 1 and found.stderr == "error: width 768 is not a multiple of heads 5\n"
+
+
+def test_a_device_without_memory_is_told_what_takes_less(answer, monkeypatch):
+    def full(arguments):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9663676416 bytes.")
+
+    monkeypatch.setitem(launcher.VERBS, "train", full)
+    found = answer("train", "wavlab_mk")
+    assert found.returncode == 1 and "Traceback" in found.stderr
+    assert found.stderr.splitlines()[-1].startswith("error: out of memory. ") and "--seconds-per-device" in found.stderr
+
+
+def test_an_error_of_any_class_ends_one_of_several_processes_at_once(answer, monkeypatch):
+    """Python's own way out leads through jax, which would wait there for the others, as they wait for this one."""
+    left = []
+    monkeypatch.setattr(hosts, "leave", left.append)
+    monkeypatch.setitem(launcher.VERBS, "train", lambda arguments: {}["absent"])
+    found = answer("train", "wavlab_mk")
+    assert found.returncode == 1 and left == [1] and "KeyError: 'absent'" in found.stderr
+
+
+def test_a_closed_connection_ends_one_of_several_processes_at_once(monkeypatch):
+    left = []
+    monkeypatch.setattr(hosts, "leave", left.append)
+    monkeypatch.setattr(sys, "argv", ["python -m experiments", "train", "wavlab_mk"])
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # it is pytest's stdout here
+
+    def closed(arguments):
+        raise BrokenPipeError
+
+    monkeypatch.setitem(launcher.VERBS, "train", closed)
+    assert launcher.main() == 141 and left == [141]
 
 
 def test_help_of_every_verb(answer):

@@ -12,6 +12,8 @@ from experiments.plan import PlanConfig
 from experiments.stage import StageError
 from experiments.stages import stage_function
 from tests.experiments.conftest import small
+from wavlab_jax.compiled_program import Program
+from wavlab_jax.plan import Compiled, Memory
 
 
 def test_a_plan_for_gpus_with_a_corpus(corpus, monkeypatch, capsys):
@@ -34,6 +36,8 @@ def test_a_plan_for_gpus_with_a_corpus(corpus, monkeypatch, capsys):
     assert heard == pytest.approx(run["audio_hours"], rel=0.02)
     text = plans.table(found)
     assert "8 a100-80 (data 4 x fsdp 2)" in text and "chip-hours" in text and "swa" in text
+    full = plans.table(found | {"fits": False})  # by an estimate, which leaves some of the memory to others
+    assert "does not fit        this step needs more than 72.0 GiB of 80.0, the most that is planned" in full
     page = tables({"a plan": found, "another": found | {"does_not_fit": "8 GiB too many"}})
     assert page.count("| a plan | ") == page.count("| another | ") == 3 and "| data 4 x fsdp 2 | " in page
 
@@ -43,8 +47,24 @@ def test_a_plan_must_say_for_what():
     for config in (PlanConfig(), PlanConfig(topology="v5e:2x2", chips=4), PlanConfig(chips=4)):
         with pytest.raises(StageError, match="--chip"):
             plans.plan_stage(stage, config)
+    for chips in (0, -4):
+        with pytest.raises(StageError, match="--chips N, at least 1"):
+            plans.plan_stage(stage, PlanConfig(chips=chips, chip="h100"))
+    with pytest.raises(StageError, match="leave out --chip h100"):
+        plans.plan_stage(stage, PlanConfig(topology="v5e:16x16", chip="h100", compile=False))
     with pytest.raises(StageError, match="share of the peak"):
         plans.plan_stage(stage, PlanConfig(chips=4, chip="h100", utilisation=40.0))
+
+
+def test_a_plan_that_does_not_fit_says_what_takes_less(monkeypatch):
+    def refuse(*_, **__):
+        raise plans.DoesNotFit("Ran out of memory")
+
+    for compile_step in (refuse, lambda *_, **__: Compiled(Memory(2**36, 2**34, 0, 0, 0), Program(0.0, ()))):
+        monkeypatch.setattr(plans.plan, "compile_step", compile_step)
+        found = plans.plan_stage(stage_function("wavlab_mk")(), PlanConfig(chips=8, chip="h100", search=False))
+        text = plans.table(found)
+        assert "does not fit        " in text and "note: this step does not fit. Training takes less" in text
 
 
 def test_a_plan_by_formula_alone_compiles_nothing(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from data_pipelines.mixing import MixingConfig
 from experiments.__main__ import parse_stage
 from experiments.commands import QualityCommand, StageCommand
-from experiments.stage import StageError, as_started, as_text, check_unchanged, flatten
+from experiments.stage import StageError, as_started, as_text, beginning, check_unchanged, flatten
 from experiments.stage_files import StageFiles
 from experiments.stages import SIZES, STAGES, run_of, stage_function
 from wavlab_jax.model import abstract_parameters, count
@@ -100,6 +100,24 @@ def test_a_changed_stage_is_refused_by_name_and_free_values_are_not(tmp_path):
         check_unchanged(changed, files)
 
 
+def test_what_a_run_was_begun_with_outlasts_the_values_that_are_free(tmp_path):
+    """Its forks and means are known by it, and it may go on with other ones, which stand in its config.txt then."""
+    cfg = stage_function("wavlab_mk", size="demo")()
+    files = StageFiles(tmp_path, cfg.name)
+    files.folder.mkdir(parents=True)
+    files.inputs.write_text("{}")
+    found = []
+    other = dataclasses.replace(cfg.learner, seed=9)
+    free = dataclasses.replace(cfg, seconds_per_device=7.0, loop=dataclasses.replace(cfg.loop, keep=9))
+    for each in (cfg, free, dataclasses.replace(cfg, learner=other)):
+        files.config.write_text(as_text(each))
+        found.append(beginning(files))
+    assert found[0] == found[1] != found[2]
+    files.inputs.unlink()
+    with pytest.raises(StageError, match="wavlab_mk is not there any more.*bring it back"):
+        beginning(files)
+
+
 @pytest.mark.parametrize(("name", "size"), EVERY)
 def test_a_stage_may_be_continued_as_it_was_begun(name, size, tmp_path):
     cfg, files = stage_function(name, size=size)(), StageFiles(tmp_path, name)
@@ -168,6 +186,11 @@ def test_a_loop_that_cannot_run_is_refused(field):
         with pytest.raises(LoopError, match=f"loop.{field} is {value}; it must be at least 1"):
             LoopConfig(**{field: value})
     assert getattr(LoopConfig(**{field: 1}), field) == 1
+
+
+def test_a_negative_number_of_steps_is_not_traced():
+    with pytest.raises(LoopError, match="loop.profile_steps is -3; give how many"):
+        LoopConfig(profile_steps=-3)
 
 
 @pytest.mark.parametrize(

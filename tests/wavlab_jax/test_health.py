@@ -228,7 +228,7 @@ def test_time_since_the_launch():
     assert abs(since_launch() - int(told.stdout)) < 3
 
 
-def test_a_trace_of_some_steps(tmp_path):
+def test_a_trace_of_some_steps(tmp_path, monkeypatch):
     """Steps 3 and 4 of four: the warm-up is as long as what is left over."""
     double = jax.jit(lambda x: x * 2)
     with Profile(tmp_path / "profile", steps=2, left=4) as profile:
@@ -242,6 +242,9 @@ def test_a_trace_of_some_steps(tmp_path):
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
     with Profile(tmp_path / "none", steps=0, left=4) as profile, profile.step(1):
         pass
+    monkeypatch.setattr(jax, "process_index", lambda: 1)  # two hosts' traces in one folder would end the run
+    with Profile(tmp_path / "none", steps=1, left=1) as profile, profile.step(1):
+        pass
     assert not (tmp_path / "none").exists()
 
 
@@ -249,6 +252,11 @@ def test_weights_and_biases_is_one_run_however_often_it_is_continued(tmp_path, m
     monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
     with pytest.raises(TrackerError, match="loop.wandb is 'speech', but Weights & Biases is not installed: pip"):
         WandbTracker(tmp_path, project="speech", name="stage", config={})
+    no_key = SimpleNamespace(init=lambda **_: {}["api_key not configured"])
+    monkeypatch.setitem(sys.modules, "wandb", no_key)
+    (tmp_path / "refused").mkdir()
+    with pytest.raises(TrackerError, match="api_key not configured.*`wandb login`, or WANDB_MODE=offline"):
+        WandbTracker(tmp_path / "refused", project="speech", name="stage", config={})
     told = []
 
     def init(**given):

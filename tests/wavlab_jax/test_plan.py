@@ -158,8 +158,12 @@ def test_the_search_ends_between_what_fits_and_what_does_not():
 
 def test_chips_and_topologies():
     assert plan.chips_of_topology("v4:4x4x2") == 32 and plan.chip_of_topology("v4:4x4x2").memory_bytes == 32 * 2**30
-    with pytest.raises(PlanError, match="v5e:16x16"):
-        plan.chip_of_topology("v5e")
+    assert plan.chip_of_topology("V5E:4x4").name == "v5e"
+    for wrong in ("v5e", "v5e:", "v5e:4x0", "v5e:-4x4", "v5e:4\u00b2"):
+        with pytest.raises(PlanError, match="v5e:16x16"):
+            plan.chip_of_topology(wrong)
+    with pytest.raises(PlanError, match="of TPUs; give --chips 8 --chip h100"):
+        plan.chip_of_topology("h100:2x4")
     with pytest.raises(ChipError, match="a100-80"):
         chip_named("a100")
     assert chip_of(jax.devices()[0]) is None

@@ -64,6 +64,9 @@ def test_hosts_of_gpus_are_slices_to_jax_and_no_matter():
 def test_what_cannot_be_laid_out_says_so():
     with pytest.raises(ShardingError, match="data=5, fsdp=3 cannot be laid out on these devices"):
         _laid_out(torus("TPU v4", 4, 4, 1)[:15], 5, 3)
+    for data, fsdp in ((-1, 0), (-1, 3), (-1, 16), (-2, -4), (0, 8), (4, 1)):
+        with pytest.raises(ShardingError, match=f"data={data}, fsdp={fsdp} does not cover 8 .* leave mesh.data at -1"):
+            make_mesh(MeshConfig(data=data, fsdp=fsdp), devices=jax.devices()[:8])
 
 
 def test_a_local_mesh_keeps_what_it_can_of_fsdp():

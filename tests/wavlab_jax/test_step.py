@@ -212,7 +212,7 @@ def test_what_the_tables_do_not_know_stops_the_program():
     mesh = make_mesh(MeshConfig(fsdp=8))
     with pytest.raises(ShardingError, match="encoder/new_thing/kernel matches 0 rows"):
         parameter_spec("encoder/new_thing/kernel", (4, 4), mesh)
-    with pytest.raises(ShardingError, match="12 does not divide over 8"):
+    with pytest.raises(ShardingError, match="12 does not divide over 8 .fsdp.: choose a mesh.fsdp"):
         parameter_spec("head/projection/kernel", (12, 4), mesh)
     with pytest.raises(ShardingError, match="8 devices"):
         make_mesh(MeshConfig(data=3))

@@ -32,6 +32,7 @@ from wavlab_jax.checkpoint import (
 from wavlab_jax.clock import TIMES
 from wavlab_jax.metrics import MetricsWriter, read_lines
 from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
+from wavlab_jax.skipped import Skips
 from wavlab_jax.step import abstract_state, initial_state, make_train_step
 from wavlab_jax.train import Interrupted, LoopConfig, LoopError, NonFinite, Probes, train
 
@@ -103,6 +104,28 @@ def same(a, b):
         np.testing.assert_array_equal(x, y)
 
 
+def test_a_signal_that_comes_again_does_not_end_the_last_save(tmp_path, monkeypatch):
+    """Schedulers send SIGTERM to a launcher that passes it on and to the process itself, and a save takes a while."""
+    missed, wait = [], Checkpoints.wait
+    before = signal.signal(signal.SIGTERM, lambda *_: missed.append("ended"))
+
+    def waiting(checkpoints):
+        os.kill(os.getpid(), signal.SIGTERM)
+        wait(checkpoints)
+
+    def interrupting(first):
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from batches(first)
+
+    monkeypatch.setattr(Checkpoints, "wait", waiting)
+    try:
+        with pytest.raises(Interrupted, match="stopped after step 1 of 12, saved"):
+            run(tmp_path, stream=interrupting)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not missed and list(steps_of(tmp_path / "checkpoints")) == [1]
+
+
 @pytest.mark.parametrize("stop_at", [2, *(pytest.param(k, marks=pytest.mark.soak) for k in (5, 8))])
 def test_an_interrupted_run_ends_bit_for_bit_where_a_whole_one_does(whole, tmp_path, stop_at):
     """SIGTERM while batch `stop_at` is read, between and at the intervals of saving and logging."""
@@ -164,7 +187,9 @@ def test_a_batch_that_is_not_finite_stops_the_run_and_is_named(tmp_path):
                 batch.utterance[2] = 4711
             yield batch
 
-    with pytest.raises(NonFinite, match=r"step 7: loss nan(.|\n)*changed no parameters(.|\n)*row 2: clip 4711"):
+    with pytest.raises(
+        NonFinite, match=r"step 7: loss nan.* changed no parameters.* skip goes on past (.|\n)*row 2: clip 4711"
+    ):
         run(tmp_path, stream=poisoned)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     assert checkpoints.latest() == 4  # nothing was saved before its own metric was read
@@ -216,6 +241,15 @@ def test_a_run_that_skips_is_resumed_bit_for_bit(skipping, tmp_path, stop_at):
     same(run(tmp_path, loop=SKIP, stream=interrupting), skipping[1])
     assert lines_of(tmp_path) == lines_of(skipping[0])
     assert (tmp_path / "skipped.jsonl").read_text() == (skipping[0] / "skipped.jsonl").read_text()
+
+
+def test_what_hosts_that_are_gone_have_named_is_dropped_as_well(tmp_path):
+    """Steps after the checkpoint, whose rows the hosts that are left will name."""
+    for name in ("skipped.jsonl", "skipped-3.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps({"step": step}) + "\n" for step in (4, 9)))
+    Skips(tmp_path, record={}, resume_step=6, in_row=1, in_all=1, describe=list)
+    for name in ("skipped.jsonl", "skipped-3.jsonl"):
+        assert [line["step"] for line in read_lines(tmp_path / name)] == [4]
 
 
 @pytest.mark.parametrize(
@@ -362,7 +396,7 @@ def test_an_average_is_the_mean_of_the_parameters(whole):
 def test_checkpoints_are_kept_by_policy(tmp_path):
     """The latest, every fourth step, and the two lowest scores; an unscored one is not among the best."""
     state = initial_state(CFG, make_mesh(MeshConfig(), devices=jax.devices()[:1]))
-    scores = {1: 0.5, 2: 9.0, 3: 0.7, 4: 8.0, 5: 0.6, 6: 7.0, 7: 5.0}
+    scores = {1: 0.5, 2: np.nan, 3: 0.7, 4: 8.0, 5: 0.6, 6: np.nan, 7: 5.0}
     for part in ((1, 2, 3), (4, 5, 6, 7)):  # the run is continued in between, and knows the scores again
         checkpoints = Checkpoints(tmp_path, keep=1, keep_every=4, keep_best=2)
         for step in part:

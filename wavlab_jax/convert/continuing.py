@@ -39,17 +39,23 @@ class Continued(NamedTuple):
     differing: tuple[str, ...]
 
 
+def disagreements(theirs: EncoderConfig, ours: EncoderConfig) -> list[str]:
+    """What differs of the settings under which parameters of equal shapes compute other things: "heads is 12 there and
+    16 here"."""
+    return [
+        f"{name} is {getattr(theirs, name)} there and {getattr(ours, name)} here"
+        for name in _MUST_AGREE
+        if getattr(theirs, name) != getattr(ours, name)
+    ]
+
+
 def continued(checkpoint: Checkpoint, cfg: EncoderConfig, *, fresh: Parameters) -> Continued:
     """The checkpoint's tensors as parameters of an encoder of `cfg`, laid over the `fresh` ones, which are not changed.
 
     Raises ConvertError: no tensor fits, or those that fit would compute something else; damaged values.
     """
     theirs = checkpoint.encoder
-    wrong = [
-        f"{name} is {getattr(theirs, name)} there and {getattr(cfg, name)} here"
-        for name in _MUST_AGREE
-        if getattr(theirs, name) != getattr(cfg, name)
-    ]
+    wrong = disagreements(theirs, cfg)
     if wrong:
         raise ConvertError(
             f"the {checkpoint.layout} checkpoint cannot be continued by this stage: {'; '.join(wrong)}. Its parameters "
