@@ -198,11 +198,12 @@ def deviations(
         found.append("a miniature in the benchmark's layout, not its data")
     found += incomplete
     if cfg.scale != 1:
-        found.append(
-            f"scale {cfg.scale:g}: {schedule.iterations:,} of {schedule.published:,} iterations, "
-            f"{schedule.validations} of {most} validations, the best {schedule.averaged} of them averaged, "
-            f"not {averaged}"
-        )
+        said = f"scale {cfg.scale:g}: {schedule.iterations:,} of {schedule.published:,} iterations"
+        if schedule.validations != most:
+            said += f", {schedule.validations} of {most} validations"
+        if schedule.averaged != averaged:
+            said += f", the best {schedule.averaged} of them averaged, not {averaged}"
+        found.append(said)
     if cfg.batches.size != BATCH:
         found.append(f"batches of {cfg.batches.size}, not {BATCH}")
     if cfg.accumulate != ACCUMULATE:
