@@ -89,11 +89,14 @@ def write_table(results: Path, page: Path, *, narrow: bool, given: list[str]) ->
     )
     title = "A downstream model that is small enough to learn" if narrow else "Every track, hardly trained"
     machine = next(read_results(results))["machine"]
-    nothing = "So few updates teach nothing: differences mean nothing. It shows that the paths run.\n"
+    about = "So few updates teach nothing: differences mean nothing. It shows that the paths run.\n"
+    if narrow:
+        about = "One seed. Where nothing is written (100.0, of languages 0.0), updates may be too few as well as the "
+        about += "model poor.\n"
     said = (
         f"`{' '.join(['benchmarks/mlsuperb_miniature.py', *given])}`:\n"
         f"{seconds / 60:.0f} minutes of training and judging, summed, on {machine['cores']} shared cores "
-        f"({machine['processor']}).\n{'' if narrow else nothing}"
+        f"({machine['processor']}).\n{about}"
         "Stage 1 is `wavlab_mk`, stage 2 `wavlab_ms`, the control `wavlab_mk_continued`; `hubert_tiny_random` is the\n"
         "Hugging Face folder.\n"
     )
