@@ -4,8 +4,7 @@ It looks as the report of a recipe does and is drawn by the same code (`experime
 """
 
 import math
-from collections.abc import Sequence
-from itertools import cycle
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,13 +38,23 @@ from experiments.report.results import LOOKS, count, duration, number
 from wavlab_jax.evaluation.superb_score import LOG_MEL, PUBLISHED
 
 
+def looks_of(models: Iterable[str]) -> dict[str, Look]:
+    """A colour and a mark for each; the first 25 are all different."""
+    colours, markers = zip(*LOOKS.values(), strict=True)
+    size = len(LOOKS)
+    return {
+        model: Look(colours[place % size], markers[(place + place // size) % size])
+        for place, model in enumerate(models)
+    }
+
+
 def write_page(workdir: Path, path: Path, *, pool: str = "2024") -> Path:
     """Writes the page of all results in `workdir` to `path`; the same results give the same bytes.
 
     Raises ProtocolError if there are none.
     """
     every = standings(workdir)
-    looks = dict(zip(dict.fromkeys(each.model for each in every), cycle(LOOKS.values()), strict=False))
+    looks = looks_of(dict.fromkeys(each.model for each in every))
     own = {length: [each for each in every if each.duration == length] for length in DURATIONS}
     own = {length: found for length, found in own.items() if found}
     sections = [Section("leaderboard", "Leaderboard", LEADS["leaderboard"], leaderboard_blocks(own, pool, looks))]

@@ -11,7 +11,7 @@ import pytest
 from data_pipelines.mlsuperb.tracks import MONOLINGUAL_SETS
 from experiments.mlsuperb.drawn import bars, confusion_matrix, differing
 from experiments.mlsuperb.gathered import Standing, write_leaderboard
-from experiments.mlsuperb.page import chance_finding, write_page
+from experiments.mlsuperb.page import chance_finding, looks_of, write_page
 from experiments.mlsuperb.protocol import ProtocolError
 from experiments.mlsuperb.scoring import ChallengeScores
 from experiments.report.page import Look
@@ -133,6 +133,10 @@ def test_only_what_follows_the_protocol_stands_among_published_rows(page):
     assert "not by the published protocol" in found.text("leaderboard")
     assert f"{points:.1f} SUPERB points of ours" in found.text("summary")
     assert "[68.0, 73.0], above chance (35.0), on 60 utterances; the highest of 3 models" in found.text("summary")
+
+
+def test_no_two_models_look_alike():
+    assert len(set(looks_of(map(str, range(25))).values())) == 25
 
 
 def test_none_is_called_the_highest_where_several_are():
