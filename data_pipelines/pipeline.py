@@ -112,8 +112,9 @@ class LoadBatch(grain.transforms.Map):
         for length, rows in zip(cfg.lengths, self.rows, strict=True):
             if rows % hosts:
                 raise PipelineError(
-                    f"a step of length {length} has {rows} rows, which {hosts} hosts cannot share evenly: start "
-                    f"a divisor of {math.gcd(*self.rows)}; a new run may have another seconds_per_step or lengths"
+                    f"a step of length {length} has {rows} rows, which {hosts} hosts cannot share evenly: a "
+                    f"number that divides {math.gcd(*self.rows)} can; a new run may have another seconds_per_step or "
+                    "lengths"
                 )
         self.draw = Draw(manifest, lengths=cfg.lengths, rows=self.rows, cfg=cfg.draw, split=Split.TRAIN, seed=cfg.seed)
         self.source = ShardSource(manifest)

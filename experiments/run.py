@@ -245,7 +245,7 @@ def inherit(cfg: StageConfig, workdir: Path, mesh: Mesh) -> Callable[[Parameters
     imported = imported_model(workdir, cfg.init_from)
     if imported is not None:
         return lambda fresh: continue_imported(cfg, imported, fresh)
-    lineage(workdir, cfg.init_from)
+    lineage(workdir, cfg.init_from)  # for what it raises where that stage is not trained to its end
     _check_architecture(cfg, StageFiles(workdir, cfg.init_from))
     params = parameters(load_model(workdir, cfg.init_from, mesh))
     before, now = (json.loads(StageFiles(workdir, name).inputs.read_text()) for name in (cfg.init_from, cfg.name))

@@ -307,7 +307,7 @@ def test_configurations_that_cannot_be_meant(changes):
 
 def test_hosts_that_cannot_share_a_step(corpus):
     with pytest.raises(
-        PipelineError, match=r"length 16000 has 12 rows, which 5 hosts .* start a divisor of \d+; a new run"
+        PipelineError, match=r"length 16000 has 12 rows, which 5 hosts .* a number that divides \d+ can; a new run"
     ):
         train_batches(CLEAN, corpus, (), hosts=5)
     for host, hosts in ((2, 2), (-1, 2), (0, 0)):
