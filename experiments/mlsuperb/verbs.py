@@ -79,7 +79,7 @@ class SuperbCommand:
     accumulate: int = ACCUMULATE
     """Batches an update. Any but the published 4 is not the published protocol, and every output says so."""
     width: int = WIDTH
-    """Channels of the downstream model; published is 256. A narrow one, such as 64, learns in minutes on a laptop, and
+    """Channels of the downstream model; published is 256. A narrow one, such as 32, learns in minutes on a laptop, and
     every output says so."""
     name: str | None = None
     """Of the model, in the table and of its folder; by default it follows from MODEL."""
