@@ -81,25 +81,29 @@ def mask_coverage(batch: Batch, mask: jax.Array) -> Sum:
     return Sum(jnp.sum(batch.valid & mask, dtype=jnp.float32), jnp.sum(batch.valid, dtype=jnp.float32))
 
 
-def update_sums(updates: Parameters, params: Parameters) -> Sums:
-    """Squares of what is added to the weights, and of the weights before, by group of modules.
+def squares(path, update: jax.Array, weight: jax.Array) -> Sum:
+    """Of what is added to an array of the parameters at `path`, and of the array before; of stacked layers [layers]."""
+    stacked = [key.key for key in path[:2]] == ["encoder", "layers"]
+    axis = tuple(range(1, weight.ndim)) if stacked else None
+    return Sum(*(jnp.sum(jnp.square(x.astype(jnp.float32)), axis=axis) for x in (update, weight)))
+
+
+def by_module(found: Parameters) -> Sums:
+    """`squares` of all parameters, added up by group of modules.
 
     "layers" is [layers], the others are scalars: "frontend", "position", "encoder" (its other parameters), "head"; of a
     frozen encoder "head", and "adapter" where there is one. The root of a group's ratio is its update-to-weight ratio.
     """
-    added, weights = _squares(updates), _squares(params)
-    return {name: Sum(added[name], weights[name]) for name in weights}
+    groups = dict(found)
+    if "encoder" in found:
+        rest = dict(found["encoder"])
+        groups = {name: rest.pop(name) for name in ("frontend", "position", "layers")} | {
+            "encoder": rest,
+            "head": found["head"],
+        }
+    return {name: _total(group) for name, group in groups.items()}
 
 
-def _squares(tree: Parameters) -> Mapping[str, jax.Array]:
-    if "encoder" not in tree:
-        return {name: sum(_square(leaf) for leaf in jax.tree.leaves(part)) for name, part in tree.items()}
-    rest = dict(tree["encoder"])
-    groups = {"frontend": rest.pop("frontend"), "position": rest.pop("position")}
-    layers, groups["encoder"], groups["head"] = rest.pop("layers"), rest, tree["head"]
-    squares = {name: sum(_square(leaf) for leaf in jax.tree.leaves(group)) for name, group in groups.items()}
-    return {**squares, "layers": sum(_square(leaf, axis=range(1, leaf.ndim)) for leaf in jax.tree.leaves(layers))}
-
-
-def _square(leaf: jax.Array, *, axis=None) -> jax.Array:
-    return jnp.sum(jnp.square(leaf.astype(jnp.float32)), axis=None if axis is None else tuple(axis))
+def _total(tree) -> Sum:
+    found = jax.tree.leaves(tree, is_leaf=lambda part: isinstance(part, Sum))
+    return Sum(sum(one.total for one in found), sum(one.weight for one in found))

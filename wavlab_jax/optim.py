@@ -183,17 +183,25 @@ def at_step(optimizer_state, step):
     return jax.tree.map(moved, optimizer_state, is_leaf=lambda part: isinstance(part, counters))
 
 
-def clip_by_norm(largest: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm`, with one factor for all: its division of every element is an array more to store."""
+def clip_by_norm(largest: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm`, with one factor for all: its division of every element is an array more to store.
 
-    def update(gradient, state, params=None):
-        factor = largest / jnp.maximum(optax.tree.norm(gradient), largest)
+    The norm may be given to `update` as `norm`, where the gradient is a part of that which is clipped.
+    """
+
+    def update(gradient, state, params=None, *, norm=None, **others):
+        factor = largest / jnp.maximum(optax.tree.norm(gradient) if norm is None else norm, largest)
         return jax.tree.map(lambda g: g * factor.astype(g.dtype), gradient), state
 
-    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
-def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
+def treats_alike(cfg: OptimizerConfig) -> bool:
+    """Whether `make_optimizer`, told the `norm` of the whole gradient, may be given any part of it by itself."""
+    return cfg.accumulate == 1 and not isinstance(cfg, FineTuningConfig)
+
+
+def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformationExtraArgs:
     """Clipping, Adam, decoupled weight decay, schedule, in fairseq's order; or PyTorch's Adam: `decoupled_decay`.
 
     While `freeze_steps` last, the encoder's schedule stands still: give the state `at_step` after each update.
@@ -205,6 +213,7 @@ def make_optimizer(cfg: OptimizerConfig) -> optax.GradientTransformation:
     else:
         after = optax.chain(optax.add_decayed_weights(cfg.weight_decay), optax.adam(**adam))
     each = _by_part(cfg, clip, after) if isinstance(cfg, FineTuningConfig) else optax.chain(clip, after)
+    each = optax.with_extra_args_support(each)
     if cfg.accumulate == 1:
         return each
     return optax.MultiSteps(each, every_k_schedule=cfg.accumulate).gradient_transformation()

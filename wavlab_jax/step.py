@@ -16,14 +16,15 @@ from wavlab_jax.adapters import AdapterError, AnyAdapterConfig, adapted, make_ad
 from wavlab_jax.downstream import DownstreamConfig
 from wavlab_jax.encoder import EncoderConfig, Formulation, formulation_for
 from wavlab_jax.heads import AnyHeadConfig, HeadError
-from wavlab_jax.health import Observed, combine, combine_copies, mask_coverage, observe, update_sums
+from wavlab_jax.health import Observed, combine, combine_copies, mask_coverage, observe
 from wavlab_jax.metrics import Sums
 from wavlab_jax.model import Model, Parameters, assemble, make_model, parameters
 from wavlab_jax.objectives import AnyObjectiveConfig, Keys, check_head, draw_masks, loss_of, objective_of
-from wavlab_jax.optim import OptimizerConfig, at_step, held, learning_rate, make_optimizer
+from wavlab_jax.optim import OptimizerConfig, at_step, held, learning_rate, make_optimizer, treats_alike
 from wavlab_jax.sharding import BATCH_AXES, abstract_flag, parameter_shardings, place_flag, state_shardings
 from wavlab_jax.state import TrainState, fresh_state
 from wavlab_jax.targets.online import Targets
+from wavlab_jax.updates import updated, updated_in_place
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class StepResult(NamedTuple):
         learning_rate: [] float32.
         finite: [] bool; where False the parameters and the moments were left as they were, and the step was counted.
         languages, counts, layers, extremes: as `health.Observed` has them.
-        updates: squares of updates and weights by group of modules: `health.update_sums`.
+        updates: squares of updates and weights by group of modules: `health.by_module`.
         wish: [] int32, the largest `wish` that any process gave with this step.
     """
 
@@ -259,17 +260,14 @@ def make_train_step(
         value = loss_of(observed.sums, denominators, coefficients)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        updates, new_optimizer = optimizer.update(gradient, state.optimizer, state.params)
-        moved = update_sums(updates, state.params)
+        said = (optimizer, gradient, state.params, state.optimizer)
         if formulation.lean_gradients:
-            # Never negative: it only says that all that reads the old state comes before what overwrites it. XLA:CPU
-            # would copy the state otherwise, a tenth of a gigabyte for each twenty-five million parameters and moment.
-            finite &= sum(jnp.sum(part) for part in jax.tree.leaves(moved)) >= 0.0
-        new = (optax.apply_updates(state.params, updates), new_optimizer)
-        params, kept = jax.tree.map(lambda x, y: jnp.where(finite, x, y), new, (state.params, state.optimizer))
+            new = updated_in_place(*said, wanted=finite, norm=norm if treats_alike(cfg.optimizer) else None)
+        else:
+            new = updated(*said, wanted=finite)
         # the step counts either way: it is the data position, and the schedule goes by it
         done, every = state.step + 1, cfg.optimizer.accumulate
-        new_state = TrainState(done, params, at_step(kept, done // every))
+        new_state = TrainState(done, new.params, at_step(new.optimizer, done // every))
         return new_state, StepResult(
             sums={**observed.sums, "mask_coverage": mask_coverage(batch, masks)},
             loss=value,
@@ -280,7 +278,7 @@ def make_train_step(
             counts=observed.counts,
             layers=observed.layers,
             extremes=observed.extremes,
-            updates=moved,
+            updates=new.squares,
             wish=jnp.max(wishes),
         )
 

@@ -246,8 +246,8 @@ def _run_layers(
 
     x = formulation.along_rows(x)
 
-    def run(layer, x, index):
-        def apply(x):
+    def run(layer, x, position_bias, index):
+        def apply(x, position_bias):
             keys = None if row_keys is None else jax.vmap(lambda k: jax.random.fold_in(k, index))(row_keys)
             return layer(
                 x,
@@ -259,10 +259,10 @@ def _run_layers(
             )
 
         if key is None or cfg.layerdrop == 0.0:
-            return apply(x)
+            return apply(x, position_bias)
         # One draw a layer and step, for all rows: every device and micro-batch skips the same layers.
         keep = jax.random.bernoulli(jax.random.fold_in(jax.random.fold_in(key, 2**20), index), 1.0 - cfg.layerdrop)
-        return lax.cond(keep, apply, lambda x: x, x)
+        return lax.cond(keep, apply, lambda *unchanged: unchanged, x, position_bias)
 
     if cfg.rematerialize == "layers":
         run = jax.checkpoint(run)
@@ -274,7 +274,7 @@ def _run_layers(
     if (formulation.scan_layers or remade) and stacked:
 
         def body(x, layer_and_index):
-            x = formulation.along_rows(run(layer_and_index[0], x, layer_and_index[1]))
+            x = formulation.along_rows(run(layer_and_index[0], x, position_bias, layer_and_index[1])[0])
             return x, (x, _watch(x) if watch else None)
 
         _, (outputs, rest) = lax.scan(body, x, (encoder.layers, np.arange(cfg.layers)))
@@ -290,5 +290,6 @@ def _run_layers(
     else:
         layers = encoder.layers
     for index, layer in enumerate(layers):
-        hidden.append(formulation.along_rows(run(layer, hidden[-1], index)))
+        x, position_bias = run(layer, x, position_bias, index)
+        hidden.append(formulation.along_rows(x))
     return tuple(hidden), jax.tree.map(lambda *each: jnp.stack(each), *map(_watch, hidden)) if watch else None

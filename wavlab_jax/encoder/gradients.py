@@ -118,11 +118,12 @@ class Pairs(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, pairs: Pairs, rate: float) -> jax.Array:
+def attention(query: jax.Array, key: jax.Array, value: jax.Array, pairs: Pairs, rate: float):
     """softmax(query key^T + gate * bias) value, all [batch, frames, heads, head width], a head of a row at a time.
 
     Softmax is of float32. Dropout at `rate` where `pairs.keep` is given. Keeps the arguments, the output, and two
-    numbers a query and head.
+    numbers a query and head. Returns the position bias, too, to be given to the next layer: each layer adds its own
+    gradient of all pairs to that of the layers after it, in place, and no other is stored.
     """
     return _attend(query, key, value, pairs, rate)[0]
 
@@ -185,11 +186,12 @@ def _attend(query, key, value, pairs: Pairs, rate: float):
 
     mixed, softmax = lax.map(attend, _ones(query, key, value, pairs))
     out = _unflat(mixed, query.shape[0])
-    return out, (query, key, value, pairs, out, softmax)
+    return (out, pairs.position_bias), (query, key, value, pairs, out, softmax)
 
 
-def _attention_gradient(rate, kept, gradient):
+def _attention_gradient(rate, kept, gradients):
     query, key, value, pairs, out, softmax = kept
+    gradient, of_later = gradients
     batch, frames, heads, _ = query.shape
     dtype = wide_type(query)
 
@@ -212,8 +214,7 @@ def _attention_gradient(rate, kept, gradient):
 
     along = jnp.sum(wide(gradient) * wide(out), axis=-1).transpose(2, 0, 1).reshape(-1, frames)
     every = (_ones(query, key, value, pairs), softmax, along, _flat(gradient))
-    start = None if pairs.gate is None else jnp.zeros_like(pairs.position_bias)
-    of_bias, (*of_three, of_gate) = lax.scan(one_gradient, start, every)
+    of_bias, (*of_three, of_gate) = lax.scan(one_gradient, of_later, every)
     if of_gate is not None:
         of_gate = of_gate.reshape(heads, batch, frames).swapaxes(0, 1)
     return *(_unflat(x, batch) for x in of_three), Pairs(of_gate, of_bias, None, None)

@@ -273,10 +273,11 @@ class Attention(nnx.Module):
         self.output = Dense(keys[3], cfg.width, cfg.width)
         self.gate = Gate(keys[4], cfg) if cfg.relative_bias else None
 
-    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation) -> jax.Array:
+    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation):
         """`valid` [batch, frames] masks keys; `position_bias` [shards, heads, frames, frames] comes ungated.
 
-        The shards are equal parts of the rows; their biases are the same (`Formulation.row_shards`).
+        The shards are equal parts of the rows; their biases are the same (`Formulation.row_shards`). Returns the output
+        and the position bias as it came, for the next layer: its lean gradient is added up on the way back.
         """
 
         def split(y):
@@ -291,8 +292,8 @@ class Attention(nnx.Module):
             if keys is not None and rate > 0.0:
                 keep = kept((x.shape[0], cfg.heads, x.shape[1], x.shape[1]), rate=rate, keys=fold(keys, 0))
             pairs = gradients.Pairs(gate, None if gate is None else position_bias[0], valid, keep)
-            mixed = gradients.attention(query, key, value, pairs, rate)
-            return self.output(mixed.reshape(x.shape))
+            mixed, passed_on = gradients.attention(query, key, value, pairs, rate)
+            return self.output(mixed.reshape(x.shape)), None if gate is None else passed_on[None]
         logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
         if gate is not None:
             parts = gate.reshape(position_bias.shape[0], -1, *gate.shape[1:], 1)
@@ -303,7 +304,7 @@ class Attention(nnx.Module):
         weights = jax.nn.softmax(logits, axis=-1).astype(x.dtype)
         weights = dropout(weights, rate=cfg.attention_dropout, keys=fold(keys, 0))
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
-        return self.output(formulation.along_rows(mixed.reshape(x.shape)))
+        return self.output(formulation.along_rows(mixed.reshape(x.shape))), position_bias
 
 
 BOTTLENECK_KINDS = ("houlsby", "mms")
@@ -348,15 +349,18 @@ class Layer(nnx.Module):
         self.final_norm = Norm(cfg.width)
         self.bottleneck = None  # `wavlab_jax.adapters` puts one in
 
-    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation) -> jax.Array:
-        """[batch, frames, width] -> same shape; `keys` [batch] draw dropout, None draws none."""
+    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation):
+        """[batch, frames, width] -> same shape, and the position bias for the next layer (`Attention`).
+
+        `keys` [batch] draw dropout, None draws none.
+        """
         kind = None if self.bottleneck is None else self.bottleneck.kind
         lean = formulation.lean_gradients
 
         def attend(y):
             common = dict(cfg=cfg, valid=valid, position_bias=position_bias, keys=keys, formulation=formulation)
-            y = self.attention(y, **common)
-            return dropout(y, rate=cfg.dropout, keys=fold(keys, 1))
+            y, passed_on = self.attention(y, **common)
+            return dropout(y, rate=cfg.dropout, keys=fold(keys, 1)), passed_on
 
         def feed_forward(y):
             y = gelu(self.expand(formulation.along_rows(y)), lean=lean)
@@ -372,10 +376,11 @@ class Layer(nnx.Module):
         def final_norm(y):
             return self.final_norm.over_channels(y, epsilon=cfg.norm_epsilon, lean=lean)
 
+        attended, position_bias = attend(attention_norm(x) if cfg.pre_norm else x)
         if cfg.pre_norm:
-            x = x + attend(attention_norm(x))
+            x = x + attended
             x = x + feed_forward(final_norm(x))
         else:
-            x = attention_norm(x + attend(x))
+            x = attention_norm(x + attended)
             x = final_norm(x + feed_forward(x))
-        return x + self.bottleneck(x, epsilon=cfg.norm_epsilon) if kind == "mms" else x
+        return x + self.bottleneck(x, epsilon=cfg.norm_epsilon) if kind == "mms" else x, position_bias
