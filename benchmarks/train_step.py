@@ -98,9 +98,11 @@ def our_step(case: Case) -> Callable[[], float]:
     """Takes a step at each call; returns its loss."""
     import jax
 
+    from wavlab_jax.compiling import return_memory_after_compiling
     from wavlab_jax.sharding import MeshConfig, make_mesh, place_batch
     from wavlab_jax.step import initial_state, make_train_step
 
+    return_memory_after_compiling()  # as a run does
     learner, mesh = case.learner(), make_mesh(MeshConfig(), devices=jax.devices()[:1])
     step = make_train_step(learner, mesh)
     kept = [initial_state(learner, mesh)]

@@ -29,6 +29,7 @@ from experiments.trained import check_corpus, imported_model, is_finished, linea
 from wavlab_jax.checkpoint import Checkpoints, restore_state, start, steps_of
 from wavlab_jax.chips import chip_of
 from wavlab_jax.clock import Work
+from wavlab_jax.compiling import return_memory_after_compiling
 from wavlab_jax.convert.continuing import continued, disagreements
 from wavlab_jax.convert.heads import head_parameters
 from wavlab_jax.convert.layouts import read_checkpoint
@@ -47,6 +48,7 @@ def configure_jax(workdir: Path) -> None:
     cache = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(Path(workdir).absolute() / "compiled")
     jax.config.update("jax_compilation_cache_dir", cache)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    return_memory_after_compiling()
 
 
 def train_stage(cfg: StageConfig, *, workdir: Path, corpus: Path, launched: bool = False) -> None:

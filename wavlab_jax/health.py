@@ -5,7 +5,6 @@ a line of metrics is written; so they are the same on any devices and in any num
 it is a few small vectors. docs/health.md says what each number means.
 """
 
-from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax

@@ -13,7 +13,7 @@ from wavlab_jax.model import Parameters
 
 
 class Updated(NamedTuple):
-    """Parameters, the optimizer's state, and squares of updates and weights by group of modules (`health.by_module`)."""
+    """Parameters, optimizer state, and squares of updates and weights by group of modules (`health.by_module`)."""
 
     params: Parameters
     optimizer: Any
@@ -21,7 +21,7 @@ class Updated(NamedTuple):
 
 
 def updated(optimizer: optax.GradientTransformation, gradient: Parameters, params, state, *, wanted) -> Updated:
-    """After an update of `params` and the optimizer's `state` by `gradient`, or as they were unless `wanted`, [] bool."""
+    """`params` and optimizer `state` after an update by `gradient`, or as they were unless it is `wanted`, [] bool."""
     new = _update(optimizer, gradient, params, state, ordered=False)
     kept = jax.tree.map(lambda x, y: jnp.where(wanted, x, y), (new.params, new.optimizer), (params, state))
     return Updated(*kept, new.squares)

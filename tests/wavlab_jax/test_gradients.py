@@ -26,7 +26,8 @@ def agree(lean, plain, *arguments, rtol=1e-9):
     """Value and gradient of a weighted sum of the outputs, in float64: to rtol of each array's largest value."""
     with jax.enable_x64(True):
         arguments = jax.tree.map(lambda x: x if np.asarray(x).dtype == bool else np.float64(x), arguments)
-        weights = np.random.default_rng(9).standard_normal(jax.eval_shape(plain, *arguments).shape)
+        rng = np.random.default_rng(9)
+        weights = jax.tree.map(lambda x: rng.standard_normal(x.shape), jax.eval_shape(plain, *arguments))
 
         def differentiate(function):
             of = jax.jit(lambda *a: jax.vjp(function, *a)[1](weights), compiler_options=CHEAP)
@@ -54,6 +55,7 @@ def draw(*shape, seed=0):
 
 def test_gelu_and_layer_norm():
     agree(gradients.gelu, plain_gelu, 3 * draw(4, 5, 6))
+    agree(gradients.gelu_dot, lambda x, kernel: plain_gelu(x) @ kernel, 3 * draw(5, 6), draw(6, 4))
     lean = partial(gradients.layer_norm, epsilon=1e-5)
     agree(
         lambda *a: gradients.layer_norm(*a, 1e-5), partial(plain_norm, axis=-1), draw(3, 5, 8), draw(8), draw(8, seed=1)
@@ -79,7 +81,7 @@ def test_attention(biased, masked):
             logits = jnp.where(valid[:, None, None], logits, jnp.finfo(jnp.float64).min)
         weights = jax.nn.softmax(logits)
         weights = weights if keep is None else jnp.where(keep, weights / 0.7, 0.0)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        return jnp.einsum("bhqk,bkhd->bqhd", weights, value), position_bias
 
     def lean(query, key, value, *bias):
         return gradients.attention(query, key, value, Pairs(*bias, valid, keep), 0.3)
@@ -148,13 +150,15 @@ def test_bfloat16_loses_no_more_than_its_own_bits(waveform):
     pairs = Pairs(jnp.float32(draw(2, 2, 20)), jnp.float32(draw(2, 20, 20)), None, None)
     cases = {
         "gelu": (gradients.gelu, draw(2, 20, 8)),
+        "gelu and product": (lambda x, k: gradients.gelu_dot(x, k).astype(x.dtype), draw(20, 8), draw(8, 6)),
         "layer norm": (lambda *a: gradients.layer_norm(*a, 1e-5), draw(2, 20, 8), np.ones(8), np.zeros(8)),
-        "attention": (lambda *a: gradients.attention(*a, pairs, 0.0), query, key, value),
+        "attention": (lambda *a: gradients.attention(*a, pairs, 0.0)[0], query, key, value),
         "extractor": (
             lambda x: extract(x, blocks, None, strides=(2, 2), norm="group", epsilon=1e-5),
             waveform[:, :2000],
         ),
     }
+    all_rounded = ("gelu and product", "attention")
     for name, (function, first, *rest) in cases.items():
 
         @partial(jax.jit, compiler_options=CHEAP)
@@ -162,8 +166,8 @@ def test_bfloat16_loses_no_more_than_its_own_bits(waveform):
             out, gradient = jax.vjp(function, *arguments)
             return out, gradient(jnp.cos(jnp.arange(out.size)).reshape(out.shape).astype(out.dtype))
 
-        rounded = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), (first, *(rest if name == "attention" else ())))
-        others = () if name == "attention" else tuple(np.float32(x) for x in rest)
+        rounded = jax.tree.map(lambda x: jnp.asarray(x, jnp.bfloat16), (first, *(rest if name in all_rounded else ())))
+        others = () if name in all_rounded else tuple(np.float32(x) for x in rest)
         found = run(*rounded, *others)
         exact = run(*(jnp.float32(x) for x in rounded), *others)
         assert found[0].dtype == jnp.bfloat16 and found[1][0].dtype == jnp.bfloat16

@@ -28,6 +28,14 @@ def wide(x: jax.Array) -> jax.Array:
     return x.astype(wide_type(x))
 
 
+def _again(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    """`x`, to compute with once more when its `gradient` has come, if that is finite.
+
+    XLA:CPU, which drops barriers, would find that the forward pass made the same of x, and keep that; or make it then.
+    """
+    return x + 0.0 * gradient[(0,) * gradient.ndim].astype(x.dtype)
+
+
 # -------------------------------------------------------------------------------------------------------------- GELU
 
 
@@ -51,6 +59,24 @@ def _gelu_gradient(x, gradient):
 
 
 gelu.defvjp(lambda x: (gelu(x), x), _gelu_gradient)
+
+
+@jax.custom_vjp
+def gelu_dot(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """GELU of x [rows, channels] times kernel [channels, outputs], wide; keeps x, and not what is multiplied."""
+    return jnp.dot(gelu(x), kernel, preferred_element_type=wide_type(x))
+
+
+def _gelu_dot_gradient(kept, gradient):
+    x, kernel = kept
+    gradient = gradient.astype(x.dtype)
+    again, slope = gelu_and_slope(wide(_again(x, gradient)))
+    of_gelu = jnp.dot(gradient, kernel.T, preferred_element_type=wide_type(x))
+    of_kernel = jnp.dot(again.astype(x.dtype).T, gradient, preferred_element_type=wide_type(x))
+    return (of_gelu * slope).astype(x.dtype), of_kernel.astype(kernel.dtype)
+
+
+gelu_dot.defvjp(lambda x, kernel: (gelu_dot(x, kernel), (x, kernel)), _gelu_dot_gradient)
 
 
 # --------------------------------------------------------------------------------------------------------- LayerNorm
@@ -85,7 +111,7 @@ def layer_norm(x: jax.Array, scale: jax.Array, shift: jax.Array, epsilon: float)
 
 def _layer_norm_gradient(epsilon, kept, gradient):
     x, scale = kept
-    of, gradient = normalized(wide(x), epsilon=epsilon), wide(gradient)
+    of, gradient = normalized(wide(_again(x, gradient)), epsilon=epsilon), wide(gradient)
     return (
         of.gradient(gradient * scale[None, None]).astype(x.dtype),
         jnp.sum(gradient * of.unit, axis=(0, 1)).astype(scale.dtype),
@@ -129,8 +155,9 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array, pairs: Pairs, 
 
 
 class _One(NamedTuple):
-    """Of one head of one row: [frames, head width], and of the pairs what belongs to it."""
+    """Of one head of one row: its number among them all, [frames, head width], and of the pairs what belongs to it."""
 
+    number: jax.Array
     query: jax.Array
     key: jax.Array
     value: jax.Array
@@ -150,12 +177,27 @@ def _unflat(x: jax.Array, batch: int) -> jax.Array:
     return x.reshape(-1, batch, *x.shape[1:]).transpose(1, 2, 0, 3)
 
 
-def _ones(query, key, value, pairs: Pairs) -> _One:
-    batch, frames, heads, _ = query.shape
+def _wide_rows(x: jax.Array) -> jax.Array:
+    """[batch, frames, heads, width] -> [batch * frames, heads * width]."""
+    return wide(x.reshape(x.shape[0] * x.shape[1], -1))
+
+
+def _ones(batch: int, heads: int, frames: int, pairs: Pairs) -> _One:
+    """One after the other, without their queries, keys and values."""
     head, row = np.divmod(np.arange(heads * batch), batch)
     gate = None if pairs.gate is None else pairs.gate.swapaxes(0, 1).reshape(-1, frames)
     keep = None if pairs.keep is None else pairs.keep.swapaxes(0, 1).reshape(-1, frames, frames)
-    return _One(*map(_flat, (query, key, value)), gate, keep, jnp.asarray(head), jnp.asarray(row))
+    return _One(jnp.arange(heads * batch), None, None, None, gate, keep, jnp.asarray(head), jnp.asarray(row))
+
+
+def _with(three, one: _One) -> _One:
+    """`one`, with its parts of queries, keys and values."""
+    query, key, value = (lax.dynamic_index_in_dim(x, one.number, keepdims=False) for x in three)
+    return one._replace(query=query, key=key, value=value)
+
+
+def _put(x: jax.Array, one: _One, own: jax.Array) -> jax.Array:
+    return lax.dynamic_update_index_in_dim(x, own.astype(x.dtype), one.number, axis=0)
 
 
 def _logits(one: _One, pairs: Pairs) -> jax.Array:
@@ -173,19 +215,24 @@ def _dropped(x: jax.Array, one: _One, rate: float) -> jax.Array:
 
 
 def _attend(query, key, value, pairs: Pairs, rate: float):
-    def attend(one: _One):
+    three = tuple(map(_flat, (query, key, value)))
+
+    def attend(mixed, one: _One):
+        one = _with(three, one)
         logits = _logits(one, pairs)
         top = jnp.max(logits, axis=-1, keepdims=True)
         weights = jnp.exp(logits - top)
         total = jnp.sum(weights, axis=-1, keepdims=True)
         if one.keep is None and value.dtype == logits.dtype:  # divided where there is less to divide
-            mixed = jnp.dot(weights, one.value) / total
+            own = jnp.dot(weights, one.value) / total
         else:
-            mixed = jnp.dot(_dropped((weights / total).astype(value.dtype), one, rate), one.value)
-        return mixed, (top[:, 0], 1.0 / total[:, 0])
+            own = jnp.dot(_dropped((weights / total).astype(value.dtype), one, rate), one.value)
+        return _put(mixed, one, own), (top[:, 0], 1.0 / total[:, 0])
 
-    mixed, softmax = lax.map(attend, _ones(query, key, value, pairs))
-    out = _unflat(mixed, query.shape[0])
+    batch, frames, heads, _ = query.shape
+    # All of `mixed` is overwritten. Zeros to begin with would be laid out for every layer before the first one runs.
+    mixed, softmax = lax.scan(attend, three[2], _ones(batch, heads, frames, pairs))
+    out = _unflat(mixed, batch)
     return (out, pairs.position_bias), (query, key, value, pairs, out, softmax)
 
 
@@ -195,8 +242,10 @@ def _attention_gradient(rate, kept, gradients):
     batch, frames, heads, _ = query.shape
     dtype = wide_type(query)
 
-    def one_gradient(of_bias, each):
+    def one_gradient(carry, each):
+        of_bias, three = carry
         one, (top, scale), along, gradient = each
+        one = _with(three, one)
         weights = jnp.exp(_logits(one, pairs) - top[:, None]) * scale[:, None]
         of_value = jnp.dot(_dropped(weights.astype(value.dtype), one, rate).T, gradient, preferred_element_type=dtype)
         of_weights = jnp.dot(gradient, one.value.T, preferred_element_type=dtype)
@@ -209,12 +258,15 @@ def _attention_gradient(rate, kept, gradients):
             own = of_bias[one.head] + of_logits * one.gate[:, None]
             of_bias = lax.dynamic_update_slice_in_dim(of_bias, own[None], one.head, axis=0)
         of_logits = of_logits.astype(query.dtype)
-        of_query, of_key = jnp.dot(of_logits, one.key), jnp.dot(of_logits.T, one.query)
-        return of_bias, (of_query, of_key, of_value.astype(value.dtype), of_gate)
+        of_three = jnp.dot(of_logits, one.key), jnp.dot(of_logits.T, one.query), of_value
+        # each gradient takes the place of what it is the gradient of
+        return (of_bias, tuple(_put(x, one, own) for x, own in zip(three, of_three, strict=True))), of_gate
 
-    along = jnp.sum(wide(gradient) * wide(out), axis=-1).transpose(2, 0, 1).reshape(-1, frames)
-    every = (_ones(query, key, value, pairs), softmax, along, _flat(gradient))
-    of_bias, (*of_three, of_gate) = lax.scan(one_gradient, of_later, every)
+    # multiplied as the output's matrix product has it, so that no second copy of it is kept
+    along = (_wide_rows(gradient) * _wide_rows(out)).reshape(out.shape).sum(-1).transpose(2, 0, 1).reshape(-1, frames)
+    every = (_ones(batch, heads, frames, pairs), softmax, along, _flat(gradient))
+    three = tuple(map(_flat, (query, key, value)))
+    (of_bias, of_three), of_gate = lax.scan(one_gradient, (of_later, three), every)
     if of_gate is not None:
         of_gate = of_gate.reshape(heads, batch, frames).swapaxes(0, 1)
     return *(_unflat(x, batch) for x in of_three), Pairs(of_gate, of_bias, None, None)
