@@ -23,7 +23,7 @@ from tqdm import tqdm
 from data_pipelines.batch import Batch
 from wavlab_jax.checkpoint import Checkpoints
 from wavlab_jax.clock import Clock, Work
-from wavlab_jax.metrics import MetricsWriter
+from wavlab_jax.metrics import MetricsWriter, Sum
 from wavlab_jax.model import Parameters
 from wavlab_jax.profile import Profile
 from wavlab_jax.skipped import NonFinite, Skips
@@ -99,6 +99,10 @@ class LoopConfig:
                 f"the first must be a multiple of loop.save_every, {self.save_every}"
             )
 
+    def saves_after(self, step: int) -> bool:
+        """Whether a checkpoint is due then, signals apart."""
+        return step % self.save_every == 0 or step == self.steps
+
 
 class Probes(NamedTuple):
     """How the parameters are judged while they are trained.
@@ -112,6 +116,28 @@ class Probes(NamedTuple):
     every: int
     at_start: bool
     judge: Callable[[Parameters, int], Mapping[str, Any]]
+
+
+@dataclass
+class Score:
+    """The training loss over the steps since a checkpoint had it for its score."""
+
+    total: float = 0.0
+    weight: float = 0.0
+
+    def add(self, step: Sum) -> None:
+        """Another step's."""
+        self.total, self.weight = self.total + float(step.total), self.weight + float(step.weight)
+
+    def taken(self) -> float:
+        """The mean, NaN of no step; begins anew."""
+        mean = self.total / self.weight if self.weight else math.nan
+        self.total, self.weight = 0.0, 0.0
+        return mean
+
+    def record(self) -> list[float]:
+        """To be `Score(*record)` again."""
+        return [self.total, self.weight]
 
 
 def train(
@@ -158,14 +184,14 @@ def train(
     allowed = {"in_row": cfg.skip_in_row, "in_all": cfg.skip_in_all} if cfg.non_finite == "skip" else NONE_SKIPPED
     skips = Skips(folder, record=record, resume_step=done, describe=describe, **allowed)
     pending: tuple[int, StepResult, Batch] | None = None
-    saved, scored = done, (0.0, 0.0)  # of the steps since: the loss and its weight
+    saved, score = done, Score(*record.get("score", ()))
     alone, agreed = jax.process_count() == 1, 0  # the number of a signal that every process knows of
 
     def stopping() -> int:
         return max(stop, default=0) if alone else agreed
 
     def read_pending(window: Window) -> Window:
-        nonlocal agreed, scored
+        nonlocal agreed
         if pending is None:
             return window
         number, result, batch = pending
@@ -174,8 +200,7 @@ def train(
         clock.heard(batch)
         if skips.passed(number, result, batch, saved=saved):
             window = window.plus(result)
-            here = result.sums[shown[0]]
-            scored = (scored[0] + float(here.total), scored[1] + float(here.weight))
+            score.add(result.sums[shown[0]])
         if number % cfg.log_every == 0 or number == cfg.steps:
             told = {"learning_rate": float(result.learning_rate), "skipped": skips.total, **clock.line()}
             values = {**window.line(languages), **told}
@@ -185,14 +210,14 @@ def train(
         return window
 
     def save(window: Window) -> None:
-        nonlocal scored
-        score = scored[0] / scored[1] if scored[1] else math.nan
-        if validate is not None:
-            score = validate(state.params)
-            writer.write(int(state.step), {"valid_loss": score})
+        # where a signal asks for it, at once, and not scored: there may be few steps since the last
+        found = score.taken() if cfg.saves_after(done) else math.nan
+        if validate is not None and cfg.saves_after(done):
+            found = validate(state.params)
+            writer.write(int(state.step), {"valid_loss": found})
         writer.sync()  # a run that continues from this checkpoint does not write the lines before it again
-        checkpoints.save(state, {**clock.record(), **skips.record(), "window": window.record()}, score=score)
-        scored = (0.0, 0.0)
+        kept = {**clock.record(), **skips.record(), "window": window.record(), "score": score.record()}
+        checkpoints.save(state, kept, score=found)
 
     def probe() -> None:
         with clock.probing():
@@ -222,7 +247,7 @@ def train(
             if probes is not None and (done % probes.every == 0 or done == cfg.steps):
                 window, pending = read_pending(window), None
                 probe()
-            if done % cfg.save_every == 0 or done == cfg.steps or stopping():
+            if cfg.saves_after(done) or stopping():
                 window, pending = read_pending(window), None
                 save(window)
                 saved = done

@@ -40,6 +40,7 @@ CFG = tiny.learner(dropout=0.1, layerdrop=0.1)
 LOOP = LoopConfig(steps=12, log_every=3, save_every=4, keep=2)
 DATA = {"digest": "of the batches"}
 ABOUT = {"versions": {"jax": jax.__version__}}
+KEEPING = dataclasses.replace(LOOP, keep=9)
 SKIP = dataclasses.replace(LOOP, non_finite="skip", skip_in_row=2, skip_in_all=3)
 LANGUAGES = ("aaa", "bbb", "ccc")
 
@@ -96,7 +97,7 @@ def lines_of(folder):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    return folder, run(folder)
+    return folder, run(folder, loop=KEEPING)
 
 
 def same(a, b):
@@ -137,9 +138,12 @@ def test_an_interrupted_run_ends_bit_for_bit_where_a_whole_one_does(whole, tmp_p
             yield batch
 
     with pytest.raises(Interrupted, match="the same command continues"):
-        run(tmp_path, stream=interrupting)
-    same(run(tmp_path, stream=interrupting), whole[1])
+        run(tmp_path, loop=KEEPING, stream=interrupting)
+    same(run(tmp_path, loop=KEEPING, stream=interrupting), whole[1])
     assert lines_of(tmp_path) == lines_of(whole[0])
+    scores = steps_of(tmp_path / "checkpoints")  # those of the usual steps go by the same steps as if uninterrupted
+    assert {step: score for step, score in scores.items() if np.isfinite(score)} == steps_of(whole[0] / "checkpoints")
+    assert set(scores) - {4, 8, 12} <= {stop_at + 1} and 4 in scores
     assert [line["step"] for line in lines_of(tmp_path)] == [3, 6, 9, 12]
 
 
@@ -360,7 +364,7 @@ def test_what_a_checkpoint_holds(whole):
     assert items == {"params", "optimizer", "train", "data", "about", "metrics"}
     assert read_about(folder) == {"format": 2, **ABOUT}
     losses = [line["masked_loss"] for line in lines_of(whole[0])]
-    assert list(steps_of(folder)) == [8, 12] and min(losses) < steps_of(folder)[12] < max(losses)
+    assert list(steps_of(folder)) == [4, 8, 12] and min(losses) < steps_of(folder)[12] < max(losses)
 
 
 def test_checkpoints_of_other_batches_formats_or_without_an_optimizer_are_refused(whole, tmp_path):

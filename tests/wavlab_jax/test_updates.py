@@ -93,7 +93,10 @@ def test_in_place_stores_what_lies_between_for_one_array_alone():
     """Bytes beside donated parameters and moments, of thirteen equal arrays: less than of four. Chosen from: of all."""
     cfg = CONFIGS["adam with decay"]
     optimizer = make_optimizer(cfg)
-    shapes = {"encoder": {part: {str(i): (64, 1024) for i in range(3)} for part in SHAPES["encoder"]}, "head": (64, 1024)}
+    shapes = {
+        "encoder": {part: {str(i): (64, 1024) for i in range(3)} for part in SHAPES["encoder"]},
+        "head": (64, 1024),
+    }
     params = jax.eval_shape(lambda: drawn(0, shapes))
     state = jax.eval_shape(optimizer.init, params)
 
