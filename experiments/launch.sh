@@ -7,7 +7,7 @@
 #   in a Slurm batch script   (or the shell that salloc opens) starts a task of itself on every place of the allocation
 #                             (srun); puts the job back into the queue (scontrol requeue) when the tasks were stopped
 #                             before they were done, or one of them was lost and the job has been restarted less than
-#                             WAVLAB_REQUEUES (5) times so far
+#                             WAVLAB_REQUEUES (5) times so far; not after scancel
 #   in a Slurm task (srun)    runs the command; jax asks Slurm for the other tasks
 #   on a TPU machine          runs the command; jax asks the cloud for the other hosts of a pod
 #   elsewhere                 runs the command, alone, or as WAVLAB_COORDINATOR, WAVLAB_PROCESSES, WAVLAB_PROCESS say
@@ -37,6 +37,15 @@ fi
 
 stopped() { case $1 in 75 | 138 | 143) true ;; *) false ;; esac }
 lost() { case $1 in 69 | 134 | 137) true ;; *) false ;; esac }
+
+# Whether the Slurm job was cancelled by hand: it is on its way out, and neither its time nor another job is the reason.
+cancelled() {
+  case $(scontrol show job "$SLURM_JOB_ID" 2>/dev/null) in
+    *Reason=TimeLimit* | *PreemptTime=[0-9]*) false ;;
+    *JobState=COMPLETING* | *JobState=CANCELLED*) true ;;
+    *) false ;;
+  esac
+}
 
 # `run COMMAND...`: its status; signals that reach this shell are passed on to it, and it is waited for. It has a process
 # group of its own, so that Ctrl-C reaches it once, by this shell; in this one's, bash would have it ignore Ctrl-C.
@@ -68,7 +77,9 @@ if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "$step" ]; then
   run srun --kill-on-bad-exit=0 "$here/experiments/launch.sh" ${again:+--again} "$@"
   status=$?
   restarts=${SLURM_RESTART_COUNT:-0} # by whatever cause
-  if stopped "$status" || { lost "$status" && [ "$restarts" -lt "$requeues" ]; }; then
+  if { stopped "$status" || lost "$status"; } && cancelled; then
+    echo "ended with status $status; job $SLURM_JOB_ID was cancelled, and is not put back into the queue" >&2
+  elif stopped "$status" || { lost "$status" && [ "$restarts" -lt "$requeues" ]; }; then
     echo "ended with status $status; back into the queue: job $SLURM_JOB_ID" >&2
     scontrol requeue "$SLURM_JOB_ID" ||
       echo "it could not be requeued (sbatch --requeue allows it, salloc never): start the same command again" >&2

@@ -68,6 +68,7 @@ class Checkpoints:
         about: Mapping[str, Any] | None = None,
     ):
         self.folder = Path(folder).absolute()
+        logging.getLogger("absl").addFilter(_of_interest)
         self._data, self._about = dict(data or {}), {"format": FORMAT, **(about or {})}
         kept = [policies.LatestN(keep)]
         kept += [policies.EveryNSteps(keep_every)] if keep_every else []
@@ -207,6 +208,11 @@ def average(folder: Path, steps: list[int], shapes: Parameters) -> Parameters:
             lambda into, found: np.add(into, found, out=into), total, restore_parameters(folder, like, step=step)
         )
     return jax.tree.map(lambda leaf, summed: (summed / len(steps)).astype(leaf.dtype), like, total)
+
+
+def _of_interest(record: logging.LogRecord) -> bool:
+    """Whether Orbax' message is news: it warns of a checkpoint without a score, as a signal's is."""
+    return "did not provide metrics" not in record.getMessage()
 
 
 def _score(metrics: Mapping[str, float]) -> float:

@@ -122,11 +122,12 @@ def test_a_lost_process_is_known_by_what_an_error_came_from(monkeypatch):
 def launch(tmp_path):
     """Runs launch.sh; returns what it ended with, and what it called."""
 
-    def run(*arguments, statuses="0", **environment):
+    def run(*arguments, statuses="0", job="JobState=RUNNING Reason=None", **environment):
         for name in ("python", "srun", "scontrol"):
-            # each call takes the first of the statuses that are left
+            # each call takes the first of the statuses that are left; what Slurm says of the job, it says to any
             (tmp_path / name).write_text(
-                f'#!/bin/sh\ncd {tmp_path}; echo "{name} $WAVLAB_HOSTS $*" >> called\nread first rest < statuses\n'
+                f'#!/bin/sh\ncd {tmp_path}; [ "$1 $2" != "show job" ] || {{ echo "{job}"; exit; }}\n'
+                f'echo "{name} $WAVLAB_HOSTS $*" >> called\nread first rest < statuses\n'
                 'echo "$rest 0" > statuses; exit $first\n'
             )
             (tmp_path / name).chmod(0o755)
@@ -167,6 +168,11 @@ def test_launch(launch):
     assert launch("--again", *command, **job) == (0, [srun.replace("launch.sh", "launch.sh --again")])
     assert launch(*command, SLURM_STEP_ID="4294967290", **job) == (0, [srun])  # the shell that salloc opens
     assert launch(*command, statuses="75 1", **job) == (75, [srun, requeue])  # which Slurm may refuse
+    leaving = "JobState=COMPLETING Reason="  # as Slurm 22.05 has it after scancel, and where the time was up
+    for status in ("75", "137"):
+        assert launch(*command, statuses=status, **job, job=f"{leaving}None PreemptTime=None") == (int(status), [srun])
+        assert launch(*command, statuses=status, **job, job=f"{leaving}TimeLimit") == (int(status), [srun, requeue])
+    assert launch(*command, statuses="75", **job, job=f"{leaving}None PreemptTime=2026-11") == (75, [srun, requeue])
 
 
 def test_a_copy_of_the_launcher_says_so(tmp_path):
