@@ -128,7 +128,7 @@ def test_a_signal_that_comes_again_does_not_end_the_last_save(tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("stop_at", [2, *(pytest.param(k, marks=pytest.mark.soak) for k in (5, 8))])
-def test_an_interrupted_run_ends_bit_for_bit_where_a_whole_one_does(whole, tmp_path, stop_at):
+def test_an_interrupted_run_ends_bit_for_bit_where_a_whole_one_does(whole, tmp_path, stop_at, caplog):
     """SIGTERM while batch `stop_at` is read, between and at the intervals of saving and logging."""
 
     def interrupting(first):
@@ -144,6 +144,7 @@ def test_an_interrupted_run_ends_bit_for_bit_where_a_whole_one_does(whole, tmp_p
     scores = steps_of(tmp_path / "checkpoints")  # those of the usual steps go by the same steps as if uninterrupted
     assert {step: score for step, score in scores.items() if np.isfinite(score)} == steps_of(whole[0] / "checkpoints")
     assert set(scores) - {4, 8, 12} <= {stop_at + 1} and 4 in scores
+    assert "metrics" not in caplog.text  # Orbax would warn of the one without a score
     assert [line["step"] for line in lines_of(tmp_path)] == [3, 6, 9, 12]
 
 
