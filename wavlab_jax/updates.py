@@ -44,9 +44,9 @@ def updated_in_place(
 
     unknown = jax.tree.map(lambda x: jnp.full(x.shape, jnp.nan, x.dtype), jax.eval_shape(update, params, state).squares)
     return lax.while_loop(
-        lambda carry: carry[0],
-        lambda carry: (jnp.zeros((), bool), update(carry[1].params, carry[1].optimizer)),
-        (wanted, Updated(params, state, unknown)),
+        lambda turn: turn[0] < 1,
+        lambda turn: (turn[0] + 1, update(turn[1].params, turn[1].optimizer)),
+        (jnp.where(wanted, 0, 1), Updated(params, state, unknown)),
     )[1]
 
 

@@ -90,7 +90,7 @@ def test_squares_are_by_group_of_modules(function):
 
 
 def test_in_place_stores_what_lies_between_for_one_array_alone():
-    """Bytes beside donated parameters and moments, of thirteen equal arrays: less than of four. Chosen from: of all."""
+    """Bytes beside donated parameters and moments, of thirteen equal arrays: less than of five. Chosen from: of all."""
     cfg = CONFIGS["adam with decay"]
     optimizer = make_optimizer(cfg)
     shapes = {
@@ -105,4 +105,5 @@ def test_in_place_stores_what_lies_between_for_one_array_alone():
         return step.lower(params, params, state).compile().memory_analysis().temp_size_in_bytes / (64 * 1024 * 4)
 
     chosen = temporaries(lambda g, p, s: updated(optimizer, g, p, s, wanted=jnp.isfinite(optax.tree.norm(g)))[:2])
-    assert temporaries(lambda g, p, s: in_place(optimizer, cfg, g, p, s, jnp.isfinite(optax.tree.norm(g)))) < 4 < chosen
+    assert temporaries(lambda g, p, s: in_place(optimizer, cfg, g, p, s, jnp.isfinite(optax.tree.norm(g)))) < 5
+    assert chosen > 13
