@@ -6,8 +6,8 @@
 #
 #   in a Slurm batch script   (or the shell that salloc opens) starts a task of itself on every place of the allocation
 #                             (srun); puts the job back into the queue (scontrol requeue) when the tasks were stopped
-#                             before they were done, or one of them was lost and the job has been restarted less than
-#                             WAVLAB_REQUEUES (5) times so far; not after scancel
+#                             before they were done, or one of them was lost: after a new checkpoint always, without one
+#                             if the job has been restarted less than WAVLAB_REQUEUES (5) times; not after scancel
 #   in a Slurm task (srun)    runs the command; jax asks Slurm for the other tasks
 #   on a TPU machine          runs the command; jax asks the cloud for the other hosts of a pod
 #   elsewhere                 runs the command, alone, or as WAVLAB_COORDINATOR, WAVLAB_PROCESSES, WAVLAB_PROCESS say
@@ -23,7 +23,7 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 python=${PYTHON:-$here/.venv/bin/python}
 [ -n "${PYTHON:-}" ] || [ -x "$python" ] || python=python3
 pause=${WAVLAB_AGAIN_SECONDS:-10} # between two runs, so that a machine that is going away is gone
-requeues=${WAVLAB_REQUEUES:-5} # of a Slurm job that lost a task
+requeues=${WAVLAB_REQUEUES:-5} # of a Slurm job that lost a task before it made a checkpoint
 
 again=
 if [ "${1:-}" = --again ]; then again=1; shift; fi
@@ -67,6 +67,17 @@ run() {
   return "$status"
 }
 
+# `advanced SINCE COMMAND...`: whether the command's workdir has a checkpoint that is newer, in seconds of the epoch.
+advanced() {
+  since=$1 workdir=work
+  while [ $# -gt 0 ]; do
+    case $1 in --workdir) workdir=${2:-} ;; --workdir=*) workdir=${1#*=} ;; esac
+    shift
+  done
+  [ -n "$(find "$workdir"/stages/*/checkpoints/ -maxdepth 1 -name '[0-9]*' ! -name '*[!0-9]*' -newermt "@$since" \
+    -print -quit 2>/dev/null)" ]
+}
+
 told= # whether this shell itself was asked to stop
 
 step=${SLURM_STEP_ID:-}
@@ -74,18 +85,19 @@ step=${SLURM_STEP_ID:-}
 if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "$step" ]; then
   # srun does not take this over from sbatch by itself
   [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}"
+  began=$(date +%s)
   run srun --kill-on-bad-exit=0 "$here/experiments/launch.sh" ${again:+--again} "$@"
   status=$?
   restarts=${SLURM_RESTART_COUNT:-0} # by whatever cause
   if { stopped "$status" || lost "$status"; } && cancelled; then
     echo "ended with status $status; job $SLURM_JOB_ID was cancelled, and is not put back into the queue" >&2
-  elif stopped "$status" || { lost "$status" && [ "$restarts" -lt "$requeues" ]; }; then
+  elif stopped "$status" || { lost "$status" && { [ "$restarts" -lt "$requeues" ] || advanced "$began" "$@"; }; }; then
     echo "ended with status $status; back into the queue: job $SLURM_JOB_ID" >&2
     scontrol requeue "$SLURM_JOB_ID" ||
       echo "it could not be requeued (sbatch --requeue allows it, salloc never): start the same command again" >&2
   elif lost "$status"; then
-    echo "ended with status $status, a task was lost; job $SLURM_JOB_ID was restarted $restarts times already, and" \
-      "WAVLAB_REQUEUES is $requeues: see why in its log, then submit it again" >&2
+    echo "ended with status $status, a task was lost before there was a new checkpoint; job $SLURM_JOB_ID was restarted" \
+      "$restarts times already, and WAVLAB_REQUEUES is $requeues: see why in its log, then submit it again" >&2
   fi
   exit "$status"
 fi

@@ -146,7 +146,7 @@ def launch(tmp_path):
     return run
 
 
-def test_launch(launch):
+def test_launch(launch, tmp_path):
     command, ran = ("train", "wavlab_mk"), "python -m experiments train wavlab_mk"
     assert launch(*command, statuses="75") == (75, [ran])
     assert launch(*command, SLURM_JOB_ID="7", SLURM_STEP_ID="0") == (0, [ran])
@@ -163,6 +163,17 @@ def test_launch(launch):
         found = launch(*command, statuses=str(status), SLURM_RESTART_COUNT=restarts, **job)
         assert found == (status, [srun, *called])
     assert launch(*command, statuses="137", **job) == (137, [srun, requeue])  # never restarted: no count
+    made = tmp_path / "work" / "stages" / "wavlab_mk" / "checkpoints" / "5000.orbax-checkpoint-tmp"
+    for workdir in (("--workdir", str(tmp_path / "work")), (f"--workdir={tmp_path / 'work'}",)):
+        made.mkdir(parents=True, exist_ok=True)
+        os.utime(made, (2**31, 2**31))  # a checkpoint of this attempt, not whole, then whole
+        with_workdir = " ".join((srun, *workdir)).replace(str(ROOT) + "/", "")
+        for name, called in ((made.name, []), ("5000", [requeue])):
+            made = made.rename(made.with_name(name))
+            assert launch(*command, *workdir, statuses="137", SLURM_RESTART_COUNT="9", **job) == (
+                137, [with_workdir, *called],
+            )  # fmt: skip
+        made = made.rename(made.with_name("5000.orbax-checkpoint-tmp"))
     more = {"SLURM_RESTART_COUNT": "5", "WAVLAB_REQUEUES": "6", **job}
     assert launch(*command, statuses="69", **more) == (69, [srun, requeue])
     assert launch("--again", *command, **job) == (0, [srun.replace("launch.sh", "launch.sh --again")])
