@@ -46,7 +46,10 @@ def programs(model, encoder, waveform, *, dtype: str = "float32") -> tuple[Calla
 
     def theirs():
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-            found = model(theirs_in, output_hidden_states=True)
+            heard = theirs_in
+            if encoder.config.normalize_waveform:  # in ours it is the encoder that does it
+                heard = torch.nn.functional.layer_norm(heard, heard.shape[1:], eps=encoder.config.waveform_epsilon)
+            found = model(heard, output_hidden_states=True)
         return (*found.hidden_states[:-1], found.last_hidden_state)  # see wavlab_jax.encoder.Encoded
 
     return ours, theirs
