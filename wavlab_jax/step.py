@@ -260,11 +260,11 @@ def make_train_step(
         value = loss_of(observed.sums, denominators, coefficients)
         norm = optax.tree.norm(gradient)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        said = (optimizer, gradient, state.params, state.optimizer)
+        arguments = (optimizer, gradient, state.params, state.optimizer)
         if formulation.lean_gradients:
-            new = updated_in_place(*said, wanted=finite, norm=norm if treats_alike(cfg.optimizer) else None)
+            new = updated_in_place(*arguments, wanted=finite, norm=norm if treats_alike(cfg.optimizer) else None)
         else:
-            new = updated(*said, wanted=finite)
+            new = updated(*arguments, wanted=finite)
         # the step counts either way: it is the data position, and the schedule goes by it
         done, every = state.step + 1, cfg.optimizer.accumulate
         new_state = TrainState(done, new.params, at_step(new.optimizer, done // every))

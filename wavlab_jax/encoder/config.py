@@ -144,8 +144,8 @@ class Formulation(NamedTuple):
         extractor_by_row: the convolutions of one row after the other where no gradient is wanted, or a lean one, so
             that what lies between them stays in the cache on CPU: three quarters of the lean gradient's time.
         lean_gradients: gradients written by hand (`wavlab_jax.encoder.gradients`), which store little and compute it
-            again in the cache, and updates in place (`wavlab_jax.updates`). Rows are taken one after the other, so it is
-            for a program of one device.
+            again in the cache, and updates in place (`wavlab_jax.updates`). Rows are taken one after the other, so it
+            is for a program of one device.
         row_shards: over how many devices the rows of a pass are split, in equal parts one after the other. The gradient
             of the relative position bias, by pair of frames, is then folded into its table by each of them before it is
             summed over them: a table of some KB is exchanged, and not [heads, frames, frames] a layer.
