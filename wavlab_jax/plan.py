@@ -251,18 +251,19 @@ def strangers(program: Program, learner: LearnerConfig, mesh: Mesh) -> list[Coll
 
     Accounted for are gathers of parameters, or of a layer's slice of them; sums of gradients, which have those shapes
     or are a device's part of them, perhaps padded; and sums of statistics, which are no larger than a bias. Compilers
-    transpose arrays, and stack the parts that they gather, an axis of `fsdp` before the axis that is split.
+    transpose arrays, and stack the parts that they gather, an axis of `fsdp` before the axis that is split; of a small
+    array that lies whole on every device, the TPU's may have each of them update a part.
     """
     params = abstract_state(learner, mesh).params
     shapes: set[tuple[int, ...]] = set()
-    small = 4096
+    small, fsdp = 4096, mesh.shape["fsdp"]
     for (path, leaf), place in zip(
         jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(parameter_shardings(params, mesh)), strict=True
     ):
         whole, part = leaf.shape, place.shard_shape(leaf.shape)
         below = 1 if any(step.key == "layers" for step in path) else 0  # a layer's slice
         for shape in (whole, part, whole[below:], part[below:]):
-            shapes |= {_bare(shape), *([_bare((mesh.shape["fsdp"], *shape))] if part != whole else [])}
+            shapes |= {_bare(shape), *([_bare((fsdp, *shape))] if part != whole else _in_parts(shape, fsdp))}
         small = max(small, whole[-1])
 
     def known(shape: tuple[int, ...], kind: str) -> bool:
@@ -277,6 +278,12 @@ def strangers(program: Program, learner: LearnerConfig, mesh: Mesh) -> list[Coll
         if each.kind not in ("all-gather", "all-reduce", "reduce-scatter")
         or not all(known(shape, each.kind) for shape in each.shapes)
     ]
+
+
+def _in_parts(shape: tuple[int, ...], parts: int) -> list[tuple[int, ...]]:
+    """`_bare` shapes with one axis, whichever it can be, as so many parts."""
+    split = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    return [_bare((parts, *shape[:axis], shape[axis] // parts, *shape[axis + 1 :])) for axis in split]
 
 
 def _bare(shape: Sequence[int]) -> tuple[int, ...]:
