@@ -174,7 +174,8 @@ def train(
         languages: names of those that the step tells apart. work: what utilisation is measured with.
         title: of the progress bar. shown: the sums that it shows beside the speed (an objective's `SHOWN`).
         validate: parameters -> the validation loss, asked for before each save but a signal's; it is what `keep_best`
-            goes by then, and stands in the metrics as `valid_loss`. say_start: whether to say when the first step ended.
+            goes by then, and stands in the metrics as `valid_loss`.
+        say_start: whether to say when the first step ended.
 
     Raises:
         NonFinite: naming the files of the batch; and of those that were skipped before it, where they are named.
