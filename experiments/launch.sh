@@ -38,9 +38,10 @@ fi
 stopped() { case $1 in 75 | 138 | 143) true ;; *) false ;; esac }
 lost() { case $1 in 69 | 134 | 137) true ;; *) false ;; esac }
 
-# Whether the Slurm job was cancelled by hand: it is on its way out, and neither its time nor another job is the reason.
+# Whether the Slurm job was cancelled, or requeued, by hand: it is on its way out, and neither its time nor another job
+# is the reason.
 cancelled() {
-  case $(scontrol show job "$SLURM_JOB_ID" 2>/dev/null) in
+  case $(scontrol show job "$job" 2>/dev/null) in
     *Reason=TimeLimit* | *PreemptTime=[0-9]*) false ;;
     *JobState=COMPLETING* | *JobState=CANCELLED*) true ;;
     *) false ;;
@@ -67,15 +68,20 @@ run() {
   return "$status"
 }
 
-# `advanced SINCE COMMAND...`: whether the command's workdir has a checkpoint that is newer, in seconds of the epoch.
+# `advanced SINCE COMMAND...`: whether the stage that it trains has a checkpoint that is newer, in seconds of the epoch;
+# of a command that is not `train`, whether any stage of its workdir has.
 advanced() {
-  since=$1 workdir=work
+  since=$1 verb=${2:-} stage=${3:-} workdir=work
   while [ $# -gt 0 ]; do
-    case $1 in --workdir) workdir=${2:-} ;; --workdir=*) workdir=${1#*=} ;; esac
+    case $1 in
+      --workdir) workdir=${2:-} ;; --workdir=*) workdir=${1#*=} ;;
+      --name) stage=${2:-} ;; --name=*) stage=${1#*=} ;;
+    esac
     shift
   done
-  [ -n "$(find "$workdir"/stages/*/checkpoints/ -maxdepth 1 -name '[0-9]*' ! -name '*[!0-9]*' -newermt "@$since" \
-    -print -quit 2>/dev/null)" ]
+  [ "$verb" = train ] || stage='*'
+  [ -n "$(find -L "$workdir/stages" -mindepth 3 -maxdepth 3 -path "*/stages/$stage/checkpoints/[0-9]*" \
+    ! -name '*[!0-9]*' -newermt "@$since" -print -quit 2>/dev/null)" ]
 }
 
 told= # whether this shell itself was asked to stop
@@ -85,18 +91,21 @@ step=${SLURM_STEP_ID:-}
 if [ -n "${SLURM_JOB_ID:-}" ] && [ -z "$step" ]; then
   # srun does not take this over from sbatch by itself
   [ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="${SRUN_CPUS_PER_TASK:-$SLURM_CPUS_PER_TASK}"
+  # the number of an array's last job is that of the array: `scontrol requeue` would stop and requeue the others with it
+  job=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}
+  job=${job:-$SLURM_JOB_ID}
   began=$(date +%s)
   run srun --kill-on-bad-exit=0 "$here/experiments/launch.sh" ${again:+--again} "$@"
   status=$?
   restarts=${SLURM_RESTART_COUNT:-0} # by whatever cause
   if { stopped "$status" || lost "$status"; } && cancelled; then
-    echo "ended with status $status; job $SLURM_JOB_ID was cancelled, and is not put back into the queue" >&2
+    echo "ended with status $status; job $job was cancelled or requeued by hand, and is left to Slurm" >&2
   elif stopped "$status" || { lost "$status" && { [ "$restarts" -lt "$requeues" ] || advanced "$began" "$@"; }; }; then
-    echo "ended with status $status; back into the queue: job $SLURM_JOB_ID" >&2
-    scontrol requeue "$SLURM_JOB_ID" ||
+    echo "ended with status $status; back into the queue: job $job" >&2
+    scontrol requeue "$job" ||
       echo "it could not be requeued (sbatch --requeue allows it, salloc never): start the same command again" >&2
   elif lost "$status"; then
-    echo "ended with status $status, a task was lost before there was a new checkpoint; job $SLURM_JOB_ID was restarted" \
+    echo "ended with status $status, a task was lost before there was a new checkpoint; job $job was restarted" \
       "$restarts times already, and WAVLAB_REQUEUES is $requeues: see why in its log, then submit it again" >&2
   fi
   exit "$status"

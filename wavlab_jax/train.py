@@ -63,8 +63,9 @@ class LoopConfig:
         save_every: updates between checkpoints.
         keep: of the latest checkpoints, how many stay.
         keep_every: beside them, those whose step this divides; a multiple of `save_every`; 0: none.
-        keep_best: beside them, so many with the lowest training loss, taken over the steps since the checkpoint before,
-            or with the lowest validation loss where there is one; 0: none.
+        keep_best: beside them, so many with the lowest training loss, taken over the steps since the scored checkpoint
+            before, or with the lowest validation loss where there is one; 0: none. One that a signal asked for has no
+            score.
         non_finite: what a step does whose loss or gradient is not finite; it changes no parameters either way. "stop"
             the run, or "skip" it: the next batch follows, and the learning rate goes on as if it had counted.
         skip_in_row, skip_in_all: how many such steps are borne, one after the other and in the whole run, before it
@@ -169,11 +170,12 @@ def train(
         place: host rows -> global arrays. describe: names of a batch's rows, for messages.
         checkpoints, writer: opened at `state.step`. folder: for what else the run leaves: skipped.jsonl, profile.
         cfg: lengths and intervals. probes: when and how the parameters are judged; None: never.
-        record: what was saved beside `state`: the open window of metrics and the time spent so far.
+        record: what was saved beside `state`: the open window of metrics, the score so far, the time spent so far.
         languages: names of those that the step tells apart. work: what utilisation is measured with.
         title: of the progress bar. shown: the sums that it shows beside the speed (an objective's `SHOWN`).
-        validate: parameters -> the validation loss, asked for before each save; it is what `keep_best` goes by then,
-            and stands in the metrics as `valid_loss`. say_start: whether to say when the first step ended.
+        validate: parameters -> the validation loss, asked for before each save but a signal's; it is what `keep_best`
+            goes by then, and stands in the metrics as `valid_loss`.
+        say_start: whether to say when the first step ended.
 
     Raises:
         NonFinite: naming the files of the batch; and of those that were skipped before it, where they are named.

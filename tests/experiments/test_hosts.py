@@ -164,6 +164,9 @@ def test_launch(launch, tmp_path):
         assert found == (status, [srun, *called])
     assert launch(*command, statuses="137", **job) == (137, [srun, requeue])  # never restarted: no count
     made = tmp_path / "work" / "stages" / "wavlab_mk" / "checkpoints" / "5000.orbax-checkpoint-tmp"
+    others = made.parents[2] / "wavlab_ms" / "checkpoints" / "5000"  # of another job
+    others.mkdir(parents=True)
+    os.utime(others, (2**31, 2**31))
     for workdir in (("--workdir", str(tmp_path / "work")), (f"--workdir={tmp_path / 'work'}",)):
         made.mkdir(parents=True, exist_ok=True)
         os.utime(made, (2**31, 2**31))  # a checkpoint of this attempt, not whole, then whole
@@ -174,6 +177,10 @@ def test_launch(launch, tmp_path):
                 137, [with_workdir, *called],
             )  # fmt: skip
         made = made.rename(made.with_name("5000.orbax-checkpoint-tmp"))
+    for more in (("--workdir", str(tmp_path / "work"), "--name", "wavlab_ms"), ("--name=wavlab_ms", *workdir)):
+        assert launch(*command, *more, statuses="137", SLURM_RESTART_COUNT="9", **job)[1][1:] == [requeue]
+    array = {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3", **job}  # and not all of it
+    assert launch(*command, statuses="75", **array) == (75, [srun, f"{requeue}_3"])
     more = {"SLURM_RESTART_COUNT": "5", "WAVLAB_REQUEUES": "6", **job}
     assert launch(*command, statuses="69", **more) == (69, [srun, requeue])
     assert launch("--again", *command, **job) == (0, [srun.replace("launch.sh", "launch.sh --again")])

@@ -59,7 +59,7 @@ def made():
     return mesh, make_train_step(CFG, mesh, languages=len(LANGUAGES)), jax.device_get(initial_state(CFG, mesh))
 
 
-def run(folder, *, loop=LOOP, stream=batches, judge=None):
+def run(folder, *, loop=LOOP, stream=batches, judge=None, validate=None):
     mesh, step, initial = made()
     checkpoints = Checkpoints(folder / "checkpoints", keep=loop.keep, data=DATA, about=ABOUT)
     like = abstract_state(CFG, mesh)
@@ -83,6 +83,7 @@ def run(folder, *, loop=LOOP, stream=batches, judge=None):
             title="test",
             languages=LANGUAGES,
             probes=judge and Probes(5, not own, judge),
+            validate=validate,
         )
     finally:
         writer.close()
@@ -396,6 +397,22 @@ def test_an_average_is_the_mean_of_the_parameters(whole):
     for mean, first, second in zip(jax.tree.leaves(average(folder, [8, 12], like.params)), *each, strict=True):
         np.testing.assert_array_equal(mean, ((first.astype(np.float64) + second) / 2).astype(np.float32))
         assert mean.dtype == np.float32
+
+
+def test_a_checkpoint_that_a_signal_asks_for_is_not_validated(tmp_path):
+    asked = []
+
+    def interrupting(first):
+        for number, batch in enumerate(batches(first), start=first):
+            if number == 5 and first == 0:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    again = {"loop": KEEPING, "stream": interrupting, "validate": lambda params: float(asked.append(1) or len(asked))}
+    with pytest.raises(Interrupted):
+        run(tmp_path, **again)
+    run(tmp_path, **again)
+    np.testing.assert_equal(steps_of(tmp_path / "checkpoints"), {4: 1.0, 6: np.nan, 8: 2.0, 12: 3.0})
 
 
 def test_checkpoints_are_kept_by_policy(tmp_path):
