@@ -1,4 +1,4 @@
-"""What a compiler leaves behind."""
+"""Memory that compiling a program took, returned to the system."""
 
 import ctypes
 from functools import cache
@@ -13,8 +13,8 @@ LONG = 1.0  # seconds of compiling that leave something worth returning
 def return_memory_after_compiling() -> None:
     """From now on this process returns what compiling took to the system, before the program runs.
 
-    XLA and LLVM free it, but the GNU C library keeps most for what it might be asked for next: about 1 GiB after a
-    large step, where the step's own arrays are not put. Without that library nothing is done.
+    XLA and LLVM free it, but the GNU C library keeps most for what it might be asked for next, and the step's arrays
+    are not put there: their pages are asked of the system anew. Without that library nothing is done.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is None:

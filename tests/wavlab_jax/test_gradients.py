@@ -212,6 +212,28 @@ def test_less_is_stored_and_layers_that_are_made_again_store_less_still():
     assert max(said) < 0.7 * temporaries(PLAIN, "nothing") and said[2] < 0.8 * min(said[:2]), said
 
 
+@pytest.mark.once
+def test_a_layer_stores_nine_arrays_and_its_inner_one():
+    """Bytes that one layer more takes, in arrays [frames, width]: the residual stream twice, both norms' outputs (the
+    first one for the gate, too), queries, keys, values and the output of attention; what GELU is of (8 of them); its
+    parameters (6.4). No output of GELU (8), no gradient of all pairs of frames (12.4), no normalised array (2)."""
+    frames, width, inner = 199, 64, 512
+    own = dict(width=width, heads=4, feed_forward=inner, layerdrop=0.0, relative_bias=True, bias_buckets=8)
+    key = jax.random.key(0)
+
+    def temporaries(layers):
+        cfg = dataclasses.replace(TINY, **own, bias_max_distance=16, layers=layers)
+        encoder = nnx.eval_shape(lambda: make_encoder(key, cfg))
+        waveform = jax.ShapeDtypeStruct((1, 64_000), jnp.float32)
+        gradient = jax.grad(lambda *a: jnp.sum(encode(*a, formulation=LEAN).hidden[-1]))
+        compiled = jax.jit(gradient, compiler_options=CHEAP).lower(encoder, waveform).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    parameters = 4 * width**2 + 2 * width * inner
+    found = (temporaries(16) - temporaries(8)) / 8 / 4 - parameters - frames * inner
+    assert found / (frames * width) < 10.5
+
+
 def test_they_are_for_one_processor_alone():
     assert formulation_for("cpu").lean_gradients and not formulation_for("cpu", devices=8).lean_gradients
     assert not any(formulation_for(platform).lean_gradients for platform in ("tpu", "gpu"))

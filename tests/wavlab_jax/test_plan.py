@@ -82,7 +82,8 @@ def test_no_exchange_that_neither_fsdp_nor_the_gradient_needs(accumulated):
     parts, activations = one._replace(shapes=((192, 2, 32),)), one._replace(shapes=((3, 24, 64),))
     moved = activations._replace(kind="all-to-all")
     sent = parts._replace(kind="collective-permute")
-    more = found.program._replace(collectives=(parts, activations, moved, sent))
+    halves = one._replace(shapes=((2, 2, 5),))  # of the units' embeddings [5, 4], which lie whole on every device
+    more = found.program._replace(collectives=(parts, activations, moved, sent, halves))
     assert plan.strangers(more, LEARNER, mesh) == [activations, moved, sent]
 
 

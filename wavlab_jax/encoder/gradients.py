@@ -144,7 +144,9 @@ class Pairs(NamedTuple):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attention(query: jax.Array, key: jax.Array, value: jax.Array, pairs: Pairs, rate: float):
+def attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, pairs: Pairs, rate: float
+) -> tuple[jax.Array, jax.Array | None]:
     """softmax(query key^T + gate * bias) value, all [batch, frames, heads, head width], a head of a row at a time.
 
     Softmax is of float32. Dropout at `rate` where `pairs.keep` is given. Keeps the arguments, the output, and two

@@ -280,7 +280,9 @@ class Attention(nnx.Module):
         self.output = Dense(keys[3], cfg.width, cfg.width)
         self.gate = Gate(keys[4], cfg) if cfg.relative_bias else None
 
-    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation):
+    def __call__(
+        self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation
+    ) -> tuple[jax.Array, jax.Array | None]:
         """`valid` [batch, frames] masks keys; `position_bias` [shards, heads, frames, frames] comes ungated.
 
         The shards are equal parts of the rows; their biases are the same (`Formulation.row_shards`). Returns the output
@@ -356,7 +358,9 @@ class Layer(nnx.Module):
         self.final_norm = Norm(cfg.width)
         self.bottleneck = None  # `wavlab_jax.adapters` puts one in
 
-    def __call__(self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation):
+    def __call__(
+        self, x, *, cfg: EncoderConfig, valid, position_bias, keys, formulation: Formulation
+    ) -> tuple[jax.Array, jax.Array | None]:
         """[batch, frames, width] -> same shape, and the position bias for the next layer (`Attention`).
 
         `keys` [batch] draw dropout, None draws none.
